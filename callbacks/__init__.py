@@ -1,0 +1,1 @@
+"""Lightning callbacks: what is watched and kept while training."""

@@ -1,0 +1,1 @@
+"""Data: images, tokens, and the streams that feed training."""
