@@ -4,9 +4,10 @@ Shapes: `B` batch, `L` tokens of an image, `M` masked tokens at the current step
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,3 +137,28 @@ class Sampler:
             conditional, unconditional = logits.chunk(2)
             logits = conditional + self.guidance_scales[step] * (conditional - unconditional)
         return logits.log_softmax(dim=2)
+
+
+def generate(
+    net: ENAT, sampler: Sampler, class_ids: Tensor, seed: int, block_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[slice, Tensor]]:
+    """Generates one image per class id, block after block.
+
+    Block `i` has the random numbers of (seed, i), and the ranks take turns: what is generated does not
+    depend on their number.
+
+    Args:
+        class_ids: (n,), of all images on all ranks, on the network's device.
+        seed: at least 0.
+        block_size: images per block.
+
+    Yields:
+        The place of a block among the `n` images, and its token ids (block, L).
+    """
+    for block, start in enumerate(range(0, len(class_ids), block_size)):
+        if block % world_size != rank:
+            continue
+        place = slice(start, min(start + block_size, len(class_ids)))
+        block_seed = int(np.random.default_rng([seed, block]).integers(2**63))
+        generator = torch.Generator(class_ids.device).manual_seed(block_seed)
+        yield place, sampler(net, class_ids[place], generator)

@@ -1,0 +1,51 @@
+"""Exponential moving average of the network's weights."""
+
+from copy import deepcopy
+from typing import Any
+
+import lightning as L
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from enat.errors import InputError
+from enat.module import MaskedTokenModule
+
+
+class EMA(L.Callback):
+    """Keeps an averaged copy of the network and hands it to the module as `ema_net`.
+
+    The average starts from the initial weights and is taken after every optimiser step (SPEC 4). It is a
+    network of its own, so that evaluation never swaps weights, and it is saved under the callback's own key.
+
+    Args:
+        decay: weight of the past.
+
+    Raises:
+        InputError: if it is not a share.
+    """
+
+    def __init__(self, decay: float = 0.9999):
+        if not 0 <= decay <= 1:
+            raise InputError(f"callbacks.ema.decay={decay}: expected a number between 0 and 1.")
+        self.decay = decay
+        self.average = get_ema_multi_avg_fn(decay)
+        self.last_step = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, MaskedTokenModule)
+        self.net = deepcopy(pl_module.net).eval().requires_grad_(False)
+        pl_module.__dict__["ema_net"] = self.net  # past nn.Module's registration of submodules
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.net.to(pl_module.device)
+        self.last_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step > self.last_step:  # not within an accumulation window
+            self.last_step = trainer.global_step
+            self.average(list(self.net.parameters()), list(pl_module.net.parameters()), None)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.net.load_state_dict(state_dict["net"])

@@ -1,0 +1,1 @@
+"""Scores of generated images; one engine for the validation callback and the evaluate task."""

@@ -1,0 +1,102 @@
+"""Scores a network by the images it generates, or images as they are.
+
+Shapes: `B` images of a block, `C` classes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from enat.errors import InputError
+from enat.metrics.scores import FeatureFID, LogitInceptionScore
+from enat.net import ENAT
+from enat.sampler import Sampler, generate
+
+
+class Evaluation:
+    """FID and Inception Score, and any further scores of images and classes, in one pass over the images.
+
+    Args:
+        features: feature network; images (B, channels, h, w) in [0, 1] -> features (B, D) and logits (B, C'),
+            with the attribute `num_features`.
+        reference: real images that FID compares with, (n, channels, h, w).
+        num_images: how many images a network has to generate, in balanced classes.
+        block_size: images generated at a time. Each block has random numbers of its own, so that the images
+            depend on this and the seed, not on the number of ranks.
+        seed: of the generated images.
+        splits: parts of the Inception Score.
+        extra: further scores by name, updated with images and class ids.
+
+    Raises:
+        InputError: for counts out of range.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        reference: Tensor,
+        num_images: int,
+        block_size: int,
+        seed: int = 0,
+        splits: int = 10,
+        extra: Mapping[str, Metric] | None = None,
+    ):
+        if num_images < splits:
+            raise InputError(f"num_images={num_images}: expected at least {splits}, the splits of the Inception Score.")
+        if block_size < 1:
+            raise InputError(f"block_size={block_size}: expected at least 1.")
+        self.features, self.reference = features.eval(), reference
+        self.num_images, self.block_size, self.seed = num_images, block_size, seed
+        self.fid = FeatureFID(int(features.num_features))  # type: ignore[arg-type]
+        self.inception_score = LogitInceptionScore(splits)
+        self.extra = dict(extra or {})
+        self.has_reference = False
+
+    @torch.no_grad()
+    def score_images(
+        self, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> dict[str, float]:
+        """Scores batches of images and class ids; each rank brings its own, all ranks get the scores of all."""
+        self.features.to(device)
+        metrics: list[Metric] = [self.fid, self.inception_score, *self.extra.values()]
+        for metric in metrics:
+            metric.to(device)
+            metric.reset()
+        if not self.has_reference:
+            for images in self.reference[rank::world_size].split(self.block_size):
+                self.fid.update(self.features(images.to(device))[0], real=True)
+            self.has_reference = True
+        for images, class_ids in batches:
+            features, logits = self.features(images)
+            self.fid.update(features, real=False)
+            self.inception_score.update(logits)
+            for metric in self.extra.values():
+                metric.update(images, class_ids)
+        scores = {"fid": self.fid, "inception_score": self.inception_score, **self.extra}
+        return {name: float(metric.compute()) for name, metric in scores.items()}
+
+    def score_network(
+        self,
+        net: ENAT,
+        sampler: Sampler,
+        tokenizer: nn.Module,
+        rank: int = 0,
+        world_size: int = 1,
+        on_images: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, float]:
+        """Scores `num_images` images that a network in evaluation mode generates, its blocks shared by the ranks.
+
+        `on_images` hears of every block done, by its number of images.
+        """
+        device = net.head_bias.device
+        tokenizer.to(device)
+        class_ids = torch.arange(self.num_images, device=device) % net.num_classes
+
+        def batches() -> Iterable[tuple[Tensor, Tensor]]:
+            for block, token_ids in generate(net, sampler, class_ids, self.seed, self.block_size, rank, world_size):
+                yield tokenizer.decode(token_ids), class_ids[block]
+                on_images(len(token_ids))
+
+        return self.score_images(batches(), device, rank, world_size)

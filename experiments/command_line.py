@@ -1,0 +1,117 @@
+"""Runs a task, keeps its results, and says what is wrong with bad input in one sentence."""
+
+import difflib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import lightning as L
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from enat.errors import InputError
+from experiments.config_check import check_config
+
+
+def _run_folder(folder: str, resume: bool) -> str:
+    """The folder of a run: the one asked for, or, to start anew, the first of FOLDER, FOLDER-2 ... that is not there."""
+    number, free = 1, folder
+    while not resume and Path(free).exists():
+        number += 1
+        free = f"{folder}-{number}"
+    return free
+
+
+OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
+
+
+def run_task(config: DictConfig) -> dict[str, Any]:
+    """Runs `config.task` in Hydra's output folder; prints and writes its results.
+
+    Raises:
+        SystemExit: with status 1 if the task's results say that it did not pass.
+    """
+    output = Path(HydraConfig.get().runtime.output_dir)
+    output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
+    config.output = str(output)
+    check_config(config, "task")
+    L.seed_everything(config.seed, verbose=False)
+    extra = {}
+    if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
+        # A read-only view, which `instantiate` passes on as it is.
+        extra["settings"] = MappingProxyType(OmegaConf.to_container(config, resolve=True))
+    results = instantiate(config.task, **extra)
+    (output / "results.json").write_text(json.dumps(results, indent=1))
+    print(f"Results: {output / 'results.json'}")
+    print(json.dumps(results))
+    if not results.get("passed", True):
+        raise SystemExit(1)
+    return results
+
+
+@contextmanager
+def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
+    """Ends the program with one sentence on bad input: status 2 for an option, 1 for a file or a value.
+
+    With HYDRA_FULL_ERROR=1 or `debug=true` errors stay as they are. So do those that are not the user's.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" or "debug=true" in arguments:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        yield
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints and exits by itself
+    try:
+        yield
+    except InputError as error:
+        _leave(str(error), 1)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        key = str(error).rpartition("full_key: ")[2].removeprefix("task").strip(".\n")
+        _leave(f"{key}: {cause}" if key else str(cause), 1)
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave(_explain(error), 2)
+
+
+def _leave(sentence: str, status: int) -> None:
+    print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _explain(error: Exception) -> str:
+    """One sentence for an error of Hydra or OmegaConf."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = lines[0].split("'")[1] if isinstance(error, ConfigCompositionException) and "'" in lines[0] else ""
+    if not lines[0].startswith("Could not override"):
+        return " ".join(lines)
+    known = _options(compose("config"))
+    last = {option.rpartition(".")[2]: option for option in known}
+    close = difflib.get_close_matches(name, known, 3, 0.75) or [
+        last[match] for match in difflib.get_close_matches(name.rpartition(".")[2], list(last), 3, 0.75)
+    ]
+    hint = f"did you mean {' or '.join(close)}?" if close else "`python run.py --cfg job` prints all options."
+    return f"{name}: there is no such option; {hint}"
+
+
+def _options(config: DictConfig, prefix: str = "") -> list[str]:
+    """The names of all options, as a user types them."""
+    names = []
+    for key in config:
+        names.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            if OmegaConf.is_dict(config[key]):
+                names += _options(config[key], f"{prefix}{key}.")
+    return names

@@ -1,0 +1,55 @@
+"""task=sample: images of chosen classes, as PNG files, a grid, and the reveal step by step."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torchvision.utils import save_image
+
+from callbacks.sample_grid import sample_classes, save_pictures
+from enat.errors import InputError
+from enat.net import ENAT
+from enat.sampler import Sampler
+from experiments.weights import load_weights
+
+
+def sample(
+    net: ENAT,
+    sampler: Sampler,
+    tokenizer: nn.Module,
+    weights: str | None,
+    classes: list[int] | None,
+    images_per_class: int,
+    seed: int,
+    output: str,
+    accelerator: str,
+) -> dict[str, Any]:
+    """Generates images with a checkpoint.
+
+    Args:
+        classes: class ids; None for all.
+        images_per_class: how many of each.
+
+    Returns:
+        `images` (the folder), `grid` and `reveal` (PNG files), and where the weights come from.
+
+    Raises:
+        InputError: for a class id that the network does not know.
+    """
+    classes = list(range(net.num_classes)) if classes is None else list(classes)
+    if not classes or not all(0 <= c < net.num_classes for c in classes):
+        raise InputError(f"classes={classes}: expected class ids from 0 to {net.num_classes - 1}.")
+    if images_per_class < 1:
+        raise InputError(f"images_per_class={images_per_class}: expected at least 1.")
+    source = load_weights(net, weights)
+    net.to(L.Fabric(accelerator=accelerator, devices=1).device)
+    images, steps = sample_classes(net, sampler, tokenizer, classes, images_per_class, seed)
+    folder = Path(output)
+    files = folder / "images"
+    files.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        class_id, number = classes[index // images_per_class], index % images_per_class
+        save_image(image, files / f"class_{class_id:04d}_seed_{seed}_{number:04d}.png")
+    grid, reveal = save_pictures(images, steps, net, classes, folder / "grid.png", folder / "reveal.png")
+    return {"images": str(files), "grid": str(grid), "reveal": str(reveal), **source}

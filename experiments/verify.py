@@ -1,0 +1,226 @@
+"""task=verify: parity with tensors that the official program produced.
+
+Shapes: `B` batch, `L` tokens, `V` visible and `M` masked tokens, `D` width, `K` codebook size.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from enat.errors import InputError
+from enat.loss import MaskedCrossEntropy
+from enat.masking import cosine, falling, num_masked, rising
+from enat.net import ENAT
+from enat.official import from_official, to_official
+from enat.sampler import Sampler
+
+Tensors = dict[str, Tensor]
+
+
+class Row(NamedTuple):
+    """A quantity, its worst error, and the most that is allowed."""
+
+    quantity: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+
+class Golden:
+    """A folder of golden tensors, as its README describes it.
+
+    Raises:
+        InputError: if the folder or one of its files is missing or broken.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        try:
+            self.description = json.loads((self.folder / "golden.json").read_text())
+            self.config = self.description["config"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"golden={folder}: expected a folder with a readable golden.json.") from error
+
+    def load(self, name: str) -> Tensors:
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"golden={self.folder}: {path.name} is missing or broken.") from error
+
+    def net(self, name: str) -> ENAT:
+        """A network with the weights of a file, in evaluation mode."""
+        config = self.config
+        encoder_depth, decoder_depth = config["depth"]
+        net = ENAT(
+            codebook_size=config["codebook"],
+            num_classes=config["classes"],
+            num_tokens=config["grid"] ** 2,
+            width=config["width"],
+            num_heads=config["heads"],
+            encoder_depth=encoder_depth,
+            decoder_depth=decoder_depth,
+        )
+        net.load_state_dict(from_official(self.load(name)))
+        return net.eval()
+
+
+def positions(chosen: Tensor) -> Tensor:
+    """A mask (B, L) with equally many chosen tokens in each row -> their positions, (B, number)."""
+    counts = chosen.sum(dim=1)
+    if (counts != counts[0]).any():
+        raise InputError(f"golden: rows with unequal numbers of tokens ({counts.tolist()}); expected equal ones.")
+    return chosen.nonzero()[:, 1].view(len(chosen), -1)
+
+
+def worst(ours: Tensor, official: Tensor) -> float:
+    """The worst absolute error; infinite for another shape."""
+    if ours.shape != official.shape:
+        return float("inf")
+    return float((ours.double() - official.double()).abs().max()) if ours.numel() else 0.0
+
+
+def step(
+    net: ENAT, token_ids: Tensor, class_ids: Tensor, known: Tensor, cached: Tensor | None
+) -> tuple[Tensor, Tensor, int]:
+    """One step on token ids (B, L), with cached features of the `known` positions (B, P).
+
+    Returns:
+        The positions of all tokens (B, L), visible ones first, their features (B, L, D), and `V`.
+    """
+    is_masked = token_ids == net.mask_token_id
+    revealed, masked = positions((~is_masked).scatter(1, known, False)), positions(is_masked)
+    condition = net.condition(class_ids)
+    visible = net.encode(token_ids, revealed, condition, cached)
+    features = torch.cat([visible, net.decode(visible, masked, condition)], dim=1)
+    return torch.cat([known, revealed, masked], dim=1), features, visible.shape[1]
+
+
+def compare_step(net: ENAT, golden: Tensors, name: str, place: Tensor, features: Tensor) -> Iterator[Row]:
+    """Features and logits of all tokens, those at visible positions too."""
+    for kind, ours in {"features": features, "logits": net.logits(features)}.items():
+        official = golden[f"{name}.{kind}"]
+        official = official.gather(1, place.unsqueeze(2).expand(-1, -1, official.shape[2]))
+        yield Row(f"{name} {kind}", worst(ours, official), 1e-4)
+
+
+@torch.no_grad()
+def verify_forward(golden: Golden) -> Iterator[Row]:
+    """All masked; visible tokens without reuse; the same in a chain of steps with reuse."""
+    net, forward = golden.net("model"), golden.load("forward")
+    labels, nothing = forward["labels"], forward["tokens"][:, :0]
+    place, features, _ = step(net, torch.full_like(forward["tokens"], net.mask_token_id), labels, nothing, None)
+    yield from compare_step(net, forward, "all_masked", place, features)
+    steps = sorted(name.split(".")[0].removeprefix("plain") for name in forward if name.endswith(".input"))
+    known, cached = nothing, None
+    for number in steps:
+        token_ids = forward[f"plain{number}.input"]
+        place, features, _ = step(net, token_ids, labels, nothing, None)
+        yield from compare_step(net, forward, f"plain{number}", place, features)
+        place, features, visible = step(net, token_ids, labels, known, cached)
+        yield from compare_step(net, forward, f"chain{number}", place, features)
+        known, cached = place[:, :visible], features[:, :visible]
+
+
+def verify_training(golden: Golden) -> Iterator[Row]:
+    """The loss with and without reuse, and every gradient of both."""
+    net, ema = golden.net("model"), golden.net("ema")
+    forward, gradients = golden.load("forward"), golden.load("gradients")
+    labels, token_ids, nothing = forward["labels"], forward["plain2.input"], forward["tokens"][:, :0]
+    known = positions(forward["plain1.input"] != net.mask_token_id)
+    with torch.no_grad():
+        cached = ema.encode(forward["plain1.input"], known, ema.condition(labels))
+    for kind, earlier in {"plain": (nothing, None), "reuse": (known, cached)}.items():
+        net.zero_grad(set_to_none=True)
+        place, features, visible = step(net, token_ids, labels, *earlier)
+        loss = MaskedCrossEntropy()(net.logits(features[:, visible:]), forward["loss.target"].gather(1, place[:, visible:]))
+        loss.backward()
+        yield Row(f"loss, {kind}", worst(loss.detach(), forward[f"loss.{kind}"]), 1e-5)
+        official = {
+            name.removeprefix(f"{kind}."): tensor for name, tensor in gradients.items() if name.startswith(f"{kind}.")
+        }
+        ours = to_official({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+        ours = {name: gradient for name, gradient in ours.items() if not name.startswith("prev_embedder.")}
+        yield Row(f"gradients on one side only, {kind}", len(set(ours) ^ set(official)), 0)
+        relative = [
+            worst(ours[name], official[name]) / max(float(official[name].abs().max()), 1e-12)
+            for name in sorted(set(ours) & set(official))
+        ]
+        yield Row(f"{len(relative)} gradients, relative, {kind}", max(relative), 1e-4)
+
+
+def verify_generation(golden: Golden) -> Iterator[Row]:
+    """The token ids that each step of a generation starts from, and its result."""
+    generation = golden.load("generation")
+    for num_steps in golden.config["steps"]:
+        net = golden.net(f"generator_{num_steps}")
+        record: list[Tensor] = []
+        sampler = Sampler(
+            num_steps=num_steps,
+            guidance_scale=2.5,
+            sampling_temperature=0.0,
+            gumbel_temperature=0.0,
+            mask_schedule=cosine,
+            guidance_schedule=rising,
+            sampling_temperature_schedule=falling,
+            gumbel_temperature_schedule=falling,
+        )
+        tokens = sampler(net, generation[f"{num_steps}.labels"], torch.Generator().manual_seed(0), record)
+        inputs = generation[f"{num_steps}.inputs"]
+        different = sum(int((ours != official).sum()) for ours, official in zip(record, inputs, strict=True))
+        yield Row(f"{num_steps} steps, different tokens given to a step", different, 0)
+        different = int((tokens != generation[f"{num_steps}.tokens"]).sum())
+        yield Row(f"{num_steps} steps, different tokens of the result", different, 0)
+
+
+def verify_mask_counts(golden: Golden) -> Iterator[Row]:
+    """The number of masked tokens for given mask ratios."""
+    table = golden.description["mask_counts"]
+    for num_tokens, counts in table["counts"].items():
+        wrong = sum(
+            num_masked(p, int(num_tokens)) != n for p, n in zip(table["probabilities"], counts, strict=True)
+        )
+        yield Row(f"wrong mask counts of {num_tokens} tokens", wrong, 0)
+
+
+PARTS: list[Callable[[Golden], Iterator[Row]]] = [
+    verify_mask_counts,
+    verify_forward,
+    verify_training,
+    verify_generation,
+]
+
+
+def verify(golden: str) -> dict[str, Any]:
+    """Compares every quantity with the official program's, in float32 on the CPU.
+
+    Args:
+        golden: a folder of golden tensors.
+
+    Returns:
+        `passed`, and a row per quantity; the command exits with status 1 where `passed` is false.
+
+    Raises:
+        InputError: if the folder lacks a file.
+    """
+    opened = Golden(golden)
+    rows = [row for part in PARTS for row in part(opened)]
+    table = Table("quantity", "worst error", "allowed", "")
+    for row in rows:
+        table.add_row(row.quantity, f"{row.error:.3g}", f"{row.allowed:.3g}", "pass" if row.passed else "[red]FAIL")
+    Console().print(table)
+    return {
+        "passed": all(row.passed for row in rows),
+        "worst": [{**row._asdict(), "passed": row.passed} for row in rows],
+    }

@@ -1,0 +1,75 @@
+"""Reads weights from a file: a checkpoint of ours, an official one, or safetensors."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from enat.errors import InputError
+from enat.net import ENAT
+from enat.official import from_official, infer_sizes, is_official
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint. Nothing in the file is executed.
+
+    Raises:
+        InputError: if the file is missing, broken, or a pickle that wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"weights={path}: there is no such file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise InputError(f"weights={path}: refused, since the file wants to run code or holds other objects than weights.") from error
+        raise InputError(f"weights={path}: the file is broken or no checkpoint.") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
+    return content
+
+
+def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The weights that generate, in our names, and a word on which they are: EMA where there is one."""
+    averages = [state["net"] for name, state in content.get("callbacks", {}).items() if name.startswith("EMA")]
+    if averages:
+        return averages[0], "EMA"
+    state = content.get("state_dict", content)
+    if is_official(state):
+        return from_official(state), "official"
+    return {name.removeprefix("net."): tensor for name, tensor in state.items()}, "raw"
+
+
+def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
+    """Loads a file's weights into a network of the same size, and puts it in evaluation mode.
+
+    Returns:
+        Where the weights come from: `weights`, `kind` (EMA, official or raw) and `sha256`.
+
+    Raises:
+        InputError: if no file is given, or what `read_file` raises, or for a network of another size.
+    """
+    if path is None:
+        raise InputError("weights=null: expected weights=FILE, a checkpoint such as outputs/digits/checkpoints/last.ckpt.")
+    state, kind = select_state(read_file(path))
+    found = infer_sizes(state)
+    expected = {name: getattr(net, name) for name in found if name != "depth"} | {"depth": len(net.blocks)}
+    wrong = [f"{name} {found[name]} instead of {expected[name]}" for name in found if found[name] != expected[name]]
+    if wrong:
+        raise InputError(f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with.")
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"weights={path}: the checkpoint has other weights than the network: {error}.") from error
+    net.eval()
+    return {"weights": str(path), "kind": kind, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
