@@ -1,6 +1,7 @@
 """Composes the configuration and hands it to the chosen task: `python run.py experiment=digits task=train`."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -8,9 +9,11 @@ from omegaconf import DictConfig
 from experiments.command_line import explain_errors, run_task
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def main(config: DictConfig) -> None:
-    run_task(config)
+    """Runs the task that the configuration names."""
+    with explain_errors(sys.argv):  # inside too, or Hydra adds words of its own
+        run_task(config)
 
 
 if __name__ == "__main__":

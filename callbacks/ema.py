@@ -25,7 +25,7 @@ class EMA(L.Callback):
 
     def __init__(self, decay: float = 0.9999):
         if not 0 <= decay <= 1:
-            raise InputError(f"callbacks.ema.decay={decay}: expected a number between 0 and 1.")
+            raise InputError(f"decay={decay}: expected a number between 0 and 1.")
         self.decay = decay
         self.average = get_ema_multi_avg_fn(decay)
         self.last_step = 0
@@ -37,12 +37,15 @@ class EMA(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.net.to(pl_module.device)
-        self.last_step = trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.last_step = trainer.global_step  # restored by now, other than in on_fit_start
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step > self.last_step:  # not within an accumulation window
             self.last_step = trainer.global_step
-            self.average(list(self.net.parameters()), list(pl_module.net.parameters()), None)  # type: ignore[arg-type]
+            assert isinstance(pl_module, MaskedTokenModule)
+            self.average(list(self.net.parameters()), list(pl_module.net.parameters()), self.last_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.net.state_dict()}

@@ -3,8 +3,8 @@
 Shapes: `n` images, `L` tokens of an image, `T` steps.
 """
 
+import math
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -12,43 +12,41 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from enat.errors import InputError
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
+from enat.tokenizer import Tokenizer
 
 MASKED_COLOUR = (0.16, 0.22, 0.42)
+MIN_SIDE = 72  # pixels; smaller images are enlarged for the picture
 
 
-def _show(axes: Any, image: Tensor) -> None:
-    """Draws an image (channels, h, w) in [0, 1]; grey if it has one channel."""
-    axes.imshow(image.permute(1, 2, 0).squeeze(2).cpu().numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-
-
-def _panels(rows: int, columns: int) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(0.7 * columns + 0.6, 0.7 * rows + 0.5), dpi=120, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-    for ax in axes.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(False)
-    return figure, axes
-
-
-def _label(axes: Any, class_ids: list[int]) -> None:
-    for row, class_id in zip(axes, class_ids, strict=True):
-        row[0].set_ylabel(str(class_id), rotation=0, ha="right", va="center", fontsize=11)
+def _save(images: Tensor, columns: int, row_names: list[str], column_names: list[str], path: Path) -> Path:
+    """Saves a picture with `columns` images (n, channels, h, w) a row and a name for each row and column."""
+    factor = math.ceil(MIN_SIDE / images.shape[3])
+    images = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    height, width, gap = images.shape[2], images.shape[3], 4
+    picture = make_grid(images, nrow=columns, padding=gap, pad_value=1.0).permute(1, 2, 0)
+    dpi, margin = 100, 40
+    size = (picture.shape[1] + margin, picture.shape[0] + margin)
+    figure = Figure(figsize=(size[0] / dpi, size[1] / dpi), dpi=dpi)
+    axes = figure.add_axes((margin / size[0], 0, picture.shape[1] / size[0], picture.shape[0] / size[1]))
+    axes.imshow(picture.numpy(), interpolation="nearest")
+    axes.set_xticks([gap + width / 2 + i * (width + gap) for i in range(len(column_names))], column_names)
+    axes.set_yticks([gap + height / 2 + i * (height + gap) for i in range(len(row_names))], row_names)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
 
 
 def save_grid(images: Tensor, class_ids: list[int], path: Path) -> Path:
     """Saves a grid with a row per class id; `images` (n, channels, h, w), a row's images next to each other."""
-    columns = len(images) // len(class_ids)
-    figure, axes = _panels(len(class_ids), columns)
-    for ax, image in zip(axes.flat, images, strict=True):
-        _show(ax, image)
-    _label(axes, class_ids)
-    return _save(figure, path)
+    return _save(images, len(images) // len(class_ids), [str(c) for c in class_ids], [], path)
 
 
 def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, class_ids: list[int], path: Path) -> Path:
@@ -57,34 +55,26 @@ def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, class_i
     Revealed tokens never change, so that a step shows the final image where it is revealed.
 
     Args:
-        images: the final images (n, channels, h, w).
-        steps: the token ids (n, L) that each step started from.
+        images: the final images (n, channels, h, w), in [0, 1].
+        steps: the token ids (n, L) that each step started from, of a square grid.
         mask_token_id: the id that marks masked tokens.
         class_ids: of the images.
+        path: of the PNG file.
     """
-    figure, axes = _panels(len(images), len(steps) + 1)
-    side = round(steps[0].shape[1] ** 0.5)
-    for column, tokens in enumerate([*steps, torch.zeros_like(steps[0])]):
-        is_masked = (tokens == mask_token_id).view(len(images), 1, side, side)
-        patches = (images.shape[2] // side, images.shape[3] // side)
-        covered = is_masked.repeat_interleave(patches[0], 2).repeat_interleave(patches[1], 3)
-        colour = images.new_tensor(MASKED_COLOUR).view(3, 1, 1)
-        for ax, image in zip(axes[:, column], torch.where(covered, colour, images), strict=True):
-            _show(ax, image)
-        axes[0, column].set_title(f"{is_masked[0].sum()} masked" if column < len(steps) else "done", fontsize=7)
-    _label(axes, class_ids)
-    return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    tokens = torch.stack([*steps, torch.zeros_like(steps[0])], dim=1)  # (n, T+1, L)
+    side = math.isqrt(tokens.shape[2])
+    is_masked = (tokens == mask_token_id).unflatten(2, (side, side))
+    covered = is_masked.repeat_interleave(images.shape[2] // side, 2).repeat_interleave(images.shape[3] // side, 3)
+    colour = images.new_tensor(MASKED_COLOUR).view(3, 1, 1)
+    frames = torch.where(covered.unsqueeze(2), colour, images.unsqueeze(1))  # (n, T+1, 3, h, w)
+    counts = is_masked[0].flatten(1).sum(1).tolist()
+    names = [f"{count} masked" for count in counts[:-1]] + ["done"]
+    return _save(frames.flatten(0, 1), len(names), [str(c) for c in class_ids], names, path)
 
 
 @torch.no_grad()
 def sample_classes(
-    net: ENAT, sampler: Sampler, tokenizer: Any, class_ids: list[int], images_per_class: int, seed: int
+    net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_ids: list[int], images_per_class: int, seed: int
 ) -> tuple[Tensor, list[Tensor]]:
     """Samples class by class, each with random numbers of its own: a class's images do not depend on the others.
 
@@ -132,8 +122,7 @@ class SampleGrid(L.Callback):
     def __init__(self, sampler: Sampler, class_ids: list[int], images_per_class: int, seed: int, folder: str):
         if images_per_class < 1 or not class_ids:
             raise InputError(
-                f"callbacks.sample_grid: class_ids={class_ids}, images_per_class={images_per_class}: "
-                "expected at least one of each."
+                f"class_ids={class_ids}, images_per_class={images_per_class}: expected at least one of each."
             )
         self.sampler, self.class_ids, self.images_per_class = sampler, list(class_ids), images_per_class
         self.seed, self.folder = seed, Path(folder)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_convert
 
 from data.stream import StreamPositions, TokenStream, per_device_batch
+from enat.tokenizer import Tokenizer
 
 NUM_CLASSES = 10
 NUM_HELD_OUT = 500  # of 1,797 images
@@ -26,11 +27,10 @@ NUM_HELD_OUT = 500  # of 1,797 images
 def _splits() -> dict[str, tuple[Tensor, Tensor]]:
     images, labels = load_digits(return_X_y=True)
     images = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)
-    train, held_out = train_test_split(
-        np.arange(len(labels)), test_size=NUM_HELD_OUT, stratify=labels, random_state=0
-    )
+    train, held_out = train_test_split(np.arange(len(labels)), test_size=NUM_HELD_OUT, stratify=labels, random_state=0)
     return {
-        name: (images[rows], torch.from_numpy(labels[rows])) for name, rows in {"train": train, "held_out": held_out}.items()
+        name: (images[rows], torch.from_numpy(labels[rows]))
+        for name, rows in {"train": train, "held_out": held_out}.items()
     }
 
 
@@ -44,7 +44,7 @@ def digit_labels(split: str) -> Tensor:
     return _splits()[split][1]
 
 
-class PixelTokenizer(nn.Module):
+class PixelTokenizer(Tokenizer):
     """A tokenizer whose tokens are grey levels, one per pixel; exact for images of that many levels.
 
     Args:
@@ -54,14 +54,12 @@ class PixelTokenizer(nn.Module):
 
     def __init__(self, num_levels: int, grid: list[int]):
         super().__init__()
-        self.codebook_size, self.grid = num_levels, tuple(grid)
+        self.codebook_size, self.grid = num_levels, (grid[0], grid[1])
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 1, h, w) in [0, 1] -> token ids (B, L), row by row."""
         return rearrange((images * (self.codebook_size - 1)).round().long(), "b 1 h w -> b (h w)")
 
     def decode(self, token_ids: Tensor) -> Tensor:
-        """Token ids (B, L) -> images (B, 1, h, w) in [0, 1]."""
         levels = token_ids.float() / (self.codebook_size - 1)
         return rearrange(levels, "b (h w) -> b 1 h w", h=self.grid[0])
 
@@ -78,9 +76,7 @@ class DigitFeatures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         fitted = _fit_perceptron()
-        self.hidden, self.out = (
-            nn.utils.skip_init(nn.Linear, *weight.shape) for weight in fitted.coefs_
-        )
+        self.hidden, self.out = (nn.utils.skip_init(nn.Linear, *weight.shape) for weight in fitted.coefs_)
         for layer, weight, bias in zip((self.hidden, self.out), fitted.coefs_, fitted.intercepts_, strict=True):
             layer.weight.data, layer.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias)
         self.requires_grad_(False)
@@ -121,7 +117,7 @@ class DigitsDataModule(L.LightningDataModule):
         class_dropout: share of classes replaced by the null class (SPEC 4).
     """
 
-    def __init__(self, tokenizer: nn.Module, batch_size: int, seed: int = 0, class_dropout: float = 0.15):
+    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int = 0, class_dropout: float = 0.15):
         super().__init__()
         self.tokenizer, self.batch_size, self.seed, self.class_dropout = tokenizer, batch_size, seed, class_dropout
 

@@ -84,9 +84,9 @@ class Block(nn.Module):
         Returns:
             (B, N, D)
         """
-        shift, scale, context_shift, context_scale, gate, mlp_shift, mlp_scale, mlp_gate = (
-            condition.unsqueeze(2).unbind(dim=1)  # eight of (B, 1, D)
-        )
+        shift, scale, context_shift, context_scale, gate, mlp_shift, mlp_scale, mlp_gate = condition.unsqueeze(
+            2
+        ).unbind(dim=1)  # eight of (B, 1, D)
         if context is not None:
             context = modulate(context, context_shift, context_scale)
         x = x + gate * self.attention(modulate(normalize(x), shift, scale), context)

@@ -64,7 +64,7 @@ class MaskedTokenModule(L.LightningModule):
     def predict_masked(self, net: ENAT, batch: Batch, rng: np.random.Generator) -> dict[str, Any]:
         """One masked prediction: loss, accuracy on masked tokens, and mask ratio."""
         token_ids, class_ids = batch
-        part = self.masking(rng, *token_ids.shape, device=token_ids.device)
+        part = self.masking(rng, token_ids.shape[0], token_ids.shape[1], token_ids.device)
         cached = None
         if part.cached is not None:
             cache_net = self.averaged_net if self.cache_from_ema else net
@@ -90,7 +90,9 @@ class MaskedTokenModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rng = np.random.default_rng([self.seed, self.global_rank, batch_idx])  # the same masks every time
         values = self.predict_masked(self.averaged_net, batch, rng)
-        self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True, batch_size=len(batch[0]))
+        self.log_dict(
+            {f"val/{name}": value for name, value in values.items()}, sync_dist=True, batch_size=len(batch[0])
+        )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.net.parameters())

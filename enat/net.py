@@ -7,6 +7,8 @@ Which tokens are visible, masked or new is said by tensors of positions whose si
 nothing here waits for the device, and every shape is static for a given (P, N, M).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,7 +90,8 @@ class ENAT(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.class_embedding = nn.Embedding(num_classes + 1, width)
         self.reuse = FeatureReuse(width)
-        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(encoder_depth + decoder_depth))
+        depth = encoder_depth + decoder_depth
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(width, num_heads) for _ in range(depth))  # type: ignore[assignment]
         self.head = nn.Sequential(
             nn.LayerNorm(width, eps=1e-5), nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-5)
         )

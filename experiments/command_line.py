@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import lightning as L
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
@@ -24,7 +24,7 @@ from experiments.config_check import check_config
 
 
 def _run_folder(folder: str, resume: bool) -> str:
-    """The folder of a run: the one asked for, or, to start anew, the first of FOLDER, FOLDER-2 ... that is not there."""
+    """The folder of a run: the one asked for, or, to start anew, the first of FOLDER, FOLDER-2 ... that is new."""
     number, free = 1, folder
     while not resume and Path(free).exists():
         number += 1
@@ -35,7 +35,7 @@ def _run_folder(folder: str, resume: bool) -> str:
 OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
 
 
-def run_task(config: DictConfig) -> dict[str, Any]:
+def run_task(config: DictConfig) -> None:
     """Runs `config.task` in Hydra's output folder; prints and writes its results.
 
     Raises:
@@ -49,14 +49,19 @@ def run_task(config: DictConfig) -> dict[str, Any]:
     extra = {}
     if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
         # A read-only view, which `instantiate` passes on as it is.
-        extra["settings"] = MappingProxyType(OmegaConf.to_container(config, resolve=True))
+        extra["settings"] = MappingProxyType(_plain(config))
     results = instantiate(config.task, **extra)
     (output / "results.json").write_text(json.dumps(results, indent=1))
     print(f"Results: {output / 'results.json'}")
     print(json.dumps(results))
     if not results.get("passed", True):
         raise SystemExit(1)
-    return results
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(name): value for name, value in content.items()}
 
 
 @contextmanager
@@ -65,11 +70,12 @@ def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
 
     With HYDRA_FULL_ERROR=1 or `debug=true` errors stay as they are. So do those that are not the user's.
     """
-    if os.environ.get("HYDRA_FULL_ERROR") == "1" or "debug=true" in arguments:
-        os.environ["HYDRA_FULL_ERROR"] = "1"
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "ENAT_PLAIN_ERRORS" not in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints and exits by itself
+    if wants_traceback or "debug=true" in arguments:
         yield
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints and exits by itself
+    os.environ["ENAT_PLAIN_ERRORS"] = "1"  # so that the processes of other ranks know who set the former
     try:
         yield
     except InputError as error:
@@ -97,7 +103,8 @@ def _explain(error: Exception) -> str:
     name = lines[0].split("'")[1] if isinstance(error, ConfigCompositionException) and "'" in lines[0] else ""
     if not lines[0].startswith("Could not override"):
         return " ".join(lines)
-    known = _options(compose("config"))
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        known = _options(compose("config"))
     last = {option.rpartition(".")[2]: option for option in known}
     close = difflib.get_close_matches(name, known, 3, 0.75) or [
         last[match] for match in difflib.get_close_matches(name.rpartition(".")[2], list(last), 3, 0.75)
@@ -109,9 +116,12 @@ def _explain(error: Exception) -> str:
 def _options(config: DictConfig, prefix: str = "") -> list[str]:
     """The names of all options, as a user types them."""
     names = []
-    for key in config:
+    for key in map(str, config):
         names.append(f"{prefix}{key}")
-        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
-            if OmegaConf.is_dict(config[key]):
-                names += _options(config[key], f"{prefix}{key}.")
+        if (
+            not OmegaConf.is_missing(config, key)
+            and not OmegaConf.is_interpolation(config, key)
+            and OmegaConf.is_dict(config[key])
+        ):
+            names += _options(config[key], f"{prefix}{key}.")
     return names

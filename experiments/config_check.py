@@ -29,8 +29,9 @@ def check_config(config: DictConfig, key: str) -> None:
         return
     raw = OmegaConf.to_container(node, resolve=False)
     assert isinstance(raw, dict)
-    parameters = _parameters(key, raw) if "_target_" in raw else {}
-    for name, written in raw.items():
+    written_values = {str(name): written for name, written in raw.items()}
+    parameters = _parameters(key, written_values) if "_target_" in raw else {}
+    for name, written in written_values.items():
         if name in _HYDRA_KEYS:
             continue
         reference = isinstance(written, str) and written.startswith("${") and written.endswith("}")

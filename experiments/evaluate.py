@@ -7,17 +7,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
 from enat.metrics.evaluation import Evaluation
 from enat.net import ENAT
 from enat.sampler import Sampler
+from enat.tokenizer import Tokenizer
 from experiments.weights import load_weights
 
 
-def score(
-    net: ENAT, sampler: Sampler, tokenizer: nn.Module, evaluation: Evaluation, title: str
-) -> dict[str, float]:
+def score(net: ENAT, sampler: Sampler, tokenizer: Tokenizer, evaluation: Evaluation, title: str) -> dict[str, float]:
     """Scores a network with a progress bar."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns) as progress:
@@ -37,7 +35,7 @@ def print_scores(rows: dict[str, dict[str, float]]) -> None:
 
 
 def evaluate(
-    net: ENAT, sampler: Sampler, tokenizer: nn.Module, evaluation: Evaluation, weights: str | None, accelerator: str
+    net: ENAT, sampler: Sampler, tokenizer: Tokenizer, evaluation: Evaluation, weights: str | None, accelerator: str
 ) -> dict[str, Any]:
     """Scores a checkpoint's images; returns the scores and where the weights come from."""
     source = load_weights(net, weights)

@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import nn
 from torchvision.utils import save_image
 
 from callbacks.sample_grid import sample_classes, save_pictures
 from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
+from enat.tokenizer import Tokenizer
 from experiments.weights import load_weights
 
 
 def sample(
     net: ENAT,
     sampler: Sampler,
-    tokenizer: nn.Module,
+    tokenizer: Tokenizer,
     weights: str | None,
     classes: list[int] | None,
     images_per_class: int,

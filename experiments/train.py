@@ -15,6 +15,7 @@ from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation
 from enat.module import MaskedTokenModule
 from enat.sampler import Sampler
+from enat.tokenizer import Tokenizer
 from experiments.evaluate import print_scores, score
 
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
@@ -42,6 +43,7 @@ def resume_point(output: Path, config: Mapping[str, Any]) -> Path | None:
 def train(
     module: MaskedTokenModule,
     data: L.LightningDataModule,
+    tokenizer: Tokenizer,
     trainer: Callable[..., L.Trainer],
     callbacks: Mapping[str, L.Callback | None],
     logger: Mapping[str, Logger | None],
@@ -57,7 +59,7 @@ def train(
     Args:
         trainer: makes the Trainer from callbacks and loggers.
         callbacks, logger: by name; None leaves one out.
-        sampler, evaluation: of the scores after training.
+        tokenizer, sampler, evaluation: of the scores after training.
         held_out: `images` and `class_ids` of real images that were not trained on, scored like generated ones.
         resume: whether a run that is in `output` already goes on.
         output: the run's folder.
@@ -82,7 +84,6 @@ def train(
     if not fitter.is_global_zero:
         return {}
 
-    tokenizer = data.tokenizer
     device = module.averaged_net.head_bias.device
     rows = {"this network": score(module.averaged_net, sampler, tokenizer, evaluation, "scoring")}
     rows["untrained network"] = score(untrained.to(device), sampler, tokenizer, evaluation, "scoring an untrained one")

@@ -144,7 +144,9 @@ def verify_training(golden: Golden) -> Iterator[Row]:
     for kind, earlier in {"plain": (nothing, None), "reuse": (known, cached)}.items():
         net.zero_grad(set_to_none=True)
         place, features, visible = step(net, token_ids, labels, *earlier)
-        loss = MaskedCrossEntropy()(net.logits(features[:, visible:]), forward["loss.target"].gather(1, place[:, visible:]))
+        loss = MaskedCrossEntropy()(
+            net.logits(features[:, visible:]), forward["loss.target"].gather(1, place[:, visible:])
+        )
         loss.backward()
         yield Row(f"loss, {kind}", worst(loss.detach(), forward[f"loss.{kind}"]), 1e-5)
         official = {
@@ -188,9 +190,7 @@ def verify_mask_counts(golden: Golden) -> Iterator[Row]:
     """The number of masked tokens for given mask ratios."""
     table = golden.description["mask_counts"]
     for num_tokens, counts in table["counts"].items():
-        wrong = sum(
-            num_masked(p, int(num_tokens)) != n for p, n in zip(table["probabilities"], counts, strict=True)
-        )
+        wrong = sum(num_masked(p, int(num_tokens)) != n for p, n in zip(table["probabilities"], counts, strict=True))
         yield Row(f"wrong mask counts of {num_tokens} tokens", wrong, 0)
 
 

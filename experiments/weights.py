@@ -30,7 +30,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
-            raise InputError(f"weights={path}: refused, since the file wants to run code or holds other objects than weights.") from error
+            raise InputError(
+                f"weights={path}: refused, since the file wants to run code or holds other objects than weights."
+            ) from error
         raise InputError(f"weights={path}: the file is broken or no checkpoint.") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
@@ -60,13 +62,17 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         InputError: if no file is given, or what `read_file` raises, or for a network of another size.
     """
     if path is None:
-        raise InputError("weights=null: expected weights=FILE, a checkpoint such as outputs/digits/checkpoints/last.ckpt.")
+        raise InputError(
+            "weights=null: expected weights=FILE, a checkpoint such as outputs/digits/checkpoints/last.ckpt."
+        )
     state, kind = select_state(read_file(path))
     found = infer_sizes(state)
     expected = {name: getattr(net, name) for name in found if name != "depth"} | {"depth": len(net.blocks)}
     wrong = [f"{name} {found[name]} instead of {expected[name]}" for name in found if found[name] != expected[name]]
     if wrong:
-        raise InputError(f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with.")
+        raise InputError(
+            f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with."
+        )
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

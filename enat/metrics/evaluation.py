@@ -13,6 +13,7 @@ from enat.errors import InputError
 from enat.metrics.scores import FeatureFID, LogitInceptionScore
 from enat.net import ENAT
 from enat.sampler import Sampler, generate
+from enat.tokenizer import Tokenizer
 
 
 class Evaluation:
@@ -81,7 +82,7 @@ class Evaluation:
         self,
         net: ENAT,
         sampler: Sampler,
-        tokenizer: nn.Module,
+        tokenizer: Tokenizer,
         rank: int = 0,
         world_size: int = 1,
         on_images: Callable[[int], None] = lambda count: None,

@@ -40,7 +40,7 @@ class LogitInceptionScore(InceptionScore):
     def update(self, logits: Tensor) -> None:
         super().update(logits.double())
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return super().compute()[0]

@@ -1,0 +1,79 @@
+"""What tests share: the command line in this process, small networks, a run of the debug experiment."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+import run
+from enat.net import ENAT
+from experiments.command_line import explain_errors
+
+ROOT = Path(__file__).parent.parent
+
+torch.set_num_threads(2)
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def results(self) -> dict:
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def command(capsys, monkeypatch) -> Callable[..., Outcome]:
+    """Runs `python run.py ARGUMENTS` in this process."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str) -> Outcome:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        status = 0
+        try:
+            with explain_errors(arguments):
+                run.main()
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def compose_config() -> Callable[..., DictConfig]:
+    """Composes the configuration as the command line does, without running it."""
+
+    def call(*overrides: str) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("config", list(overrides))
+
+    return call
+
+
+@pytest.fixture
+def small_net() -> ENAT:
+    """An untrained network whose output depends on its input (a fresh one's blocks are identities)."""
+    torch.manual_seed(0)
+    net = ENAT(codebook_size=12, num_classes=5, num_tokens=16, width=32, num_heads=4, encoder_depth=2, decoder_depth=2)
+    with torch.no_grad():
+        for block in net.blocks:
+            block.modulation.weight.normal_(std=0.1)
+            block.modulation.bias.normal_(std=0.1)
+        net.token_embedding.weight.normal_(std=0.5)
+    return net.eval()

@@ -1,0 +1,85 @@
+"""Every YAML under conf/ is composed, checked and instantiated; every task and experiment fits together."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from enat.errors import InputError
+from experiments.config_check import check_config
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
+PACKAGES = {"net": "module.net", "optimizer": "module.optimizer", "scheduler": "module.scheduler"}
+WHOLE = {"task", "experiment"}  # merged into the root
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("file", [str(file) for file in FILES if len(file.parts) > 1])
+def test_every_yaml_is_instantiated(compose_config, file):
+    group, choice = file.rsplit("/", 1)
+    if group == "schedule":
+        package = "sampler.guidance_schedule"
+        config = compose_config(f"schedule@{package}={choice}")
+        key = package
+    elif group in PACKAGES:
+        key = PACKAGES[group]
+        config = compose_config(f"{group}@{key}={choice}")
+    else:
+        key = "task" if group in WHOLE else group
+        config = compose_config(f"{group}={choice}")
+    check_config(config, "task")
+    check_config(config, key)
+    built = (
+        instantiate(config.task, _partial_=True)
+        if group in WHOLE
+        else instantiate(config[key] if "." not in key else OmegaConf.select(config, key))
+    )
+    assert built is not None
+
+
+def test_no_yaml_is_forgotten():
+    assert {str(file) for file in FILES if len(file.parts) == 1} == {"config"}
+    assert len(FILES) > 15
+
+
+@pytest.mark.parametrize("experiment", [file.name for file in FILES if file.parts[0] == "experiment"])
+@pytest.mark.parametrize("task", [file.name for file in FILES if file.parts[0] == "task"])
+def test_every_task_fits_every_experiment(compose_config, experiment, task):
+    check_config(compose_config(f"experiment={experiment}", f"task={task}"), "task")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"module.net._target_": "os.system"}, r"module\.net\._target_=os\.system: expected a name"),
+        ({"module.net._target_": "enat.net.NoSuchNet"}, r"there is nothing of this name"),
+        ({"module.net.width": "abc"}, r"module\.net\.width=abc: expected an integer"),
+        ({"module.net.width": 1.5}, r"module\.net\.width=1\.5: expected an integer"),
+        ({"module.cache_from_ema": 1}, r"module\.cache_from_ema=1: expected true or false"),
+        ({"module.net.dropout": True}, r"module\.net\.dropout=True: expected a number"),
+        ({"seed": "abc"}, r"^seed=abc: expected an integer"),
+        ({"module.net": 3}, r"module\.net=3: expected a ENAT with its _target_"),
+        ({"trainer.max_steps": "many"}, r"trainer\.max_steps=many"),
+        ({"callbacks.sample_grid.class_ids": ["a"]}, r"class_ids=\['a'\]: expected a list of an integers"),
+    ],
+)
+def test_wrong_values_are_named(compose_config, change, sentence):
+    config = compose_config()
+    OmegaConf.set_struct(config, False)
+    for key, value in change.items():
+        OmegaConf.update(config, key, value, merge=False)
+    with pytest.raises(InputError, match=sentence):
+        check_config(config, "task")
+
+
+def test_unknown_and_missing_options(compose_config):
+    with pytest.raises(InputError, match=r"module\.net\.widht: no such option; expected one of codebook_size"):
+        check_config(compose_config("+module.net.widht=3"), "task")
+    with pytest.raises(InputError, match=r"module\.net\.width: a value is missing"):
+        check_config(compose_config("~module.net.width"), "task")

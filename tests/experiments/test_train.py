@@ -1,0 +1,240 @@
+"""The train task: reproducible, resumable, and its checkpoint serves the other tasks."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from enat.official import to_official
+from experiments.weights import read_file, select_state
+
+DEBUG = "experiment=debug"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All that a checkpoint has learnt: raw and EMA weights, and the optimiser's moments."""
+    content = read_file(folder / "checkpoints" / "last.ckpt")
+    moments = content["optimizer_states"][0]["state"]
+    return {
+        **{f"raw.{name}": tensor for name, tensor in content["state_dict"].items()},
+        **{f"ema.{name}": tensor for name, tensor in select_state(content)[0].items()},
+        **{f"adam.{i}.{name}": torch.as_tensor(value) for i, state in moments.items() for name, value in state.items()},
+    }
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)) for path in sorted((folder / "samples").glob("*.png"))}
+
+
+@pytest.fixture
+def trained(command, tmp_path):
+    """A finished run of the debug experiment."""
+    outcome = command(DEBUG, f"output={tmp_path}/a")
+    assert outcome.status == 0
+    return tmp_path / "a", outcome.results
+
+
+def test_same_seed_same_bits(command, trained, tmp_path):
+    folder, results = trained
+    again = command(DEBUG, f"output={tmp_path}/b").results
+    assert same(weights(folder), weights(tmp_path / "b"))
+    first, second = pictures(folder), pictures(tmp_path / "b")
+    assert len(first) == 4
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert (again["fid"], again["inception_score"]) == (results["fid"], results["inception_score"])
+    command(DEBUG, f"output={tmp_path}/c", "seed=1")
+    other = weights(tmp_path / "c")
+    assert not any(
+        torch.equal(tensor, other[name]) for name, tensor in weights(folder).items() if "attention.query.weight" in name
+    )
+    assert not np.array_equal(first["step_0000004.png"], pictures(tmp_path / "c")["step_0000004.png"])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resumed_equals_uninterrupted(command, trained, tmp_path, stop):
+    folder, results = trained
+    command(DEBUG, f"output={tmp_path}/b", f"trainer.max_steps={stop}")
+    assert not same(weights(folder), weights(tmp_path / "b"))
+    resumed = command(DEBUG, f"output={tmp_path}/b").results
+    assert same(weights(folder), weights(tmp_path / "b"))
+    assert resumed["fid"] == results["fid"]
+
+
+def test_accumulation_resumes_too(command, tmp_path):
+    options = [DEBUG, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"]
+    command(*options, f"output={tmp_path}/a")
+    command(*options, f"output={tmp_path}/b", "trainer.max_steps=3")
+    command(*options, f"output={tmp_path}/b")
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_pictures_and_metrics_do_not_touch_training(command, trained, tmp_path):
+    folder, _ = trained
+    command(
+        DEBUG,
+        f"output={tmp_path}/b",
+        "callbacks.sample_grid=null",
+        "callbacks.generation_metrics=null",
+        "callbacks.checkpoint.monitor=val/loss",
+    )
+    assert same(weights(folder), weights(tmp_path / "b"))
+
+
+def test_ema_is_the_average(command, tmp_path):
+    """After one step from the initial weights: decay x initial + (1 - decay) x weights."""
+    command(DEBUG, f"output={tmp_path}/a", "trainer.max_steps=1", "callbacks.ema.decay=0.75")
+    command(DEBUG, f"output={tmp_path}/b", "trainer.max_steps=1", "callbacks.ema.decay=1.0")
+    averaged, initial = weights(tmp_path / "a"), weights(tmp_path / "b")
+    changed = 0
+    for name in (name.removeprefix("raw.net.") for name in averaged if name.startswith("raw.")):
+        expected = 0.75 * initial[f"ema.{name}"] + 0.25 * averaged[f"raw.net.{name}"]
+        torch.testing.assert_close(averaged[f"ema.{name}"], expected)
+        changed += not torch.equal(averaged[f"raw.net.{name}"], initial[f"ema.{name}"])
+    assert changed > 10  # the gates start at zero, so that not all get a gradient in the first step
+
+
+def test_online_network_can_make_the_cache(command, trained, tmp_path):
+    outcome = command(DEBUG, f"output={tmp_path}/b", "module.cache_from_ema=false", "module.masking.reuse_prob=1.0")
+    assert outcome.status == 0
+    command(DEBUG, f"output={tmp_path}/c", "module.masking.reuse_prob=1.0")
+    assert not same(weights(tmp_path / "b"), weights(tmp_path / "c"))
+    refused = command(DEBUG, f"output={tmp_path}/d", "callbacks.ema=null")
+    assert refused.status == 1
+    assert "callbacks.ema=null: expected module.cache_from_ema=false" in refused.err
+    assert command(DEBUG, f"output={tmp_path}/e", "callbacks.ema=null", "module.cache_from_ema=false").status == 0
+
+
+def test_evaluate_reproduces_the_metrics(command, trained, tmp_path):
+    folder, results = trained
+    evaluated = command(
+        DEBUG, "task=evaluate", f"weights={folder}/checkpoints/last.ckpt", f"output={tmp_path}/e"
+    ).results
+    for name in ("fid", "inception_score", "class_accuracy", "copies"):
+        assert evaluated[name] == results[name]
+    assert evaluated["kind"] == "EMA"
+    assert json.loads((tmp_path / "e" / "results.json").read_text()) == evaluated
+    fewer = command(DEBUG, "task=evaluate", f"weights={folder}/checkpoints/last.ckpt", f"output={tmp_path}/f", "seed=3")
+    assert fewer.results["fid"] != results["fid"]
+
+
+def test_sample_makes_the_pictures(command, trained, tmp_path):
+    folder, _ = trained
+    options = [DEBUG, "task=sample", f"weights={folder}/checkpoints/last.ckpt", "images_per_class=3"]
+    results = command(*options, f"output={tmp_path}/s", "classes=[3,7]").results
+    files = sorted(Path(results["images"]).glob("*.png"))
+    assert len(files) == 6
+    images = [np.asarray(Image.open(file)) for file in files]
+    assert all(image.shape[:2] == (8, 8) for image in images)
+    assert len({image.tobytes() for image in images}) == 6
+    command(*options, f"output={tmp_path}/t", "classes=[7]")
+    alone = sorted((tmp_path / "t" / "images").glob("*.png"))
+    assert [np.asarray(Image.open(file)).tobytes() for file in alone] == [image.tobytes() for image in images[3:]]
+    for picture in ("grid", "reveal"):
+        assert np.asarray(Image.open(results[picture])).std() > 10
+
+
+def test_official_and_safetensors_weights(command, trained, tmp_path):
+    from safetensors.torch import save_file
+
+    folder, results = trained
+    state, _ = select_state(read_file(folder / "checkpoints" / "last.ckpt"))
+    official = {f"module.{name}": tensor.contiguous() for name, tensor in to_official(state).items()}
+    torch.save(official, tmp_path / "nnet_ema.pth")
+    save_file(official, tmp_path / "nnet_ema.safetensors")
+    for file in ("nnet_ema.pth", "nnet_ema.safetensors"):
+        evaluated = command(DEBUG, "task=evaluate", f"weights={tmp_path}/{file}", f"output={tmp_path}/e").results
+        assert (evaluated["fid"], evaluated["kind"]) == (results["fid"], "official")
+
+
+def test_a_folder_with_another_run_is_left_alone(command, trained):
+    folder, _ = trained
+    before = weights(folder)
+    refused = command(DEBUG, f"output={folder}", "seed=5", "trainer.max_steps=8")
+    assert refused.status == 1
+    assert "holds a run with other settings of seed" in refused.err
+    assert same(before, weights(folder))
+    fresh = command(DEBUG, f"output={folder}", "seed=5", "resume=false")
+    assert fresh.status == 0
+    assert fresh.results["checkpoint"] == f"{folder}-2/checkpoints/last.ckpt"
+    assert same(before, weights(folder))
+
+
+class Evil:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (Path.write_text, (Path("hacked"), "yes"))
+
+
+def test_weights_that_can_not_be_used(command, trained, tmp_path):
+    folder, _ = trained
+    whole = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    (tmp_path / "half.safetensors").write_bytes(b"12345")
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"x": Evil()}))
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    sentences = {
+        "none.ckpt": "there is no such file",
+        "half.ckpt": "truncated or no checkpoint",
+        "text.ckpt": "broken or no checkpoint",
+        "empty.ckpt": "truncated or no checkpoint",
+        "half.safetensors": "truncated or no checkpoint",
+        "evil.pth": "refused",
+        "list.pth": "expected a dictionary of weights, found list",
+        "other.pth": "not those of an ENAT network",
+    }
+    for task in ("evaluate", "sample"):
+        for file, sentence in sentences.items():
+            outcome = command(DEBUG, f"task={task}", f"weights={tmp_path}/{file}", f"output={tmp_path}/e")
+            assert (outcome.status, len(outcome.err.strip().splitlines())) == (1, 1), outcome.err
+            assert sentence in outcome.err
+            assert str(tmp_path / file) in outcome.err or file == "other.pth"
+    assert not Path("hacked").exists()
+    wrong = command("task=sample", f"weights={folder}/checkpoints/last.ckpt", f"output={tmp_path}/e")
+    assert wrong.status == 1
+    assert "width 32 instead of" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["module.net.widht=3"], 2, "module.net.widht: there is no such option; did you mean module.net.width"),
+        (["module.net.width=abc"], 1, "module.net.width=abc: expected an integer."),
+        (["seed=abc"], 1, "seed=abc: expected an integer."),
+        (["module.net.width=33"], 1, "width=33: expected a multiple of num_heads=4."),
+        (["sampler.num_steps=0"], 1, "sampler: num_steps=0: expected at least 1."),
+        (["experiment=digit"], 2, "Could not find 'experiment/digit'"),
+        (["task=fly"], 2, "Could not find 'task/fly'"),
+        (["nonsense"], 2, "nonsense"),
+        (["task=evaluate"], 1, "weights=null: expected weights=FILE"),
+        (["task=sample", "classes=[3,10]"], 1, "classes=[3, 10]: expected class ids from 0 to 9."),
+        (["task=sample", "classes=[-1]"], 1, "classes=[-1]: expected class ids from 0 to 9."),
+        (["task=sample", "classes=cat"], 1, "classes=cat: expected a list"),
+        (["data.batch_size=0"], 1, "data.batch_size=0: expected a multiple"),
+        (["task=verify", "golden=nowhere"], 1, "golden=nowhere: expected a folder with a readable golden.json."),
+    ],
+)
+def test_bad_input_is_one_sentence(command, tmp_path, arguments, status, sentence):
+    outcome = (
+        command(DEBUG, f"output={tmp_path}/x", *arguments) if "experiment" not in arguments[0] else command(*arguments)
+    )
+    assert outcome.status == status
+    assert outcome.err.strip().splitlines()[-1].startswith("Error: ")
+    assert sentence in outcome.err
+    assert "Traceback" not in outcome.err + outcome.out
+
+
+def test_debug_shows_the_traceback(command, tmp_path):
+    with pytest.raises(Exception, match="width=33"):
+        command(DEBUG, f"output={tmp_path}/x", "module.net.width=33", "debug=true")
