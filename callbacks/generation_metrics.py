@@ -13,10 +13,11 @@ class GenerationMetrics(L.Callback):
     Args:
         evaluation: the engine that `task=evaluate` uses too.
         sampler: makes the token ids; the data module's tokenizer makes images of them.
+        num_images: how many; FIDs of different numbers of images are not comparable.
     """
 
-    def __init__(self, evaluation: Evaluation, sampler: Sampler):
-        self.evaluation, self.sampler = evaluation, sampler
+    def __init__(self, evaluation: Evaluation, sampler: Sampler, num_images: int):
+        self.evaluation, self.sampler, self.num_images = evaluation, sampler, num_images
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MaskedTokenModule)
@@ -25,7 +26,9 @@ class GenerationMetrics(L.Callback):
                 pl_module.averaged_net,
                 self.sampler,
                 trainer.datamodule.tokenizer,  # type: ignore[attr-defined]
+                self.num_images,
                 trainer.global_rank,
                 trainer.world_size,
             )
-        pl_module.log_dict({f"val/{name}": value for name, value in scores.items()}, rank_zero_only=False)
+        logged = {f"val/{name}": value for name, value in scores.items() if name != "num_images"}
+        pl_module.log_dict(logged, sync_dist=True)  # the same on all ranks already

@@ -30,10 +30,10 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     images = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     height, width, gap = images.shape[2], images.shape[3], 4
     picture = make_grid(images, nrow=columns, padding=gap, pad_value=1.0).permute(1, 2, 0)
-    dpi, margin = 100, 40
-    size = (picture.shape[1] + margin, picture.shape[0] + margin)
+    dpi, left, top = 100, 40, 30 if column_names else 0
+    size = (picture.shape[1] + left, picture.shape[0] + top)
     figure = Figure(figsize=(size[0] / dpi, size[1] / dpi), dpi=dpi)
-    axes = figure.add_axes((margin / size[0], 0, picture.shape[1] / size[0], picture.shape[0] / size[1]))
+    axes = figure.add_axes((left / size[0], 0, picture.shape[1] / size[0], picture.shape[0] / size[1]))
     axes.imshow(picture.numpy(), interpolation="nearest")
     axes.set_xticks([gap + width / 2 + i * (width + gap) for i in range(len(column_names))], column_names)
     axes.set_yticks([gap + height / 2 + i * (height + gap) for i in range(len(row_names))], row_names)
@@ -68,7 +68,7 @@ def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, class_i
     colour = images.new_tensor(MASKED_COLOUR).view(3, 1, 1)
     frames = torch.where(covered.unsqueeze(2), colour, images.unsqueeze(1))  # (n, T+1, 3, h, w)
     counts = is_masked[0].flatten(1).sum(1).tolist()
-    names = [f"{count} masked" for count in counts[:-1]] + ["done"]
+    names = [f"{count} left" for count in counts[:-1]] + ["done"]
     return _save(frames.flatten(0, 1), len(names), [str(c) for c in class_ids], names, path)
 
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +34,7 @@ def _run_folder(folder: str, resume: bool) -> str:
     return free
 
 
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
 OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
 
 
@@ -51,9 +54,10 @@ def run_task(config: DictConfig) -> None:
         # A read-only view, which `instantiate` passes on as it is.
         extra["settings"] = MappingProxyType(_plain(config))
     results = instantiate(config.task, **extra)
-    (output / "results.json").write_text(json.dumps(results, indent=1))
-    print(f"Results: {output / 'results.json'}")
-    print(json.dumps(results))
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        (output / "results.json").write_text(json.dumps(results, indent=1))
+        print(f"Results: {output / 'results.json'}")
+        print(json.dumps(results))
     if not results.get("passed", True):
         raise SystemExit(1)
 

@@ -15,22 +15,35 @@ from enat.tokenizer import Tokenizer
 from experiments.weights import load_weights
 
 
-def score(net: ENAT, sampler: Sampler, tokenizer: Tokenizer, evaluation: Evaluation, title: str) -> dict[str, float]:
-    """Scores a network with a progress bar."""
+def score(
+    net: ENAT,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    evaluation: Evaluation,
+    title: str,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, float]:
+    """Scores a network with a progress bar; all ranks have to call it."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=rank > 0) as progress:
         bar = progress.add_task(title, total=evaluation.num_images)
         return evaluation.score_network(
-            net.eval(), sampler, tokenizer, on_images=lambda count: progress.advance(bar, count)
+            net.eval(),
+            sampler,
+            tokenizer,
+            rank=rank,
+            world_size=world_size,
+            on_images=lambda count: progress.advance(bar, count * world_size),
         )
 
 
 def print_scores(rows: dict[str, dict[str, float]]) -> None:
     """Prints a table with a row per name and a column per score."""
     columns = list(next(iter(rows.values())))
-    table = Table("", *[name.replace("_", " ") for name in columns])
+    table = Table("", *[name.removeprefix("num_").replace("_", " ") for name in columns])
     for name, scores in rows.items():
-        table.add_row(name, *[f"{scores[column]:.4g}" for column in columns])
+        table.add_row(name, *[f"{scores[column]:,.4g}" for column in columns])
     Console().print(table)
 
 
@@ -43,4 +56,4 @@ def evaluate(
     with torch.inference_mode():
         scores = score(net, sampler, tokenizer, evaluation, "generating")
     print_scores({f"{source['kind']} weights": scores})
-    return {**scores, "num_images": evaluation.num_images, **source}
+    return {**scores, **source}

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
 from enat.errors import InputError
@@ -70,7 +72,8 @@ def train(
     """
     folder = Path(output)
     checkpoint = resume_point(folder, settings) if resume else None
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
     untrained = deepcopy(module.net)
     fitter = trainer(
         callbacks=[callback for callback in callbacks.values() if callback is not None],
@@ -78,24 +81,42 @@ def train(
     )
     for log in fitter.loggers:
         log.log_hyperparams(dict(settings))
-    fitter.fit(module, datamodule=data, ckpt_path=checkpoint)
+    if checkpoint is not None:
+        rank_zero_only(print)(f"Going on from {checkpoint}; resume=false starts anew.")
+    fitter.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     last = folder / "checkpoints" / "last.ckpt"
     fitter.save_checkpoint(last)
-    if not fitter.is_global_zero:
-        return {}
-
+    scorer = partial(
+        score,
+        sampler=sampler,
+        tokenizer=tokenizer,
+        evaluation=evaluation,
+        rank=fitter.global_rank,
+        world_size=fitter.world_size,
+    )
     device = module.averaged_net.head_bias.device
-    rows = {"this network": score(module.averaged_net, sampler, tokenizer, evaluation, "scoring")}
-    rows["untrained network"] = score(untrained.to(device), sampler, tokenizer, evaluation, "scoring an untrained one")
+    rows = {
+        "this network": scorer(module.averaged_net, title="scoring"),
+        "untrained network": scorer(untrained.to(device), title="scoring an untrained one"),
+    }
     if held_out is not None:
-        real = TensorDataset(held_out["images"].to(device), held_out["class_ids"].to(device))
-        rows["real, held out"] = evaluation.score_images(DataLoader(real, batch_size=evaluation.block_size), device)
-    print_scores(rows)
+        images, class_ids = (
+            held_out[name][fitter.global_rank :: fitter.world_size] for name in ("images", "class_ids")
+        )
+        real = DataLoader(TensorDataset(images.to(device), class_ids.to(device)), batch_size=evaluation.block_size)
+        rows["real, held out"] = evaluation.score_images(real, device, fitter.global_rank, fitter.world_size)
     pictures = sorted(str(path) for path in folder.glob("samples/*.png"))[-2:]
+    if fitter.is_global_zero:
+        print_scores(rows)
+        print(f"Checkpoint: {last}\nPictures: {', '.join(pictures)}")
+    for log in fitter.loggers:
+        log.log_metrics({f"final/{name}": value for name, value in rows["this network"].items()}, fitter.global_step)
+        log.finalize("success")
+        if isinstance(log, WandbLogger):
+            log.experiment.finish()
     return {
-        **rows["this network"],
-        "num_images": evaluation.num_images,
-        "yardsticks": {name: scores for name, scores in rows.items() if name != "this network"},
+        **rows.pop("this network"),
+        "yardsticks": rows,
         "steps": fitter.global_step,
         "checkpoint": str(last),
         "pictures": pictures,

@@ -29,11 +29,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
-            raise InputError(
-                f"weights={path}: refused, since the file wants to run code or holds other objects than weights."
-            ) from error
-        raise InputError(f"weights={path}: the file is broken or no checkpoint.") from error
+        raise InputError(
+            f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run."
+        ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
     if not isinstance(content, dict):

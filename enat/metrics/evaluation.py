@@ -59,7 +59,11 @@ class Evaluation:
     def score_images(
         self, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, rank: int = 0, world_size: int = 1
     ) -> dict[str, float]:
-        """Scores batches of images and class ids; each rank brings its own, all ranks get the scores of all."""
+        """Scores batches of images and class ids; each rank brings its own, all ranks get the scores of all.
+
+        Returns:
+            `num_images`, `fid`, `inception_score`, and the further scores by their names.
+        """
         self.features.to(device)
         metrics: list[Metric] = [self.fid, self.inception_score, *self.extra.values()]
         for metric in metrics:
@@ -69,31 +73,40 @@ class Evaluation:
             for images in self.reference[rank::world_size].split(self.block_size):
                 self.fid.update(self.features(images.to(device))[0], real=True)
             self.has_reference = True
+        count = torch.zeros((), dtype=torch.long, device=device)
         for images, class_ids in batches:
             features, logits = self.features(images)
             self.fid.update(features, real=False)
             self.inception_score.update(logits)
+            count += len(images)
             for metric in self.extra.values():
                 metric.update(images, class_ids)
+        if world_size > 1:
+            torch.distributed.all_reduce(count)
         scores = {"fid": self.fid, "inception_score": self.inception_score, **self.extra}
-        return {name: float(metric.compute()) for name, metric in scores.items()}
+        return {"num_images": int(count)} | {name: float(metric.compute()) for name, metric in scores.items()}
 
     def score_network(
         self,
         net: ENAT,
         sampler: Sampler,
         tokenizer: Tokenizer,
+        num_images: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         on_images: Callable[[int], None] = lambda count: None,
     ) -> dict[str, float]:
-        """Scores `num_images` images that a network in evaluation mode generates, its blocks shared by the ranks.
+        """Scores images that a network in evaluation mode generates, block by block, shared by the ranks.
 
-        `on_images` hears of every block done, by its number of images.
+        Args:
+            net, sampler, tokenizer: make the images.
+            num_images: None for as many as the constructor was told.
+            rank, world_size: which of how many; all of them have to call.
+            on_images: hears of every block done on this rank, by its number of images.
         """
         device = net.head_bias.device
         tokenizer.to(device)
-        class_ids = torch.arange(self.num_images, device=device) % net.num_classes
+        class_ids = torch.arange(num_images or self.num_images, device=device) % net.num_classes
 
         def batches() -> Iterable[tuple[Tensor, Tensor]]:
             for block, token_ids in generate(net, sampler, class_ids, self.seed, self.block_size, rank, world_size):

@@ -1,5 +1,6 @@
 """Scores that torchmetrics lacks, or needs care with. Shapes: `B` images, `D` features, `C` classes."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,8 @@ class LogitInceptionScore(InceptionScore):
     """
 
     def __init__(self, splits: int = 10, seed: int = 0):
-        super().__init__(feature=nn.Identity(), splits=splits)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # on the memory that the logits take
+            super().__init__(feature=nn.Identity(), splits=splits)
         self.seed = seed
 
     def update(self, logits: Tensor) -> None:

@@ -5,7 +5,7 @@ import csv
 
 def test_csv(command, tmp_path):
     results = command("experiment=debug", f"output={tmp_path}").results
-    with (tmp_path / "metrics.csv").open() as file:
+    with (tmp_path / "metrics" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     values = {name: [float(row[name]) for row in rows if row.get(name)] for name in rows[0]}
     assert len(values["train/loss"]) == 4

@@ -181,15 +181,17 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     (tmp_path / "empty.ckpt").write_bytes(b"")
     (tmp_path / "half.safetensors").write_bytes(b"12345")
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"x": Evil()}))
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"x": Evil()}, protocol=2))
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     sentences = {
         "none.ckpt": "there is no such file",
         "half.ckpt": "truncated or no checkpoint",
-        "text.ckpt": "broken or no checkpoint",
+        "text.ckpt": "refused, since it is no checkpoint",
         "empty.ckpt": "truncated or no checkpoint",
         "half.safetensors": "truncated or no checkpoint",
+        "evil.pkl": "refused",
         "evil.pth": "refused",
         "list.pth": "expected a dictionary of weights, found list",
         "other.pth": "not those of an ENAT network",
