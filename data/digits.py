@@ -5,7 +5,6 @@ Each pixel is a token, so that the tokenizer is exact. Shapes: `B` images, `L = 
 
 from functools import lru_cache
 
-import lightning as L
 import numpy as np
 import torch
 from einops import rearrange
@@ -14,12 +13,11 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, default_convert
 
-from data.stream import StreamPositions, TokenStream, per_device_batch
+from data.module import TokenDataModule
+from data.stream import OnePack
 from enat.tokenizer import Tokenizer
 
-NUM_CLASSES = 10
 NUM_HELD_OUT = 500  # of 1,797 images
 
 
@@ -107,38 +105,11 @@ def classify_digits(images: Tensor) -> Tensor:
     return torch.from_numpy(predicted).to(images.device)
 
 
-class DigitsDataModule(L.LightningDataModule):
-    """Token ids and labels of the digits.
+class DigitsDataModule(TokenDataModule):
+    """Token ids and labels of the digits; arguments as of `data.module.TokenDataModule`."""
 
-    Args:
-        tokenizer: turns images into token ids.
-        batch_size: the global batch, over all devices and accumulated batches.
-        seed: of the order and the class dropout.
-        class_dropout: share of classes replaced by the null class (SPEC 4).
-    """
+    num_classes = 10
 
-    def __init__(self, tokenizer: Tokenizer, batch_size: int, seed: int = 0, class_dropout: float = 0.15):
-        super().__init__()
-        self.tokenizer, self.batch_size, self.seed, self.class_dropout = tokenizer, batch_size, seed, class_dropout
-
-    def _tokens(self, split: str) -> tuple[Tensor, Tensor]:
-        return self.tokenizer.encode(digit_images(split)), digit_labels(split)
-
-    def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        accumulate = trainer.accumulate_grad_batches
-        positions = StreamPositions(
-            per_device_batch(self.batch_size, trainer.world_size, accumulate),
-            trainer.global_rank,
-            trainer.world_size,
-            first_batch=trainer.global_step * accumulate,
-        )
-        stream = TokenStream(*self._tokens("train"), NUM_CLASSES, self.class_dropout, self.seed)
-        return DataLoader(stream, batch_sampler=positions, collate_fn=default_convert)
-
-    def val_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        token_ids, labels = (x[trainer.global_rank :: trainer.world_size] for x in self._tokens("held_out"))
-        return DataLoader(TensorDataset(token_ids, labels), batch_size=128)
+    def packs(self, split: str) -> OnePack:
+        token_ids = self.tokenizer.encode(digit_images(split))
+        return OnePack(token_ids.unsqueeze(1).numpy().astype(np.uint8), digit_labels(split).numpy())

@@ -12,7 +12,7 @@ from enat.metrics.evaluation import Evaluation
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
-from experiments.weights import load_weights
+from enat.weights import load_weights
 
 
 def score(

@@ -11,7 +11,7 @@ from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
-from experiments.weights import load_weights
+from enat.weights import load_weights
 
 
 def sample(

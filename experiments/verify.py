@@ -8,19 +8,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data.images import center_crop
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.masking import cosine, falling, num_masked, rising
 from enat.net import ENAT
 from enat.official import from_official, to_official
 from enat.sampler import Sampler
+from enat.vqgan import VQGAN
+from enat.weights import load_exactly
 
 Tensors = dict[str, Tensor]
 
@@ -186,6 +191,37 @@ def verify_generation(golden: Golden) -> Iterator[Row]:
         yield Row(f"{num_steps} steps, different tokens of the result", different, 0)
 
 
+@torch.no_grad()
+def verify_tokenizer(golden: Golden) -> Iterator[Row]:
+    """The VQGAN's latents, indices and decoded images."""
+    sizes, io = golden.config["vqgan"], golden.load("vqgan_io")
+    vqgan = VQGAN(
+        codebook_size=sizes["n_embed"],
+        code_width=sizes["embed_dim"],
+        channels=sizes["ch"],
+        multipliers=sizes["ch_mult"],
+        num_blocks=sizes["num_res_blocks"],
+        resolution=sizes["resolution"],
+    )
+    load_exactly(vqgan, golden.load("vqgan"), golden.folder / "vqgan.safetensors")
+    latents = vqgan.latents(io["images"])
+    yield Row("vqgan latents", worst(latents, io["latents"].flatten(2).mT), 1e-4)
+    yield Row(
+        "vqgan, different indices", int((vqgan.quantize(latents) != io["indices"].view(len(latents), -1)).sum()), 0
+    )
+    decoded = vqgan.pixels(vqgan.quantize.embedding(io["codes"].flatten(1)))
+    yield Row("vqgan decoded images", worst(decoded, io["decoded"]), 1e-4)
+
+
+def verify_crops(golden: Golden) -> Iterator[Row]:
+    """The ADM crop, byte by byte."""
+    crops = golden.load("center_crop")
+    for number, (width, height, side) in enumerate(golden.config["crops"]):
+        cropped = center_crop(Image.fromarray(crops[f"{number}.image"].numpy()), side)
+        different = worst(torch.tensor(np.asarray(cropped)), crops[f"{number}.cropped"])
+        yield Row(f"crop of {width}x{height} to {side}, grey levels", different, 0)
+
+
 def verify_mask_counts(golden: Golden) -> Iterator[Row]:
     """The number of masked tokens for given mask ratios."""
     table = golden.description["mask_counts"]
@@ -199,6 +235,8 @@ PARTS: list[Callable[[Golden], Iterator[Row]]] = [
     verify_forward,
     verify_training,
     verify_generation,
+    verify_tokenizer,
+    verify_crops,
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from enat.official import to_official
-from experiments.weights import read_file, select_state
+from enat.weights import read_file, select_state
 
 DEBUG = "experiment=debug"
 

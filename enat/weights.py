@@ -1,14 +1,15 @@
-"""Reads weights from a file: a checkpoint of ours, an official one, or safetensors."""
+"""Reads weights from a file, without running any of it: a checkpoint of ours, an official one, or safetensors."""
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from enat.errors import InputError
 from enat.net import ENAT
@@ -50,6 +51,22 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     return {name.removeprefix("net."): tensor for name, tensor in state.items()}, "raw"
 
 
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Loads a state dict that must have the module's names and shapes, no more and no less.
+
+    Raises:
+        InputError: naming the first weight that differs.
+    """
+    own = module.state_dict()
+    for name in [*own, *state]:
+        if name not in state or name not in own:
+            raise InputError(f"{path}: weight {name} is {'missing' if name in own else 'unknown'}.")
+        if own[name].shape != state[name].shape:
+            shapes = f"{list(state[name].shape)} instead of {list(own[name].shape)}"
+            raise InputError(f"{path}: weight {name} has shape {shapes}.")
+    module.load_state_dict(state)
+
+
 def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
     """Loads a file's weights into a network of the same size, and puts it in evaluation mode.
 
@@ -71,9 +88,6 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         raise InputError(
             f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with."
         )
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"weights={path}: the checkpoint has other weights than the network: {error}.") from error
+    load_exactly(net, state, path)
     net.eval()
     return {"weights": str(path), "kind": kind, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}

@@ -1,0 +1,203 @@
+"""The frozen tokenizer of ENAT: the VQGAN of MAGE (SPEC 6), under the names of its checkpoint.
+
+Shapes: `B` images, `h, w` sides of the token grid, `L = h*w` tokens, `K` codebook size, `E` width of a code.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from enat.errors import InputError
+from enat.tokenizer import Tokenizer
+from enat.weights import load_exactly, read_file
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def _conv3(channels_in: int, channels_out: int, bias: bool) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, conv, twice; where the width changes, the shortcut is a projection of the inner result."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.norm1, self.conv1 = _norm(channels_in), _conv3(channels_in, channels_out, bias=False)
+        self.norm2, self.conv2 = _norm(channels_out), _conv3(channels_out, channels_out, bias=False)
+        self.nin_shortcut = None
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_out, channels_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the lowest resolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1, self.block_2 = ResidualBlock(channels, channels), ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.block_1(x))
+
+
+class Upsample(nn.Module):
+    """Nearest 2x, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = _conv3(channels, channels, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, and, in the decoder, the way up from it."""
+
+    def __init__(self, channels_in: int, channels_out: int, num_blocks: int, upsample: bool):
+        super().__init__()
+        widths = [channels_in] + [channels_out] * num_blocks
+        self.block = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(widths)))
+        self.upsample = Upsample(channels_out) if upsample else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(self.block(x))
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) -> latents (B, E, h, w)."""
+
+    def __init__(self, channels: list[int], num_blocks: int, code_width: int):
+        super().__init__()
+        self.conv_in = _conv3(3, channels[0], bias=False)
+        self.down = nn.ModuleList(
+            Level(before, after, num_blocks, upsample=False)
+            for before, after in zip([channels[0], *channels], channels, strict=False)
+        )
+        self.mid = Middle(channels[-1])
+        self.norm_out, self.conv_out = _norm(channels[-1]), nn.Conv2d(channels[-1], code_width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for number, level in enumerate(self.down):
+            x = level(F.avg_pool2d(x, 2) if number else x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Codes (B, E, h, w) -> images (B, 3, H, W), not clamped. `up` is indexed by resolution, the highest first."""
+
+    def __init__(self, channels: list[int], num_blocks: int, code_width: int):
+        super().__init__()
+        self.conv_in = _conv3(code_width, channels[-1], bias=True)
+        self.mid = Middle(channels[-1])
+        self.up = nn.ModuleList(
+            Level(before, after, num_blocks, upsample=number > 0)
+            for number, (before, after) in enumerate(zip([*channels[1:], channels[-1]], channels, strict=True))
+        )
+        self.norm_out, self.conv_out = _norm(channels[0]), _conv3(channels[0], 3, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Codebook(nn.Module):
+    """Nearest neighbour among `K` entries of width `E`, by squared Euclidean distance."""
+
+    def __init__(self, codebook_size: int, code_width: int):
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, code_width)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (..., E) -> ids (...), int64. The distances are in float32 whatever the precision."""
+        entries, latents = self.embedding.weight.float(), latents.float()
+        with torch.autocast(latents.device.type, enabled=False):
+            # |z - e|^2 less |z|^2, which all entries share
+            return (entries.square().sum(1) - 2 * latents @ entries.T).argmin(dim=-1)
+
+
+class VQGAN(Tokenizer):
+    """Images with sides that are multiples of the stride, to tokens and back.
+
+    Args:
+        codebook_size: `K`.
+        code_width: `E`.
+        channels: width of the convolutions at the highest resolution.
+        multipliers: of that width, from the highest resolution down; each but the first halves the sides.
+        num_blocks: residual blocks at each resolution.
+        resolution: side of the images.
+        batch_size: images that pass at a time, so that memory is bounded.
+        weights: a checkpoint such as `vqgan_jax_strongaug.ckpt`; None leaves random weights, the same each time.
+
+    Raises:
+        InputError: for sizes that do not fit together, or a checkpoint with other weights.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 1024,
+        code_width: int = 256,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_blocks: int = 2,
+        resolution: int = 256,
+        batch_size: int = 32,
+        weights: str | None = None,
+    ):
+        super().__init__()
+        widths = [channels * multiplier for multiplier in multipliers]
+        self.stride = 2 ** (len(widths) - 1)
+        if any(width % 32 for width in widths):
+            raise InputError(f"channels={channels}: expected a multiple of 32, the groups of the norms.")
+        if resolution % self.stride:
+            raise InputError(f"resolution={resolution}: expected a multiple of the stride {self.stride}.")
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: expected at least 1.")
+        self.codebook_size, self.resolution, self.batch_size = codebook_size, resolution, batch_size
+        self.grid = (resolution // self.stride, resolution // self.stride)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.encoder = Encoder(widths, num_blocks, code_width)
+            self.decoder = Decoder(widths, num_blocks, code_width)
+            self.quantize = Codebook(codebook_size, code_width)
+        if weights is not None:
+            content = read_file(weights)
+            load_exactly(self, content.get("state_dict", content), weights)
+        self.eval().requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.cat([self.quantize(self.latents(part)) for part in images.split(self.batch_size)])
+
+    @torch.no_grad()
+    def decode(self, token_ids: Tensor) -> Tensor:
+        parts = token_ids.split(self.batch_size)
+        return torch.cat([self.pixels(self.quantize.embedding(part)).clamp(0, 1) for part in parts])
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> latents before quantisation, (B, L, E)."""
+        latents = self.encoder(images.to(memory_format=torch.channels_last))
+        return rearrange(latents, "b e h w -> b (h w) e")
+
+    def pixels(self, codes: Tensor) -> Tensor:
+        """Codes (B, L, E) of a square grid -> images (B, 3, H, W), not clamped."""
+        codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
+        return self.decoder(codes.contiguous(memory_format=torch.channels_last))
