@@ -52,7 +52,7 @@ class PixelTokenizer(Tokenizer):
 
     def __init__(self, num_levels: int, grid: list[int]):
         super().__init__()
-        self.codebook_size, self.grid = num_levels, (grid[0], grid[1])
+        self.codebook_size, self.grid, self.resolution = num_levels, (grid[0], grid[1]), grid[0]
 
     def encode(self, images: Tensor) -> Tensor:
         return rearrange((images * (self.codebook_size - 1)).round().long(), "b 1 h w -> b (h w)")

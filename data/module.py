@@ -1,13 +1,18 @@
 """The LightningDataModule of token ids, whatever they come from."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
+from data.fetch import fetch, local_folder
+from data.shards import Manifest, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
+from enat.errors import InputError
 from enat.tokenizer import Tokenizer
 
 
@@ -46,10 +51,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         self.tokenizer, self.batch_size, self.seed = tokenizer, batch_size, seed
         self.class_dropout, self.num_workers = class_dropout, num_workers
 
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """Classes of the data; the id of the null class."""
+    num_classes: int  # of the data; the id of the null class
 
     @abstractmethod
     def packs(self, split: str) -> Packs:
@@ -68,7 +70,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         stream = TokenStream(self.packs("train"), self.num_classes, self.class_dropout, self.seed)
         return DataLoader(
             stream,
-            batch_sampler=positions,
+            batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
             collate_fn=default_convert,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -80,3 +82,59 @@ class TokenDataModule(L.LightningDataModule, ABC):
         assert trainer is not None
         held_out = HeldOut(self.packs("held_out"), trainer.global_rank, trainer.world_size)
         return DataLoader(held_out, batch_size=128)
+
+
+class ShardsDataModule(TokenDataModule):
+    """Reads the shards that `task=tokenize` wrote.
+
+    Args:
+        shards: the folder, or its http(s) or other fsspec URL, whose files are then copied to `cache` first.
+        reader: what reads a split's packs: `data.shards.ShardPacks` one at a time, or `data.shards.map_packs` all
+            as memory that the processes of a machine share.
+        cache: folder for copies of remote shards.
+        options: of `TokenDataModule`.
+
+    Raises:
+        InputError: for shards that are missing, altered, or made by another tokenizer.
+    """
+
+    def __init__(
+        self,
+        shards: str | None,
+        reader: Callable[[Path, Manifest, str], Packs],
+        tokenizer: Tokenizer,
+        batch_size: int,
+        seed: int = 0,
+        class_dropout: float = 0.15,
+        num_workers: int = 0,
+        cache: str = "assets/shards",
+    ):
+        super().__init__(tokenizer, batch_size, seed, class_dropout, num_workers)
+        self.shards, self.reader, self.cache = shards, reader, Path(cache)
+
+    def prepare_data(self) -> None:
+        """Once on each machine: fetches what is remote, and checks every shard."""
+        if self.shards is None:
+            raise InputError("data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
+        folder = fetch(self.shards, self.cache)
+        check_shards(folder, Manifest.load(folder))
+
+    def setup(self, stage: str) -> None:
+        assert self.shards is not None
+        self.folder = local_folder(self.shards, self.cache)
+        self.manifest = Manifest.load(self.folder)
+        self.num_classes = len(self.manifest.class_names)
+        if self.manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
+            raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
+        net = self.trainer.lightning_module.net if self.trainer is not None else None
+        sizes = {
+            "num_classes": self.num_classes,
+            "codebook_size": self.manifest.codebook_size,
+            "num_tokens": self.manifest.num_tokens,
+        }
+        for name, size in sizes.items():
+            if net is not None and getattr(net, name) != size:
+                raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
+
+    def packs(self, split: str) -> Packs:
+        return self.reader(self.folder, self.manifest, split)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data.stream import OnePack
 from enat.errors import InputError
 
 os.environ["WDS_SECURE"] = "1"  # before the import: no shell commands in URLs
@@ -165,6 +166,8 @@ class ShardPacks:
     """The packs of a split, read from the shards one at a time; a `data.stream.Packs`."""
 
     def __init__(self, folder: Path, manifest: Manifest, split: str):
+        if not manifest.splits.get(split):
+            raise InputError(f"{folder}: there are no {split} shards.")
         self.folder = folder
         shards = manifest.splits.get(split, [])
         self.places: list[tuple[str, Mapping[str, tuple[int, int]]]] = []  # shard, offset and size by array
@@ -203,3 +206,33 @@ class ShardPacks:
                 file.seek(offset)
                 loaded.append(np.load(io.BytesIO(file.read(size)), allow_pickle=False))
         return loaded[0], loaded[1]
+
+
+def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
+    """The packs of a split as one array in memory that all processes of a machine share.
+
+    The first call unpacks them to `mapped/` beside the shards; the operating system keeps in memory what is used.
+    """
+    shards = manifest.splits.get(split, [])
+    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
+    paths = [folder / "mapped" / f"{split}-{digest}-{array}.npy" for array in ("tokens", "classes")]
+    if not all(path.exists() for path in paths):
+        packs = ShardPacks(folder, manifest, split)
+        total = int(packs.sizes.sum())
+        shapes = [(total, len(manifest.views), manifest.num_tokens), (total,)]
+        dtypes = [token_dtype(manifest.codebook_size), np.int32]
+        paths[0].parent.mkdir(exist_ok=True)
+        temporary = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in paths]
+        arrays = [
+            np.lib.format.open_memmap(path, "w+", dtype, shape)
+            for path, dtype, shape in zip(temporary, dtypes, shapes, strict=True)
+        ]
+        start = 0
+        for pack, size in enumerate(packs.sizes):
+            for array, part in zip(arrays, packs.read(pack), strict=True):
+                array[start : start + size] = part
+            start += size
+        for array, partial, path in zip(arrays, temporary, paths, strict=True):
+            array.flush()
+            partial.replace(path)
+    return OnePack(*(np.load(path, mmap_mode="r") for path in paths))

@@ -1,5 +1,6 @@
 """What a tokenizer is: a frozen map between images and token ids. Shapes: `B` images, `L = h*w` tokens."""
 
+import hashlib
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
@@ -10,10 +11,12 @@ class Tokenizer(nn.Module, ABC):
 
     Attributes:
         codebook_size: token ids are below it.
+        resolution: side of the images, in pixels.
         grid: height and width of the token grid.
     """
 
     codebook_size: int
+    resolution: int
     grid: tuple[int, int]
 
     @abstractmethod
@@ -23,3 +26,11 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, token_ids: Tensor) -> Tensor:
         """Token ids (B, L) -> images (B, channels, H, W) in [0, 1]."""
+
+    def fingerprint(self) -> str:
+        """The sha256 of the kind, sizes and weights: token ids mean the same only under the same one."""
+        digest = hashlib.sha256(f"{type(self).__name__} {self.codebook_size} {self.resolution}".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +12,7 @@ from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 from enat.weights import load_weights
+from experiments.device import device_for
 
 
 def score(
@@ -52,7 +52,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a checkpoint's images; returns the scores and where the weights come from."""
     source = load_weights(net, weights)
-    net.to(L.Fabric(accelerator=accelerator, devices=1).device)
+    net.to(device_for(accelerator))
     with torch.inference_mode():
         scores = score(net, sampler, tokenizer, evaluation, "generating")
     print_scores({f"{source['kind']} weights": scores})

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from torchvision.utils import save_image
 
 from callbacks.sample_grid import sample_classes, save_pictures
@@ -12,6 +11,7 @@ from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 from enat.weights import load_weights
+from experiments.device import device_for
 
 
 def sample(
@@ -43,7 +43,7 @@ def sample(
     if images_per_class < 1:
         raise InputError(f"images_per_class={images_per_class}: expected at least 1.")
     source = load_weights(net, weights)
-    net.to(L.Fabric(accelerator=accelerator, devices=1).device)
+    net.to(device_for(accelerator))
     images, steps = sample_classes(net, sampler, tokenizer, classes, images_per_class, seed)
     folder = Path(output)
     files = folder / "images"

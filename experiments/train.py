@@ -42,6 +42,15 @@ def resume_point(output: Path, config: Mapping[str, Any]) -> Path | None:
     return checkpoint
 
 
+def score_real(
+    held_out: Mapping[str, torch.Tensor], evaluation: Evaluation, device: torch.device, rank: int, world_size: int
+) -> dict[str, float]:
+    """Scores real images and their classes, shared by the ranks, like generated ones."""
+    images, class_ids = (held_out[name][rank::world_size].to(device) for name in ("images", "class_ids"))
+    batches = DataLoader(TensorDataset(images, class_ids), batch_size=evaluation.block_size)
+    return evaluation.score_images(batches, device, rank, world_size)
+
+
 def train(
     module: MaskedTokenModule,
     data: L.LightningDataModule,
@@ -50,7 +59,7 @@ def train(
     callbacks: Mapping[str, L.Callback | None],
     logger: Mapping[str, Logger | None],
     sampler: Sampler,
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     held_out: Mapping[str, torch.Tensor] | None,
     resume: bool,
     output: str,
@@ -86,36 +95,35 @@ def train(
     fitter.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     last = folder / "checkpoints" / "last.ckpt"
     fitter.save_checkpoint(last)
-    scorer = partial(
-        score,
-        sampler=sampler,
-        tokenizer=tokenizer,
-        evaluation=evaluation,
-        rank=fitter.global_rank,
-        world_size=fitter.world_size,
-    )
-    device = module.averaged_net.head_bias.device
-    rows = {
-        "this network": scorer(module.averaged_net, title="scoring"),
-        "untrained network": scorer(untrained.to(device), title="scoring an untrained one"),
-    }
-    if held_out is not None:
-        images, class_ids = (
-            held_out[name][fitter.global_rank :: fitter.world_size] for name in ("images", "class_ids")
+    rows: dict[str, dict[str, float]] = {}
+    if evaluation is not None:
+        scorer = partial(
+            score,
+            sampler=sampler,
+            tokenizer=tokenizer,
+            evaluation=evaluation,
+            rank=fitter.global_rank,
+            world_size=fitter.world_size,
         )
-        real = DataLoader(TensorDataset(images.to(device), class_ids.to(device)), batch_size=evaluation.block_size)
-        rows["real, held out"] = evaluation.score_images(real, device, fitter.global_rank, fitter.world_size)
+        device = module.averaged_net.head_bias.device
+        rows["this network"] = scorer(module.averaged_net, title="scoring")
+        rows["untrained network"] = scorer(untrained.to(device), title="scoring an untrained one")
+        if held_out is not None:
+            rows["real, held out"] = score_real(held_out, evaluation, device, fitter.global_rank, fitter.world_size)
     pictures = sorted(str(path) for path in folder.glob("samples/*.png"))[-2:]
     if fitter.is_global_zero:
-        print_scores(rows)
+        if rows:
+            print_scores(rows)
         print(f"Checkpoint: {last}\nPictures: {', '.join(pictures)}")
     for log in fitter.loggers:
-        log.log_metrics({f"final/{name}": value for name, value in rows["this network"].items()}, fitter.global_step)
+        log.log_metrics(
+            {f"final/{name}": value for name, value in rows.get("this network", {}).items()}, fitter.global_step
+        )
         log.finalize("success")
         if isinstance(log, WandbLogger):
             log.experiment.finish()
     return {
-        **rows.pop("this network"),
+        **rows.pop("this network", {}),
         "yardsticks": rows,
         "steps": fitter.global_step,
         "checkpoint": str(last),

@@ -1,0 +1,111 @@
+"""task=tokenize: a folder of images, or an official token cache, to shards."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from data.images import ImageList, Views
+from data.shards import Manifest, check_shards
+from data.tokenization import ImageSource, Source, TokenCacheSource, write_shards
+from enat.errors import InputError
+from enat.tokenizer import Tokenizer
+from experiments.device import device_for
+
+
+class Speed(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} images/s")
+
+
+def tokenize(
+    images: str | None,
+    labels: str | None,
+    num_classes: int,
+    tokenizer: Tokenizer,
+    views: Views,
+    held_out: float,
+    shard_size: int,
+    pack_size: int,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    check: bool,
+    output: str,
+    accelerator: str,
+) -> dict[str, Any]:
+    """Writes shards, or, with `check`, looks whether those in `output` are whole.
+
+    Args:
+        images: a folder with a folder of images per class, a flat one with `labels`, or an official `train.npy`.
+        labels: a CSV file with the columns file and class.
+        num_classes: of a `train.npy`.
+        tokenizer: makes the token ids.
+        views: what is made of each image.
+        held_out: share of the samples that is kept from training.
+        shard_size, pack_size: samples of a shard and of a pack.
+        batch_size: images that are encoded at a time.
+        num_workers: processes that read images.
+        seed: of the order.
+        check: verify every shard instead of writing any.
+        output: folder of the shards.
+        accelerator: where the tokenizer runs; under torchrun, each process takes its share of the shards.
+
+    Returns:
+        The numbers of samples by split, of shards and bytes, the tokenizer, and the images that were skipped.
+    """
+    folder = Path(output)
+    if check:
+        manifest: Manifest | None = Manifest.load(folder)
+        assert manifest is not None
+        check_shards(folder, manifest, deep=True)
+        return summary(manifest)
+    if images is None:
+        raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    source: Source
+    if images.endswith(".npy"):
+        source = TokenCacheSource(Path(images), num_classes)
+    else:
+        listed = ImageList.find(Path(images), None if labels is None else Path(labels))
+        source = ImageSource(listed, views, batch_size, num_workers)
+    tokenizer.to(device_for(accelerator))
+    columns = [TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn()]
+    with Progress(*columns, disable=rank > 0) as progress:
+        bar = progress.add_task("", total=source.size)
+        manifest = write_shards(
+            source,
+            tokenizer,
+            folder,
+            held_out,
+            shard_size,
+            pack_size,
+            seed,
+            rank,
+            world_size,
+            on_images=lambda count: progress.advance(bar, count * world_size),
+        )
+    if manifest is None:
+        print(f"Rank {rank} has written its shards; others still write theirs.")
+        return {"unfinished": True}
+    for image in manifest.skipped:
+        print(f"Skipped {image['reason']}")
+    return summary(manifest)
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """What a set holds, in numbers."""
+    shards = [shard for shards in manifest.splits.values() for shard in shards]
+    return {
+        "samples": {split: sum(shard.samples for shard in part) for split, part in manifest.splits.items()},
+        "views": len(manifest.views),
+        "classes": len(manifest.class_names),
+        "shards": len(shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "skipped": manifest.skipped,
+    }
