@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from torchvision.utils import make_grid
 from enat.errors import InputError
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
+from enat.randomness import generator_for
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 
@@ -86,10 +86,9 @@ def sample_classes(
     tokenizer.to(device)
     images, first = [], []
     for class_id in class_ids:
-        class_seed = int(np.random.default_rng([seed, class_id]).integers(2**63))
         steps: list[Tensor] = []
         labels = torch.full((images_per_class,), class_id, device=device)
-        token_ids = sampler(net, labels, torch.Generator(device).manual_seed(class_seed), steps)
+        token_ids = sampler(net, labels, generator_for(device, "class of a grid", seed, class_id), steps)
         images.append(tokenizer.decode(token_ids).float())
         first.append(torch.stack([ids[0] for ids in steps]))  # (T, L)
     return torch.cat(images), list(torch.stack(first, dim=1))
@@ -126,6 +125,13 @@ class SampleGrid(L.Callback):
             )
         self.sampler, self.class_ids, self.images_per_class = sampler, list(class_ids), images_per_class
         self.seed, self.folder = seed, Path(folder)
+        self.pictures: list[Path] = []  # the newest
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, MaskedTokenModule)
+        if not all(0 <= class_id < pl_module.net.num_classes for class_id in self.class_ids):
+            limit = pl_module.net.num_classes - 1
+            raise InputError(f"callbacks.sample_grid.class_ids={self.class_ids}: expected ids from 0 to {limit}.")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -138,7 +144,7 @@ class SampleGrid(L.Callback):
             )
         name = f"step_{trainer.global_step:07d}"
         grid, reveal = self.folder / f"{name}.png", self.folder / f"{name}_reveal.png"
-        pictures = save_pictures(images, steps, net, self.class_ids, grid, reveal)
+        self.pictures = save_pictures(images, steps, net, self.class_ids, grid, reveal)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [str(path) for path in pictures], caption=["samples", "reveal"])
+                logger.log_image("samples", [str(path) for path in self.pictures], caption=["samples", "reveal"])

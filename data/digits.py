@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from data.module import TokenDataModule
 from data.stream import OnePack
+from enat.errors import InputError
 from enat.tokenizer import Tokenizer
 
 NUM_HELD_OUT = 500  # of 1,797 images
@@ -47,14 +48,16 @@ class PixelTokenizer(Tokenizer):
 
     Args:
         num_levels: grey levels, the size of the codebook.
-        grid: height and width of the image, and so of the token grid.
+        resolution: side of the image in pixels, and so of the token grid.
     """
 
-    def __init__(self, num_levels: int, grid: list[int]):
+    def __init__(self, num_levels: int, resolution: int):
         super().__init__()
-        self.codebook_size, self.grid, self.resolution = num_levels, (grid[0], grid[1]), grid[0]
+        self.codebook_size, self.resolution, self.grid = num_levels, resolution, (resolution, resolution)
 
     def encode(self, images: Tensor) -> Tensor:
+        if images.shape[1] != 1:
+            raise InputError(f"tokenizer=pixels: expected grey images, found {images.shape[1]} channels.")
         return rearrange((images * (self.codebook_size - 1)).round().long(), "b 1 h w -> b (h w)")
 
     def decode(self, token_ids: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ def _fit_support_vectors() -> SVC:
 
 
 def classify_digits(images: Tensor) -> Tensor:
-    """Class ids (B,) of images (B, 1, 8, 8), by a support vector machine that shares nothing with `DigitFeatures`."""
+    """Class ids (B,) of images (B, 1, 8, 8), by a support vector machine, unlike `DigitFeatures`."""
     predicted = _fit_support_vectors().predict(images.flatten(1).cpu().numpy())
     return torch.from_numpy(predicted).to(images.device)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from enat.errors import InputError
+from enat.randomness import rng_for
 
 
 class Packs(Protocol):
@@ -113,14 +114,14 @@ class TokenStream(Dataset[tuple[Tensor, Tensor]]):
 
     def _draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The packs of an epoch in order, and the slot at which each of its pools starts."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.packs.sizes))
+        order = rng_for("order of packs", self.seed, epoch).permutation(len(self.packs.sizes))
         ends = np.cumsum(self.packs.sizes[order])
         return order, np.concatenate([[0], ends[self.pool_packs - 1 : -1 : self.pool_packs]])
 
     def _load_pool(self, epoch: int, number: int) -> Pool:
         order, _ = self._order(epoch)
         chosen = order[number * self.pool_packs : (number + 1) * self.pool_packs]
-        rng = np.random.default_rng([self.seed, epoch, number])
+        rng = rng_for("order in a pool", self.seed, epoch, number)
         sizes = self.packs.sizes[chosen]
         size = int(sizes.sum())
         parts = [self.packs.read(int(pack)) for pack in chosen]

@@ -85,7 +85,7 @@ class ImageSource:
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """See `Source`."""
-        device = next(iter(tokenizer.state_dict().values())).device
+        device = next((tensor.device for tensor in tokenizer.state_dict().values()), torch.device("cpu"))
         loader = DataLoader(
             _ImageViews(self.images, numbers, self.make_views),
             batch_size=self.batch_size,

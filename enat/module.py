@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from enat.errors import InputError
 from enat.masking import RandomMasking
 from enat.net import ENAT
+from enat.randomness import rng_for
 
 Batch = tuple[Tensor, Tensor]  # token ids (B, L) and class ids (B,)
 
@@ -80,7 +81,7 @@ class MaskedTokenModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-        rng = np.random.default_rng([self.seed, self.global_rank, self.global_step, micro_batch])
+        rng = rng_for("training", self.seed, self.global_rank, self.global_step, micro_batch)
         torch.manual_seed(int(rng.integers(2**63)))  # for dropout
         values = self.predict_masked(self.net, batch, rng)
         self.log_dict({f"train/{name}": value for name, value in values.items() if name != "loss"})
@@ -88,12 +89,18 @@ class MaskedTokenModule(L.LightningModule):
         return values["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        rng = np.random.default_rng([self.seed, self.global_rank, batch_idx])  # the same masks every time
+        rng = rng_for("validation", self.seed, self.global_rank, batch_idx)  # the same masks every time
         values = self.predict_masked(self.averaged_net, batch, rng)
         self.log_dict(
             {f"val/{name}": value for name, value in values.items()}, sync_dist=True, batch_size=len(batch[0])
         )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["net_sizes"] = self.net.sizes  # heads and depths leave no trace in the weights' shapes
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.net.parameters())
+        try:
+            optimizer = self.optimizer(self.net.parameters())
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputError(f"module.optimizer: {error}.") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

@@ -70,6 +70,7 @@ class ENAT(nn.Module):
             "encoder_depth": encoder_depth,
             "decoder_depth": decoder_depth,
         }
+        self.sizes = sizes
         for name, value in sizes.items():
             least = 2 if name == "num_tokens" else 1
             if value < least:

@@ -108,5 +108,5 @@ def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
             "width": state["token_embedding.weight"].shape[1],
             "depth": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
         }
-    except (KeyError, ValueError) as error:
-        raise InputError(f"The weights are not those of an ENAT network: {error} is missing.") from error
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"these are not the weights of an ENAT network ({error}).") from error

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from enat.errors import InputError
 from enat.net import ENAT
+from enat.randomness import generator_for
 
 Schedule = Callable[[float], float]
 MIN_TEMPERATURE = 1e-3
@@ -111,6 +111,8 @@ class Sampler:
         for step, num_left in enumerate(self.mask_counts(net.num_tokens)):
             if record is not None:
                 record.append(token_ids)
+            if not masked.shape[1]:
+                continue  # more steps than tokens
             # In the first step nothing is visible: without guidance, the unconditional branch has no use.
             branches = 2 if guided and (step > 0 or self.guidance_scales[0]) else 1
             logits, cached = net(
@@ -159,6 +161,5 @@ def generate(
         if block % world_size != rank:
             continue
         place = slice(start, min(start + block_size, len(class_ids)))
-        block_seed = int(np.random.default_rng([seed, block]).integers(2**63))
-        generator = torch.Generator(class_ids.device).manual_seed(block_seed)
+        generator = generator_for(class_ids.device, "block of images", seed, block)
         yield place, sampler(net, class_ids[place], generator)

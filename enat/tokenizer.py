@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from enat.errors import InputError
+
 
 class Tokenizer(nn.Module, ABC):
     """Turns images (B, channels, H, W), floats in [0, 1], into token ids (B, L), row by row, and back.
@@ -26,6 +28,19 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, token_ids: Tensor) -> Tensor:
         """Token ids (B, L) -> images (B, channels, H, W) in [0, 1]."""
+
+    def check_sizes(self, codebook_size: int, num_tokens: int) -> None:
+        """Checks that a network of these sizes speaks of this tokenizer's tokens.
+
+        Raises:
+            InputError: if not.
+        """
+        ours = (self.codebook_size, self.grid[0] * self.grid[1])
+        if ours != (codebook_size, num_tokens):
+            raise InputError(
+                f"module.net: codebook_size={codebook_size}, num_tokens={num_tokens}; the tokenizer has {ours[0]} "
+                f"and {ours[1]}."
+            )
 
     def fingerprint(self) -> str:
         """The sha256 of the kind, sizes and weights: token ids mean the same only under the same one."""

@@ -33,7 +33,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
     if not isinstance(content, dict):
         raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
@@ -41,11 +41,17 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The weights that generate, in our names, and a word on which they are: EMA where there is one."""
-    averages = [state["net"] for name, state in content.get("callbacks", {}).items() if name.startswith("EMA")]
-    if averages:
-        return averages[0], "EMA"
+    """The weights that generate, in our names, and a word on which they are: EMA where there is one.
+
+    Raises:
+        InputError: if there are none.
+    """
+    callbacks = content.get("callbacks")
+    if isinstance(callbacks, dict) and isinstance(callbacks.get("EMA"), dict) and "net" in callbacks["EMA"]:
+        return callbacks["EMA"]["net"], "EMA"
     state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError("expected a dictionary of weights, found other things in it.")
     if is_official(state):
         return from_official(state), "official"
     return {name.removeprefix("net."): tensor for name, tensor in state.items()}, "raw"
@@ -80,14 +86,22 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         raise InputError(
             "weights=null: expected weights=FILE, a checkpoint such as outputs/digits/checkpoints/last.ckpt."
         )
-    state, kind = select_state(read_file(path))
-    found = infer_sizes(state)
-    expected = {name: getattr(net, name) for name in found if name != "depth"} | {"depth": len(net.blocks)}
+    content = read_file(path)
+    try:
+        state, kind = select_state(content)
+        found = infer_sizes(state)
+    except InputError as error:
+        raise InputError(f"weights={path}: {error}") from error
+    found |= content.get("net_sizes", {})
+    expected = net.sizes | {"depth": len(net.blocks)}
     wrong = [f"{name} {found[name]} instead of {expected[name]}" for name in found if found[name] != expected[name]]
     if wrong:
         raise InputError(
             f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with."
         )
+    if "net_sizes" not in content:
+        assumed = ", ".join(f"{name}={net.sizes[name]}" for name in ("num_heads", "encoder_depth", "decoder_depth"))
+        print(f"{path} does not say its {assumed}; these are the configuration's.")
     load_exactly(net, state, path)
     net.eval()
     return {"weights": str(path), "kind": kind, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +28,8 @@ from experiments.config_check import check_config
 
 def _run_folder(folder: str, resume: bool) -> str:
     """The folder of a run: the one asked for, or, to start anew, the first of FOLDER, FOLDER-2 ... that is new."""
+    if not resume and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("resume=false: expected output=NEWFOLDER with several processes, so that they agree on it.")
     number, free = 1, folder
     while not resume and Path(free).exists():
         number += 1
@@ -48,6 +51,8 @@ def run_task(config: DictConfig) -> None:
     output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     config.output = str(output)
     check_config(config, "task")
+    if type(config.seed) is not int or not 0 <= config.seed < 2**32:
+        raise InputError(f"seed={config.seed}: expected an integer from 0 to {2**32 - 1}.")
     L.seed_everything(config.seed, verbose=False)
     extra = {}
     if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
@@ -85,15 +90,29 @@ def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
     except InputError as error:
         _leave(str(error), 1)
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__
+        # A library's constructor that refuses a value is the user's matter too.
+        cause = _cause(error, (InputError, MisconfigurationException, ValueError, TypeError))
         if cause is None:
             raise
         key = str(error).rpartition("full_key: ")[2].removeprefix("task").strip(".\n")
         _leave(f"{key}: {cause}" if key else str(cause), 1)
+    except MisconfigurationException as error:
+        _leave(f"trainer: {error}", 1)
     except (HydraException, OmegaConfBaseException) as error:
-        _leave(_explain(error), 2)
+        cause = _cause(error, (InputError,))
+        _leave(_explain(error) if cause is None else str(cause), 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _leave(f"{error.filename}: {error.strerror}.", 1)
+
+
+def _cause(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """The error of one of these kinds that an error stems from."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None and not isinstance(cause, kinds):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _leave(sentence: str, status: int) -> None:

@@ -26,6 +26,9 @@ def check_config(config: DictConfig, key: str) -> None:
     """
     node = OmegaConf.select(config, key)
     if OmegaConf.is_list(node):
+        for index, element in enumerate(node):
+            if OmegaConf.is_config(element):
+                check_config(config, f"{key}[{index}]")
         return
     raw = OmegaConf.to_container(node, resolve=False)
     assert isinstance(raw, dict)
@@ -54,6 +57,8 @@ def _parameters(key: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         called = get_object(target)
     except Exception as error:
         raise InputError(f"{key}._target_={target}: there is nothing of this name to import.") from error
+    if not f"{called.__module__}.".startswith((*ALLOWED, "torch.", "lightning.", "pytorch_lightning.")):
+        raise InputError(f"{key}._target_={target}: it comes from {called.__module__}, which is not allowed.")
     signature = inspect.signature(called).parameters
     kinds = {parameter.kind for parameter in signature.values()}
     given = set(raw) - _HYDRA_KEYS

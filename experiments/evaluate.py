@@ -1,5 +1,7 @@
 """task=evaluate: generate images with a checkpoint and score them."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,8 +25,9 @@ def score(
     title: str,
     rank: int = 0,
     world_size: int = 1,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, float]:
-    """Scores a network with a progress bar; all ranks have to call it."""
+    """Scores a network with a progress bar; all ranks have to call it. See `Evaluation.score_network`."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, disable=rank > 0) as progress:
         bar = progress.add_task(title, total=evaluation.num_images)
@@ -35,6 +38,7 @@ def score(
             rank=rank,
             world_size=world_size,
             on_images=lambda count: progress.advance(bar, count * world_size),
+            context=context,
         )
 
 
@@ -51,6 +55,7 @@ def evaluate(
     net: ENAT, sampler: Sampler, tokenizer: Tokenizer, evaluation: Evaluation, weights: str | None, accelerator: str
 ) -> dict[str, Any]:
     """Scores a checkpoint's images; returns the scores and where the weights come from."""
+    tokenizer.check_sizes(net.codebook_size, net.num_tokens)
     source = load_weights(net, weights)
     net.to(device_for(accelerator))
     with torch.inference_mode():

@@ -42,6 +42,7 @@ def sample(
         raise InputError(f"classes={classes}: expected class ids from 0 to {net.num_classes - 1}.")
     if images_per_class < 1:
         raise InputError(f"images_per_class={images_per_class}: expected at least 1.")
+    tokenizer.check_sizes(net.codebook_size, net.num_tokens)
     source = load_weights(net, weights)
     net.to(device_for(accelerator))
     images, steps = sample_classes(net, sampler, tokenizer, classes, images_per_class, seed)

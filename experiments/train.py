@@ -2,22 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
+from callbacks.generation_metrics import GenerationMetrics
+from callbacks.sample_grid import SampleGrid
 from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation
 from enat.module import MaskedTokenModule
+from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
+from enat.weights import read_file
 from experiments.evaluate import print_scores, score
 
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
@@ -39,7 +44,42 @@ def resume_point(output: Path, config: Mapping[str, Any]) -> Path | None:
             f"output={output}: the folder holds a run with other settings of {', '.join(changed)}; "
             "expected the same settings, another output=DIR, or resume=false for a new folder."
         )
+    read_file(checkpoint)  # or it would break in the midst of the start
     return checkpoint
+
+
+def build_trainer(
+    trainer: Callable[..., L.Trainer],
+    callbacks: Mapping[str, L.Callback | None],
+    logger: Mapping[str, Logger | None],
+) -> L.Trainer:
+    """A Trainer with those callbacks and loggers that are not None.
+
+    Raises:
+        InputError: for settings that do not go together.
+    """
+    chosen = [callback for callback in callbacks.values() if callback is not None]
+    loggers = [log for log in logger.values() if log is not None]
+    if not loggers:
+        chosen = [callback for callback in chosen if not isinstance(callback, LearningRateMonitor)]
+    monitors = [callback.monitor for callback in chosen if isinstance(callback, ModelCheckpoint)]
+    if "val/fid" in monitors and not any(isinstance(callback, GenerationMetrics) for callback in chosen):
+        raise InputError(
+            "callbacks.checkpoint.monitor=val/fid: there is no callbacks.generation_metrics to compute it; "
+            "expected val/loss, say."
+        )
+    try:
+        built = trainer(callbacks=chosen, logger=loggers or False)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"trainer: {error}.") from error
+    if isinstance(built.strategy, DDPStrategy) and "find_unused_parameters" not in built.strategy._ddp_kwargs:
+        raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
+    if isinstance(built.val_check_interval, int) and built.val_check_interval % built.accumulate_grad_batches:
+        raise InputError(
+            f"trainer.val_check_interval={built.val_check_interval}: expected a multiple of "
+            f"trainer.accumulate_grad_batches={built.accumulate_grad_batches}, so that no checkpoint cuts a step."
+        )
+    return built
 
 
 def score_real(
@@ -49,6 +89,29 @@ def score_real(
     images, class_ids = (held_out[name][rank::world_size].to(device) for name in ("images", "class_ids"))
     batches = DataLoader(TensorDataset(images, class_ids), batch_size=evaluation.block_size)
     return evaluation.score_images(batches, device, rank, world_size)
+
+
+def score_all(
+    fitter: L.Trainer,
+    nets: Mapping[str, ENAT],
+    tokenizer: Tokenizer,
+    sampler: Sampler,
+    evaluation: Evaluation,
+    held_out: Mapping[str, torch.Tensor] | None,
+) -> dict[str, dict[str, float]]:
+    """Scores networks, and real images that were not trained on, on all ranks of a Trainer."""
+    device = fitter.strategy.root_device
+    ranks = {"rank": fitter.global_rank, "world_size": fitter.world_size}
+    context = fitter.precision_plugin.forward_context
+    rows = {
+        name: score(net.to(device), sampler, tokenizer, evaluation, f"scoring {name}", context=context, **ranks)
+        for name, net in nets.items()
+    }
+    if held_out is not None:
+        rows["real, held out"] = score_real(held_out, evaluation, device, **ranks)
+    if fitter.is_global_zero:
+        print_scores(rows)
+    return rows
 
 
 def train(
@@ -80,14 +143,12 @@ def train(
         The scores of the averaged network, those of the yardsticks, the checkpoint and the pictures.
     """
     folder = Path(output)
+    tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     checkpoint = resume_point(folder, settings) if resume else None
+    fitter = build_trainer(trainer, callbacks, logger)
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
     untrained = deepcopy(module.net)
-    fitter = trainer(
-        callbacks=[callback for callback in callbacks.values() if callback is not None],
-        logger=[log for log in logger.values() if log is not None] or False,
-    )
     for log in fitter.loggers:
         log.log_hyperparams(dict(settings))
     if checkpoint is not None:
@@ -97,33 +158,19 @@ def train(
     fitter.save_checkpoint(last)
     rows: dict[str, dict[str, float]] = {}
     if evaluation is not None:
-        scorer = partial(
-            score,
-            sampler=sampler,
-            tokenizer=tokenizer,
-            evaluation=evaluation,
-            rank=fitter.global_rank,
-            world_size=fitter.world_size,
-        )
-        device = module.averaged_net.head_bias.device
-        rows["this network"] = scorer(module.averaged_net, title="scoring")
-        rows["untrained network"] = scorer(untrained.to(device), title="scoring an untrained one")
-        if held_out is not None:
-            rows["real, held out"] = score_real(held_out, evaluation, device, fitter.global_rank, fitter.world_size)
-    pictures = sorted(str(path) for path in folder.glob("samples/*.png"))[-2:]
-    if fitter.is_global_zero:
-        if rows:
-            print_scores(rows)
-        print(f"Checkpoint: {last}\nPictures: {', '.join(pictures)}")
+        nets = {"this network": module.averaged_net, "untrained network": untrained}
+        rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out)
+    scores = rows.pop("this network", {})
     for log in fitter.loggers:
-        log.log_metrics(
-            {f"final/{name}": value for name, value in rows.get("this network", {}).items()}, fitter.global_step
-        )
+        log.log_metrics({f"final/{name}": value for name, value in scores.items()}, fitter.global_step)
         log.finalize("success")
         if isinstance(log, WandbLogger):
             log.experiment.finish()
+    grids = [callback for callback in callbacks.values() if isinstance(callback, SampleGrid)]
+    pictures = [str(path) for grid in grids for path in grid.pictures]
+    rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
     return {
-        **rows.pop("this network", {}),
+        **scores,
         "yardsticks": rows,
         "steps": fitter.global_step,
         "checkpoint": str(last),

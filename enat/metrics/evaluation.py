@@ -3,7 +3,10 @@
 Shapes: `B` images of a block, `C` classes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +47,14 @@ class Evaluation:
         splits: int = 10,
         extra: Mapping[str, Metric] | None = None,
     ):
-        if num_images < splits:
-            raise InputError(f"num_images={num_images}: expected at least {splits}, the splits of the Inception Score.")
+        if splits < 1 or num_images < max(splits, 2):
+            raise InputError(
+                f"num_images={num_images}, splits={splits}: expected at least two images and one for each split."
+            )
         if block_size < 1:
             raise InputError(f"block_size={block_size}: expected at least 1.")
         self.features, self.reference = features.eval(), reference
-        self.num_images, self.block_size, self.seed = num_images, block_size, seed
+        self.num_images, self.block_size, self.seed, self.splits = num_images, block_size, seed, splits
         self.fid = FeatureFID(int(features.num_features))  # type: ignore[arg-type]
         self.inception_score = LogitInceptionScore(splits)
         self.extra = dict(extra or {})
@@ -95,6 +100,7 @@ class Evaluation:
         rank: int = 0,
         world_size: int = 1,
         on_images: Callable[[int], None] = lambda count: None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, float]:
         """Scores images that a network in evaluation mode generates, block by block, shared by the ranks.
 
@@ -103,14 +109,30 @@ class Evaluation:
             num_images: None for as many as the constructor was told.
             rank, world_size: which of how many; all of them have to call.
             on_images: hears of every block done on this rank, by its number of images.
+            context: entered for generation and decoding, such as autocast; scores are always in full precision.
+
+        Raises:
+            InputError: if there are fewer blocks than ranks.
         """
+        count = self.num_images if num_images is None else num_images
+        if math.ceil(count / self.block_size) < world_size:
+            raise InputError(
+                f"metrics.evaluation.block_size={self.block_size}: expected at least a block of images for each "
+                f"of the {world_size} ranks out of {count} images."
+            )
         device = net.head_bias.device
         tokenizer.to(device)
-        class_ids = torch.arange(num_images or self.num_images, device=device) % net.num_classes
+        class_ids = torch.arange(count, device=device) % net.num_classes
+        blocks = generate(net, sampler, class_ids, self.seed, self.block_size, rank, world_size)
 
         def batches() -> Iterable[tuple[Tensor, Tensor]]:
-            for block, token_ids in generate(net, sampler, class_ids, self.seed, self.block_size, rank, world_size):
-                yield tokenizer.decode(token_ids), class_ids[block]
+            while True:
+                with context():
+                    block, token_ids = next(blocks, (None, None))
+                    if block is None or token_ids is None:
+                        return
+                    images = tokenizer.decode(token_ids).float()
+                yield images, class_ids[block]
                 on_images(len(token_ids))
 
         return self.score_images(batches(), device, rank, world_size)

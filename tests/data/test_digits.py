@@ -6,7 +6,7 @@ from data.digits import DigitFeatures, PixelTokenizer, classify_digits, digit_im
 
 
 def test_tokenizer_is_exact():
-    tokenizer = PixelTokenizer(17, [8, 8])
+    tokenizer = PixelTokenizer(17, 8)
     images = digit_images("train")
     ids = tokenizer.encode(images)
     assert ids.shape == (1297, 64)

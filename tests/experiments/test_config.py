@@ -1,9 +1,10 @@
 """Every YAML under conf/ is composed, checked and instantiated; every task and experiment fits together."""
 
+import functools
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from enat.errors import InputError
@@ -11,7 +12,20 @@ from experiments.config_check import check_config
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
-PACKAGES = {"net": "module.net", "optimizer": "module.optimizer", "scheduler": "module.scheduler"}
+PACKAGES = {  # group -> the place of its choice, and what else must be chosen for it
+    "net": ("module.net", ()),
+    "optimizer": ("module.optimizer", ()),
+    "scheduler": ("module.scheduler", ()),
+    "schedule": ("sampler.guidance_schedule", ()),
+    "reader": ("data.reader", ("data=shards",)),
+}
+EXTRA = {  # what else a choice needs
+    "metrics/none": ["callbacks.generation_metrics=null"],
+    "tokenizer/vqgan": ["tokenizer.weights=null"],  # there is no download here
+    "views/plain_and_flipped": ["task=tokenize"],
+    "views/ten_crop": ["task=tokenize"],
+    "data/shards": ["data.batch_size=16"],
+}
 WHOLE = {"task", "experiment"}  # merged into the root
 
 
@@ -23,24 +37,19 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("file", [str(file) for file in FILES if len(file.parts) > 1])
 def test_every_yaml_is_instantiated(compose_config, file):
     group, choice = file.rsplit("/", 1)
-    if group == "schedule":
-        package = "sampler.guidance_schedule"
-        config = compose_config(f"schedule@{package}={choice}")
-        key = package
-    elif group in PACKAGES:
-        key = PACKAGES[group]
-        config = compose_config(f"{group}@{key}={choice}")
-    else:
-        key = "task" if group in WHOLE else group
-        config = compose_config(f"{group}={choice}")
+    key, more = PACKAGES.get(group, ("task" if group in WHOLE else group, ()))
+    override = f"{group}@{key}={choice}" if group in PACKAGES else f"{group}={choice}"
+    config = compose_config(*more, override, *EXTRA.get(file, []))
     check_config(config, "task")
     check_config(config, key)
-    built = (
-        instantiate(config.task, _partial_=True)
-        if group in WHOLE
-        else instantiate(config[key] if "." not in key else OmegaConf.select(config, key))
-    )
-    assert built is not None
+    node = OmegaConf.select(config, key)
+    built = instantiate(node, _partial_=True) if group in WHOLE else instantiate(node)
+    target = node.get("_target_")
+    if target is None:  # a dict by name
+        assert set(built) == set(node)
+    else:
+        made = built.func if isinstance(built, functools.partial) else type(built)
+        assert made is get_object(target)
 
 
 def test_no_yaml_is_forgotten():
@@ -51,7 +60,12 @@ def test_no_yaml_is_forgotten():
 @pytest.mark.parametrize("experiment", [file.name for file in FILES if file.parts[0] == "experiment"])
 @pytest.mark.parametrize("task", [file.name for file in FILES if file.parts[0] == "task"])
 def test_every_task_fits_every_experiment(compose_config, experiment, task):
-    check_config(compose_config(f"experiment={experiment}", f"task={task}"), "task")
+    config = compose_config(f"experiment={experiment}", f"task={task}")
+    if (task, experiment) == ("evaluate", "photos"):
+        with pytest.raises(InputError, match=r"metrics\.evaluation=None: expected a Evaluation"):
+            check_config(config, "task")
+    else:
+        check_config(config, "task")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +89,17 @@ def test_wrong_values_are_named(compose_config, change, sentence):
     for key, value in change.items():
         OmegaConf.update(config, key, value, merge=False)
     with pytest.raises(InputError, match=sentence):
+        check_config(config, "task")
+
+
+def test_targets_in_lists_and_by_detours_are_refused(compose_config):
+    config = compose_config()
+    config.module.optimizer.betas = [{"_target_": "os.getpid"}, 0.9]
+    with pytest.raises(InputError, match=r"_target_=os\.getpid: expected a name"):
+        check_config(config, "task")
+    config = compose_config()
+    config.module.loss = {"_target_": "experiments.command_line.os.getpid"}
+    with pytest.raises(InputError, match="which is not allowed"):
         check_config(config, "task")
 
 

@@ -1,7 +1,10 @@
 """The train task: reproducible, resumable, and its checkpoint serves the other tasks."""
 
+import csv
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from enat.official import to_official
 from enat.weights import read_file, select_state
 
 DEBUG = "experiment=debug"
+ROOT = Path(__file__).parents[2]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -88,6 +92,38 @@ def test_pictures_and_metrics_do_not_touch_training(command, trained, tmp_path):
     assert same(weights(folder), weights(tmp_path / "b"))
 
 
+def test_validation_and_pictures_show_the_ema(command, tmp_path):
+    """With an average that never moves, they stay what they were before training."""
+    options = [DEBUG, "callbacks.ema.decay=1.0", "module.optimizer.lr=0.1", "trainer.max_steps=8"]
+    command(*options, f"output={tmp_path}", "trainer.val_check_interval=4")
+    drawn = pictures(tmp_path)
+    assert np.array_equal(drawn["step_0000004.png"], drawn["step_0000008.png"])
+    with (tmp_path / "metrics" / "version_0" / "metrics.csv").open() as file:
+        losses = [row["val/loss"] for row in csv.DictReader(file) if row["val/loss"]]
+    assert losses[0] == losses[1]
+    moved = pictures(tmp_path / "b") if command(*options[:1], *options[2:], f"output={tmp_path}/b").status == 0 else {}
+    assert not np.array_equal(moved["step_0000002.png"], moved["step_0000008.png"])
+
+
+def test_the_default_experiment_runs(command, tmp_path):
+    options = ["trainer.max_steps=1", "trainer.val_check_interval=1", "metrics.evaluation.num_images=20"]
+    outcome = command(*options, "callbacks.generation_metrics.num_images=20", f"output={tmp_path}")
+    assert outcome.results["steps"] == 1
+    assert outcome.results["num_images"] == 20
+
+
+def test_two_processes(tmp_path):
+    """DDP on the CPU: each rank its own samples, one set of weights, one set of scores, from any number of ranks."""
+    arguments = [sys.executable, "run.py", DEBUG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    ran = subprocess.run([*arguments, f"output={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["num_images"] == 40
+    evaluated = [sys.executable, "run.py", DEBUG, "task=evaluate", f"weights={tmp_path}/checkpoints/last.ckpt"]
+    alone = subprocess.run([*evaluated, f"output={tmp_path}/e"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert json.loads(alone.stdout.splitlines()[-1])["fid"] == pytest.approx(results["fid"], rel=1e-9)
+
+
 def test_ema_is_the_average(command, tmp_path):
     """After one step from the initial weights: decay x initial + (1 - decay) x weights."""
     command(DEBUG, f"output={tmp_path}/a", "trainer.max_steps=1", "callbacks.ema.decay=0.75")
@@ -154,6 +190,20 @@ def test_official_and_safetensors_weights(command, trained, tmp_path):
         assert (evaluated["fid"], evaluated["kind"]) == (results["fid"], "official")
 
 
+def test_a_truncated_checkpoint_does_not_resume(command, trained):
+    folder, _ = trained
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:20_000])
+    outcome = command(DEBUG, f"output={folder}")
+    assert outcome.status == 1
+    assert "last.ckpt: the file is truncated" in outcome.err
+
+
+def test_without_loggers_and_callbacks(command, tmp_path):
+    options = ["logger.csv=null", "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss"]
+    assert command(DEBUG, *options, "callbacks.sample_grid=null", f"output={tmp_path}").status == 0
+
+
 def test_a_folder_with_another_run_is_left_alone(command, trained):
     folder, _ = trained
     before = weights(folder)
@@ -194,15 +244,21 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
         "evil.pkl": "refused",
         "evil.pth": "refused",
         "list.pth": "expected a dictionary of weights, found list",
-        "other.pth": "not those of an ENAT network",
+        "other.pth": "not the weights of an ENAT network",
     }
     for task in ("evaluate", "sample"):
         for file, sentence in sentences.items():
             outcome = command(DEBUG, f"task={task}", f"weights={tmp_path}/{file}", f"output={tmp_path}/e")
             assert (outcome.status, len(outcome.err.strip().splitlines())) == (1, 1), outcome.err
             assert sentence in outcome.err
-            assert str(tmp_path / file) in outcome.err or file == "other.pth"
+            assert str(tmp_path / file) in outcome.err
     assert not Path("hacked").exists()
+    for option in ("num_heads=2", "encoder_depth=1 module.net.decoder_depth=2"):
+        split = command(
+            DEBUG, "task=evaluate", f"weights={folder}/checkpoints/last.ckpt", *f"module.net.{option}".split()
+        )
+        assert split.status == 1
+        assert option.split("=")[0] in split.err
     wrong = command("task=sample", f"weights={folder}/checkpoints/last.ckpt", f"output={tmp_path}/e")
     assert wrong.status == 1
     assert "width 32 instead of" in wrong.err
@@ -219,6 +275,19 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
         (["experiment=digit"], 2, "Could not find 'experiment/digit'"),
         (["task=fly"], 2, "Could not find 'task/fly'"),
         (["nonsense"], 2, "nonsense"),
+        (["seed=-1"], 1, "seed=-1: expected an integer from 0"),
+        (["trainer.accelerator=fly"], 1, "trainer: "),
+        (["trainer.strategy=fly"], 1, "trainer: "),
+        (["trainer.devices=2"], 1, "expected trainer=ddp for several devices"),
+        (["trainer.accumulate_grad_batches=4"], 1, "trainer.val_check_interval=2: expected a multiple of"),
+        (["module.optimizer.lr=-1.0"], 1, "module.optimizer: Invalid learning rate"),
+        (["module.optimizer.betas=[0.9]"], 1, "module.optimizer: "),
+        (["module.net.num_tokens=16"], 1, "module.net: codebook_size=17, num_tokens=16; the tokenizer has 17 and 64."),
+        (["tokenizer.num_levels=10"], 1, "module.net: codebook_size=17"),
+        (["metrics.evaluation.splits=0"], 1, "splits=0: expected"),
+        (["callbacks.sample_grid.class_ids=[11]"], 1, "class_ids=[11]: expected ids from 0 to 9."),
+        (["callbacks.generation_metrics.num_images=0"], 1, "num_images=0: expected at least"),
+        (["callbacks.generation_metrics=null"], 1, "callbacks.checkpoint.monitor=val/fid: there is no"),
         (["task=evaluate"], 1, "weights=null: expected weights=FILE"),
         (["task=sample", "classes=[3,10]"], 1, "classes=[3, 10]: expected class ids from 0 to 9."),
         (["task=sample", "classes=[-1]"], 1, "classes=[-1]: expected class ids from 0 to 9."),

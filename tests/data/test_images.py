@@ -1,0 +1,94 @@
+"""Images: which files, how they become RGB, views."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images import ImageList, PlainAndFlipped, TenCrop, center_crop, load_rgb
+from enat.errors import InputError
+
+
+@pytest.fixture
+def picture():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
+
+
+def test_formats_become_what_pillow_makes_of_them(picture, tmp_path):
+    variants = {
+        "grey.png": picture.convert("L"),
+        "palette.png": picture.convert("P"),
+        "alpha.png": picture.convert("RGBA"),
+        "plain.webp": picture,
+        "cmyk.jpg": picture.convert("CMYK"),
+    }
+    for name, image in variants.items():
+        image.save(tmp_path / name)
+        with Image.open(tmp_path / name) as reopened:
+            expected = np.asarray(reopened.convert("RGB"))
+        loaded = load_rgb(tmp_path / name)
+        assert loaded.mode == "RGB"
+        assert np.array_equal(np.asarray(loaded), expected)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated: ADM's loader does not care
+    picture.save(tmp_path / "rotated.jpg", exif=exif)
+    assert load_rgb(tmp_path / "rotated.jpg").size == (90, 60)
+
+
+def test_unreadable_images_say_why(picture, tmp_path):
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png: more than 8 bits a channel"):
+        load_rgb(tmp_path / "deep.png")
+    picture.save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    (tmp_path / "text.jpg").write_text("no picture")
+    for name in ("half.png", "text.jpg"):
+        with pytest.raises(InputError, match=f"{name}: unreadable"):
+            load_rgb(tmp_path / name)
+
+
+def test_views(picture):
+    plain, flipped = PlainAndFlipped(32)(picture)
+    assert np.array_equal(plain, np.asarray(center_crop(picture, 32)))
+    assert np.array_equal(flipped, plain[:, ::-1])
+    ten = TenCrop(30)
+    crops = ten(picture)
+    large = np.asarray(center_crop(picture, 33))
+    assert crops.shape == (10, 30, 30, 3) == (len(ten.names), 30, 30, 3)
+    assert np.array_equal(crops[0], large[:30, :30])
+    assert np.array_equal(crops[3], large[3:, 3:])
+    assert np.array_equal(crops[9], crops[4][:, ::-1])
+
+
+def test_class_folders_and_lists(picture, tmp_path):
+    for name in ("b/2.png", "b/1.png", "a/x.JPG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.save(tmp_path / name, format="png")
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    found = ImageList.find(tmp_path)
+    assert (found.files, found.class_ids.tolist(), found.class_names) == (
+        ["a/x.JPG", "b/1.png", "b/2.png"],
+        [0, 1, 1],
+        ["a", "b"],
+    )
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,class\nb/1.png,10\na/x.JPG,9\nb/2.png,10\n")
+    listed = ImageList.find(tmp_path, labels)
+    assert (listed.class_ids.tolist(), listed.class_names) == ([1, 0, 1], ["9", "10"])
+
+
+def test_folders_that_do_not_serve(picture, tmp_path):
+    with pytest.raises(InputError, match="there is no such folder"):
+        ImageList.find(tmp_path / "none")
+    with pytest.raises(InputError, match="expected a folder of images for each class"):
+        ImageList.find(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="the class folder empty has no images"):
+        ImageList.find(tmp_path)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("name,label\nx,1\n")
+    with pytest.raises(InputError, match="expected a CSV file with the columns file and class"):
+        ImageList.find(tmp_path, labels)
+    labels.write_text("file,class\nx.png,1\n")
+    with pytest.raises(InputError, match=r"x\.png has no class or is not in"):
+        ImageList.find(tmp_path, labels)
