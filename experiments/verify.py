@@ -21,6 +21,8 @@ from data.images import center_crop
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.masking import cosine, falling, num_masked, rising
+from enat.metrics.scores import FeatureFID
+from enat.metrics.statistics import Statistics
 from enat.net import ENAT
 from enat.official import from_official, to_official
 from enat.sampler import Sampler
@@ -213,6 +215,20 @@ def verify_tokenizer(golden: Golden) -> Iterator[Row]:
     yield Row("vqgan decoded images", worst(decoded, io["decoded"]), 1e-4)
 
 
+def verify_fid(golden: Golden) -> Iterator[Row]:
+    """The official FID, from features and from statistics."""
+    tensors = golden.load("fid")
+    official = float(tensors["fid"])
+    for source in ("features", "statistics"):
+        fid = FeatureFID(tensors["real"].shape[1])
+        if source == "features":
+            fid.update(tensors["real"], real=True)
+        else:
+            fid.set_reference(Statistics(tensors["real.mu"], tensors["real.sigma"]), rank=0)
+        fid.update(tensors["generated"], real=False)
+        yield Row(f"FID by {source}, relative", abs(float(fid.compute()) - official) / official, 1e-8)
+
+
 def verify_crops(golden: Golden) -> Iterator[Row]:
     """The ADM crop, byte by byte."""
     crops = golden.load("center_crop")
@@ -237,6 +253,7 @@ PARTS: list[Callable[[Golden], Iterator[Row]]] = [
     verify_generation,
     verify_tokenizer,
     verify_crops,
+    verify_fid,
 ]
 
 

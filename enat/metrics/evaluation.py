@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from enat.errors import InputError
 from enat.metrics.scores import FeatureFID, LogitInceptionScore
+from enat.metrics.statistics import Statistics
 from enat.net import ENAT
 from enat.sampler import Sampler, generate
 from enat.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class Evaluation:
     Args:
         features: feature network; images (B, channels, h, w) in [0, 1] -> features (B, D) and logits (B, C'),
             with the attribute `num_features`.
-        reference: real images that FID compares with, (n, channels, h, w).
+        reference: what FID compares with: real images (n, channels, h, w), or their statistics.
         num_images: how many images a network has to generate, in balanced classes.
         block_size: images generated at a time. Each block has random numbers of its own, so that the images
             depend on this and the seed, not on the number of ranks.
@@ -40,7 +41,7 @@ class Evaluation:
     def __init__(
         self,
         features: nn.Module,
-        reference: Tensor,
+        reference: Tensor | Statistics,
         num_images: int,
         block_size: int,
         seed: int = 0,
@@ -53,6 +54,8 @@ class Evaluation:
             )
         if block_size < 1:
             raise InputError(f"block_size={block_size}: expected at least 1.")
+        if isinstance(reference, Statistics) and len(reference.mu) != features.num_features:
+            raise InputError(f"reference: {len(reference.mu)} features; the network has {features.num_features}.")
         self.features, self.reference = features.eval(), reference
         self.num_images, self.block_size, self.seed, self.splits = num_images, block_size, seed, splits
         self.fid = FeatureFID(int(features.num_features))  # type: ignore[arg-type]
@@ -75,8 +78,11 @@ class Evaluation:
             metric.to(device)
             metric.reset()
         if not self.has_reference:
-            for images in self.reference[rank::world_size].split(self.block_size):
-                self.fid.update(self.features(images.to(device))[0], real=True)
+            if isinstance(self.reference, Statistics):
+                self.fid.set_reference(self.reference, rank)
+            else:
+                for images in self.reference[rank::world_size].split(self.block_size):
+                    self.fid.update(self.features(images.to(device))[0], real=True)
             self.has_reference = True
         count = torch.zeros((), dtype=torch.long, device=device)
         for images, class_ids in batches:

@@ -9,6 +9,8 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
+from enat.metrics.statistics import Statistics
+
 
 class FeatureFID(FrechetInceptionDistance):
     """torchmetrics' Frechet distance on features (B, D) computed elsewhere, in float64.
@@ -24,6 +26,15 @@ class FeatureFID(FrechetInceptionDistance):
 
     def update(self, features: Tensor, real: bool) -> None:
         super().update(features.double(), real)
+
+    def set_reference(self, reference: Statistics, rank: int) -> None:
+        """Takes statistics in place of real features; under DDP only rank 0 counts them, and the sum is exact."""
+        count = 10_000 if rank == 0 else 0  # any number gives the same mean and covariance
+        mu, sigma = (tensor.to(self.device) for tensor in reference)
+        self.orig_dtype = torch.float64
+        self.real_features_num_samples.fill_(count)
+        self.real_features_sum.copy_(count * mu)
+        self.real_features_cov_sum.copy_(max(count - 1, 0) * sigma + count * torch.outer(mu, mu))
 
 
 class LogitInceptionScore(InceptionScore):

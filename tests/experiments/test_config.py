@@ -1,13 +1,18 @@
 """Every YAML under conf/ is composed, checked and instantiated; every task and experiment fits together."""
 
 import functools
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
+from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from enat.errors import InputError
+from enat.vqgan import VQGAN
 from experiments.config_check import check_config
 
 CONF = Path(__file__).parent.parent.parent / "conf"
@@ -21,7 +26,7 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
 }
 EXTRA = {  # what else a choice needs
     "metrics/none": ["callbacks.generation_metrics=null"],
-    "tokenizer/vqgan": ["tokenizer.weights=null"],  # there is no download here
+    "features/inception": ["task=statistics"],
     "views/plain_and_flipped": ["task=tokenize"],
     "views/ten_crop": ["task=tokenize"],
     "data/shards": ["data.batch_size=16"],
@@ -29,9 +34,26 @@ EXTRA = {  # what else a choice needs
 WHOLE = {"task", "experiment"}  # merged into the root
 
 
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory):
+    """Stand-ins for the files that can't be shipped: a VQGAN checkpoint, Inception weights, a reference."""
+    folder = tmp_path_factory.mktemp("with_assets")
+    (folder / "assets").mkdir()
+    torch.save({"state_dict": VQGAN().state_dict()}, folder / "assets/vqgan_jax_strongaug.ckpt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        inception = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(inception.state_dict(), folder / "assets/weights-inception-2015-12-05-6726825d.pth")
+    for side in (256, 512):
+        name = "VIRTUAL_imagenet256_labeled" if side == 256 else "VIRTUAL_imagenet512"
+        np.savez(folder / "assets" / f"{name}.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def in_a_folder_of_its_own(assets, monkeypatch):
+    monkeypatch.chdir(assets)
 
 
 @pytest.mark.parametrize("file", [str(file) for file in FILES if len(file.parts) > 1])
@@ -43,7 +65,8 @@ def test_every_yaml_is_instantiated(compose_config, file):
     check_config(config, "task")
     check_config(config, key)
     node = OmegaConf.select(config, key)
-    built = instantiate(node, _partial_=True) if group in WHOLE else instantiate(node)
+    with torch.device("meta") if choice.startswith("enat_l") else nullcontext():  # sizes, without the memory
+        built = instantiate(node, _partial_=True) if group in WHOLE else instantiate(node)
     target = node.get("_target_")
     if target is None:  # a dict by name
         assert set(built) == set(node)

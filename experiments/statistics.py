@@ -1,0 +1,76 @@
+"""task=statistics: reference statistics of a folder of real images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from data.images import SUFFIXES, center_crop, load_rgb
+from enat.errors import InputError
+from enat.metrics.statistics import Statistics
+from experiments.device import device_for
+
+
+class _Crops(Dataset[torch.Tensor]):
+    """Image files as cropped (3, S, S) in [0, 1]."""
+
+    def __init__(self, files: list[Path], side: int):
+        self.files, self.side = files, side
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        pixels = np.asarray(center_crop(load_rgb(self.files[item]), self.side))
+        return torch.tensor(pixels).permute(2, 0, 1).float() / 255
+
+
+def statistics(
+    images: str | None,
+    features: nn.Module,
+    resolution: int,
+    batch_size: int,
+    num_workers: int,
+    output: str,
+    accelerator: str,
+) -> dict[str, Any]:
+    """Computes mean and covariance of the features of all images below a folder.
+
+    Args:
+        images: the folder.
+        features: the feature network, with the attributes `protocol` and `sha256`.
+        resolution: images are cropped to this side as for training.
+        batch_size, num_workers: of the reading.
+        output: folder of `statistics.npz`, which has the keys of ADM's: `mu` and `sigma`, and provenance.
+        accelerator: where the feature network runs.
+
+    Returns:
+        The file, the number of images, and the protocol.
+
+    Raises:
+        InputError: if there are fewer than two images, or one can't be read.
+    """
+    if images is None or not Path(images).is_dir():
+        raise InputError(f"images={images}: expected a folder of images.")
+    files = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise InputError(f"images={images}: found {len(files)} images; expected at least 2.")
+    device = device_for(accelerator)
+    features = features.to(device).eval()
+    total, products = 0.0, 0.0
+    loader = DataLoader(_Crops(files, resolution), batch_size=batch_size, num_workers=num_workers)
+    for batch in track(loader, description="features"):
+        with torch.no_grad():
+            extracted = features(batch.to(device))[0].double()
+        total, products = total + extracted.sum(0), products + extracted.T @ extracted
+    assert isinstance(total, torch.Tensor)
+    assert isinstance(products, torch.Tensor)
+    result = Statistics.of(total, products, len(files))
+    path = Path(output) / "statistics.npz"
+    provenance = {"num_images": len(files), "protocol": features.protocol, "features_sha256": features.sha256}
+    np.savez(path, mu=result.mu.cpu().numpy(), sigma=result.sigma.cpu().numpy(), **provenance)
+    return {"statistics": str(path), "resolution": resolution, **provenance}
