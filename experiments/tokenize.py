@@ -22,6 +22,21 @@ class Speed(ProgressColumn):
         return Text(f"{task.speed or 0:,.0f} images/s")
 
 
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+
+
+def open_source(
+    images: str | None, labels: str | None, num_classes: int, views: Views, batch_size: int, num_workers: int
+) -> Source:
+    """What is to be tokenised; arguments and errors as of `tokenize`."""
+    if images is None:
+        raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
+    if images.endswith(".npy"):
+        return TokenCacheSource(Path(images), num_classes)
+    listed = ImageList.find(Path(images), None if labels is None else Path(labels))
+    return ImageSource(listed, views, batch_size, num_workers)
+
+
 def tokenize(
     images: str | None,
     labels: str | None,
@@ -44,13 +59,9 @@ def tokenize(
         images: a folder with a folder of images per class, a flat one with `labels`, or an official `train.npy`.
         labels: a CSV file with the columns file and class.
         num_classes: of a `train.npy`.
-        tokenizer: makes the token ids.
-        views: what is made of each image.
-        held_out: share of the samples that is kept from training.
-        shard_size, pack_size: samples of a shard and of a pack.
-        batch_size: images that are encoded at a time.
-        num_workers: processes that read images.
-        seed: of the order.
+        tokenizer, views: make the token ids, and what they are made of, of each image.
+        held_out, shard_size, pack_size, seed: see `data.tokenization.write_shards`.
+        batch_size, num_workers: images that are encoded at a time, and processes that read them.
         check: verify every shard instead of writing any.
         output: folder of the shards.
         accelerator: where the tokenizer runs; under torchrun, each process takes its share of the shards.
@@ -60,33 +71,22 @@ def tokenize(
     """
     folder = Path(output)
     if check:
-        manifest: Manifest | None = Manifest.load(folder)
-        assert manifest is not None
-        check_shards(folder, manifest, deep=True)
-        return summary(manifest)
-    if images is None:
-        raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
+        whole = Manifest.load(folder)
+        check_shards(folder, whole, deep=True)
+        return summary(whole)
+    source = open_source(images, labels, num_classes, views, batch_size, num_workers)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    source: Source
-    if images.endswith(".npy"):
-        source = TokenCacheSource(Path(images), num_classes)
-    else:
-        listed = ImageList.find(Path(images), None if labels is None else Path(labels))
-        source = ImageSource(listed, views, batch_size, num_workers)
     tokenizer.to(device_for(accelerator))
-    columns = [TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn()]
-    with Progress(*columns, disable=rank > 0) as progress:
-        bar = progress.add_task("", total=source.size)
+    sizes = {"held_out": held_out, "shard_size": shard_size, "pack_size": pack_size, "seed": seed}
+    with Progress(*COLUMNS, disable=rank > 0) as progress:
+        bar = progress.add_task("tokenizing", total=source.size)
         manifest = write_shards(
             source,
             tokenizer,
             folder,
-            held_out,
-            shard_size,
-            pack_size,
-            seed,
-            rank,
-            world_size,
+            **sizes,  # type: ignore[arg-type]
+            rank=rank,
+            world_size=world_size,
             on_images=lambda count: progress.advance(bar, count * world_size),
         )
     if manifest is None:

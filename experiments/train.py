@@ -133,7 +133,7 @@ def train(
     Args:
         trainer: makes the Trainer from callbacks and loggers.
         callbacks, logger: by name; None leaves one out.
-        tokenizer, sampler, evaluation: of the scores after training.
+        tokenizer, sampler, evaluation: of the scores after training; without an evaluation there are none.
         held_out: `images` and `class_ids` of real images that were not trained on, scored like generated ones.
         resume: whether a run that is in `output` already goes on.
         output: the run's folder.
@@ -156,10 +156,8 @@ def train(
     fitter.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     last = folder / "checkpoints" / "last.ckpt"
     fitter.save_checkpoint(last)
-    rows: dict[str, dict[str, float]] = {}
-    if evaluation is not None:
-        nets = {"this network": module.averaged_net, "untrained network": untrained}
-        rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out)
+    nets = {"this network": module.averaged_net, "untrained network": untrained}
+    rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
     scores = rows.pop("this network", {})
     for log in fitter.loggers:
         log.log_metrics({f"final/{name}": value for name, value in scores.items()}, fitter.global_step)
@@ -169,10 +167,5 @@ def train(
     grids = [callback for callback in callbacks.values() if isinstance(callback, SampleGrid)]
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
-    return {
-        **scores,
-        "yardsticks": rows,
-        "steps": fitter.global_step,
-        "checkpoint": str(last),
-        "pictures": pictures,
-    }
+    paths = {"checkpoint": str(last), "pictures": pictures}
+    return {**scores, "yardsticks": rows, "steps": fitter.global_step, **paths}

@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import run
 from enat.net import ENAT
@@ -77,3 +78,16 @@ def small_net() -> ENAT:
             block.modulation.bias.normal_(std=0.1)
         net.token_embedding.weight.normal_(std=0.5)
     return net.eval()
+
+
+@pytest.fixture(scope="session")
+def inception(tmp_path_factory) -> Path:
+    """A file like the FID Inception's, with random weights."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        net = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(net.state_dict(), path)
+    return path

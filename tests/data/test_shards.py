@@ -1,7 +1,10 @@
 """Shards: reproducible bytes, nothing lost, every fault named; the data module that reads them."""
 
+import functools
 import json
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 
 import numpy as np
@@ -145,6 +148,21 @@ def test_urls(folder, tmp_path):
     shutil.rmtree(cache)
     with pytest.raises(InputError, match=r"train-00001\.tar: the shard was altered"):
         fetch(f"file://{folder}", cache)
+
+
+def test_http(folder, tmp_path):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        place = fetch(url, tmp_path / "cache")
+        check_shards(place, Manifest.load(place), deep=True)
+        with pytest.raises(InputError, match=r"nothing/manifest\.json: can't be read"):
+            fetch(f"{url}/nothing", tmp_path / "cache")
+        server.shutdown()
 
 
 def test_large_codebooks_take_four_bytes(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
-from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from enat.errors import InputError
 from enat.vqgan import VQGAN
@@ -35,16 +34,12 @@ WHOLE = {"task", "experiment"}  # merged into the root
 
 
 @pytest.fixture(scope="session")
-def assets(tmp_path_factory):
+def assets(tmp_path_factory, inception):
     """Stand-ins for the files that can't be shipped: a VQGAN checkpoint, Inception weights, a reference."""
     folder = tmp_path_factory.mktemp("with_assets")
     (folder / "assets").mkdir()
     torch.save({"state_dict": VQGAN().state_dict()}, folder / "assets/vqgan_jax_strongaug.ckpt")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        inception = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    torch.save(inception.state_dict(), folder / "assets/weights-inception-2015-12-05-6726825d.pth")
+    (folder / "assets/weights-inception-2015-12-05-6726825d.pth").symlink_to(inception)
     for side in (256, 512):
         name = "VIRTUAL_imagenet256_labeled" if side == 256 else "VIRTUAL_imagenet512"
         np.savez(folder / "assets" / f"{name}.npz", mu=np.zeros(2048), sigma=np.eye(2048))

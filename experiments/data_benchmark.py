@@ -1,0 +1,137 @@
+"""task=data_benchmark: how fast, how small and how complete the stream of shards is, on synthetic tokens."""
+
+import hashlib
+import resource
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from rich.progress import track
+from torch.utils.data import DataLoader, default_convert
+
+from data.shards import Manifest, Shard, ShardPacks, check_shards, write_shard
+from data.stream import StreamPositions, TokenStream
+from enat.errors import InputError
+
+CODEBOOK_SIZE, VIEWS = 1024, 2
+
+
+def synthetic_shards(
+    folder: Path, samples: int, side: int, shard_size: int = 32_000, pack_size: int = 1000
+) -> Manifest:
+    """Random tokens of a grid of `side`; the class of a sample is its number, so that a pass can be counted."""
+    rng = np.random.default_rng(0)
+    shards: list[Shard] = []
+    for start in track(range(0, samples, shard_size), description="writing shards"):
+        numbers = np.arange(start, min(start + shard_size, samples))
+        tokens = rng.integers(CODEBOOK_SIZE, size=(len(numbers), VIEWS, side**2), dtype=np.uint16)
+        shards.append(write_shard(folder / f"train-{len(shards):05d}.tar", tokens, numbers, numbers, pack_size))
+    manifest = Manifest(
+        tokenizer="none",
+        tokenizer_sha256=hashlib.sha256(b"synthetic").hexdigest(),
+        resolution=16 * side,
+        grid=[side, side],
+        codebook_size=CODEBOOK_SIZE,
+        class_names=[],
+        views=["plain", "flipped"],
+        pack_size=pack_size,
+        splits={"train": shards},
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def batches(packs: ShardPacks, batch_size: int, rank: int, ranks: int, workers: int) -> Iterator[Any]:
+    """The endless batches of one rank, as training reads them."""
+    stream = TokenStream(packs, null_class_id=0, class_dropout=0.0, seed=0)
+    positions = StreamPositions(batch_size, rank, ranks, 0)
+    return iter(
+        DataLoader(
+            stream,
+            batch_sampler=positions,  # type: ignore[arg-type]
+            collate_fn=default_convert,
+            num_workers=workers,
+        )
+    )
+
+
+def one_per_key(folder: Path, samples: int, side: int) -> float:
+    """Samples/s through one worker of a shard of plain webdataset: a member for each sample's tokens and class."""
+    path = folder / "one_per_key.tar"
+    rng = np.random.default_rng(0)
+    with webdataset.TarWriter(str(path), mtime=0) as tar:
+        for number in range(samples):
+            tokens = rng.integers(CODEBOOK_SIZE, size=side**2, dtype=np.uint16)
+            tar.write({"__key__": f"{number:08d}", "npy": tokens, "cls": number})
+    plain = webdataset.WebDataset(str(path), shardshuffle=False).decode().to_tuple("npy", "cls")
+    loader = iter(DataLoader(plain, batch_size=None, num_workers=1))
+    next(loader)
+    start = time.perf_counter()
+    read = sum(1 for _ in loader)
+    return read / (time.perf_counter() - start)
+
+
+def full_pass(packs: ShardPacks, batch_size: int, ranks: int, workers: int) -> np.ndarray:
+    """How often each sample comes in the first epoch, over all ranks."""
+    samples = int(packs.sizes.sum())
+    counts = np.zeros(samples, dtype=np.int64)
+    steps = -(-samples // (batch_size * ranks))
+    for rank in range(ranks):
+        reader = islice(batches(packs, batch_size, rank, ranks, workers), steps)
+        for step, (_, numbers) in enumerate(track(reader, total=steps, description=f"full pass, rank {rank}")):
+            left = samples - (step * ranks + rank) * batch_size  # the rest belongs to the next epoch
+            np.add.at(counts, numbers[: max(left, 0)].numpy(), 1)
+    return counts
+
+
+def data_benchmark(
+    samples: int, side: int, batch_size: int, seconds: float, ranks: int, workers: int, output: str
+) -> dict[str, Any]:
+    """Writes synthetic shards, and measures what a training run would see of them.
+
+    Args:
+        samples: images, of two views each; ImageNet has 1,281,167.
+        side: of the token grid.
+        batch_size: of a rank.
+        seconds: how long the rate is measured.
+        ranks, workers: of the full pass, in which each sample has to come once.
+        output: folder of the shards, which are left there.
+
+    Returns:
+        `bytes` on disk, `samples_per_second` of one worker and of plain webdataset with their ratio, `worker_mb`, the
+        largest resident memory of a worker, and `each_sample_once`.
+
+    Raises:
+        InputError: for numbers out of range.
+    """
+    if min(samples, side, batch_size, ranks, workers) < 1:
+        raise InputError("samples, side, batch_size, ranks, workers: expected at least 1 of each.")
+    folder = Path(output)
+    manifest = synthetic_shards(folder, samples, side)
+    start = time.perf_counter()
+    check_shards(folder, manifest)
+    check_s = time.perf_counter() - start
+    packs = ShardPacks(folder, manifest, "train")
+    plain = one_per_key(folder, min(samples, 20_000), side)
+    reader, read = batches(packs, batch_size, 0, 1, workers=1), 0
+    next(reader)  # the worker has started
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        read += len(next(reader)[1])
+    rate = read / (time.perf_counter() - start)
+    del reader  # ends the worker, so that its memory is known
+    counts = full_pass(packs, batch_size, ranks, workers)
+    return {
+        "samples": samples,
+        "bytes": sum(shard.bytes for shard in manifest.splits["train"]),
+        "check_s": check_s,
+        "samples_per_second": rate,
+        "plain_samples_per_second": plain,
+        "ratio": rate / plain,
+        "worker_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "each_sample_once": bool((counts == 1).all()),
+    }

@@ -1,0 +1,69 @@
+"""The VQGAN: the official checkpoint's names, batches, precision, files that do not serve."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from enat.errors import InputError
+from enat.vqgan import VQGAN
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+TINY = {"codebook_size": 64, "code_width": 32, "channels": 32, "multipliers": [1, 2], "num_blocks": 1, "resolution": 16}
+
+
+def test_every_key_and_shape_of_the_checkpoint():
+    expected = json.loads((GOLDEN / "official_keys.json").read_text())["vqgan_jax_strongaug"]
+    with torch.device("meta"):
+        vqgan = VQGAN()
+    assert {name: list(tensor.shape) for name, tensor in vqgan.state_dict().items()} == expected
+    assert vqgan.grid == (16, 16)
+
+
+def test_checkpoint_is_read_strictly(tmp_path):
+    state = {name: tensor + 0.01 for name, tensor in VQGAN(**TINY).state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
+    loaded = VQGAN(**TINY, weights=str(tmp_path / "whole.ckpt"))
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in state.items())
+    assert loaded.fingerprint() != VQGAN(**TINY).fingerprint()
+    assert VQGAN(**TINY).fingerprint() == VQGAN(**TINY).fingerprint()
+    torch.save({**state, "loss.weight": torch.zeros(1)}, tmp_path / "more.ckpt")
+    with pytest.raises(InputError, match=r"more\.ckpt: weight loss\.weight is unknown"):
+        VQGAN(**TINY, weights=str(tmp_path / "more.ckpt"))
+    del state["decoder.conv_in.bias"]
+    torch.save(state, tmp_path / "less.ckpt")
+    with pytest.raises(InputError, match=r"less\.ckpt: weight decoder\.conv_in\.bias is missing"):
+        VQGAN(**TINY, weights=str(tmp_path / "less.ckpt"))
+
+
+def test_batches_and_ranges():
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole, parts = VQGAN(**TINY, batch_size=5), VQGAN(**TINY, batch_size=2)
+    token_ids = whole.encode(images)
+    assert token_ids.shape == (5, 64)
+    assert torch.equal(token_ids, parts.encode(images))
+    decoded = whole.decode(token_ids)
+    assert decoded.shape == images.shape
+    torch.testing.assert_close(decoded, parts.decode(token_ids))
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+
+
+def test_nearest_entry_in_full_precision():
+    """Under autocast, only the convolutions lose precision: distances would confuse close entries."""
+    vqgan = VQGAN(**TINY)
+    entries = torch.linspace(1.0, 1.2, 64)[:, None].expand(-1, 32).contiguous()
+    vqgan.quantize.embedding.weight.data = entries
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(vqgan.quantize(entries), torch.arange(64))
+        token_ids = VQGAN(**TINY).encode(torch.rand(2, 3, 16, 16))
+    assert token_ids.shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [({"channels": 33}, "channels=33"), ({"resolution": 17}, "resolution=17")]
+)
+def test_sizes_that_do_not_fit(change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        VQGAN(**{**TINY, **change})

@@ -1,0 +1,25 @@
+"""The benchmark of the stream counts what it says it counts."""
+
+import numpy as np
+
+from data.shards import ShardPacks
+from experiments.data_benchmark import full_pass, synthetic_shards
+
+
+def test_small_benchmark(command, tmp_path):
+    options = ["samples=5000", "seconds=0.2", "side=4", "read_batch=64", f"output={tmp_path}"]
+    outcome = command("task=data_benchmark", *options)
+    assert outcome.status == 0, outcome.err
+    results = outcome.results
+    assert results["each_sample_once"]
+    assert results["ratio"] == results["samples_per_second"] / results["plain_samples_per_second"]
+    assert results["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("train-*.tar"))
+
+
+def test_a_lost_sample_would_be_seen(tmp_path):
+    manifest = synthetic_shards(tmp_path, samples=250, side=2, shard_size=100, pack_size=20)
+    packs = ShardPacks(tmp_path, manifest, "train")
+    read = packs.read
+    packs.read = lambda pack: tuple(np.concatenate([x[:1], x[:-1]]) for x in read(pack))  # last lost, first twice
+    counts = full_pass(packs, batch_size=16, ranks=2, workers=1)
+    assert sorted(set(counts.tolist())) == [0, 1, 2]
