@@ -88,7 +88,9 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
     trained = command(
         *experiment, "trainer.max_steps=2", "trainer.val_check_interval=2", f"output={tmp_path}/run"
     ).results
-    assert trained["fid"] > 0
+    untrained = trained["yardsticks"]["untrained network"]
+    assert trained["fid"] > 1e-3
+    assert trained["fid"] != pytest.approx(untrained["fid"], rel=1e-3)
     checkpoint = trained["checkpoint"]
     scored = command(*experiment, "task=evaluate", f"weights={checkpoint}", f"output={tmp_path}/e").results
     assert scored["fid"] == pytest.approx(trained["fid"], rel=1e-6)
