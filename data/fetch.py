@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import fsspec
+from aiohttp import ClientError
 
 from data.shards import Manifest, write_atomically
 from enat.errors import InputError
@@ -33,8 +34,8 @@ def fetch(place: str, cache: Path) -> Path:
     write_atomically(folder / "manifest.json", _read(f"{place}/manifest.json"))
     for shard in (shard for shards in Manifest.load(folder).splits.values() for shard in shards):
         path = folder / shard.name
-        if path.exists() and path.stat().st_size == shard.bytes:
-            continue  # `check_shards` looks closer
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256:
+            continue
         content = _read(f"{place}/{shard.name}")
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise InputError(f"{place}/{shard.name}: the shard was altered; its sha256 is not the manifest's.")
@@ -46,5 +47,5 @@ def _read(url: str) -> bytes:
     try:
         with fsspec.open(url, "rb") as file:
             return file.read()
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, ClientError) as error:
         raise InputError(f"{url}: can't be read: {error}.") from error

@@ -37,7 +37,7 @@ class ImageList:
         if not folder.is_dir():
             raise InputError(f"images={folder}: there is no such folder.")
         pairs = _class_folders(folder) if labels is None else _listed(folder, labels)
-        names = sorted({name for _, name in pairs}, key=lambda name: (int(name), "") if name.isdecimal() else (0, name))
+        names = sorted({name for _, name in pairs})
         number = {name: index for index, name in enumerate(names)}
         class_ids = np.array([number[name] for _, name in pairs])
         return cls(folder, [file for file, _ in pairs], class_ids, names)
@@ -57,12 +57,12 @@ def _class_folders(folder: Path) -> list[tuple[str, str]]:
 
 def _listed(folder: Path, labels: Path) -> list[tuple[str, str]]:
     try:
-        with labels.open(newline="") as file:
+        with labels.open(newline="", encoding="utf-8-sig") as file:
             pairs = [(row["file"], row["class"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
     for name, label in pairs:
-        if not label or not (folder / name).is_file():
+        if not name or not label or not (folder / name).is_file():
             raise InputError(f"labels={labels}: {name} has no class or is not in {folder}.")
     if not pairs:
         raise InputError(f"labels={labels}: the file lists no images.")
@@ -73,7 +73,7 @@ def load_rgb(path: Path) -> Image.Image:
     """An image as ADM's loader reads it: by Pillow, to RGB, whatever its EXIF orientation says.
 
     Raises:
-        InputError: with the reason, if it can't be read or has more than 8 bits a channel (Pillow would clip these).
+        InputError: with the reason, if it can't be read, or is grey of more than 8 bits, which Pillow would clip.
     """
     try:
         with Image.open(path) as image:

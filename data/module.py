@@ -20,7 +20,6 @@ class HeldOut(Dataset[tuple[Tensor, Tensor]]):
     """Every `world_size`-th held-out sample in order, in its first view: token ids (L,) and class id."""
 
     def __init__(self, packs: Packs, rank: int, world_size: int):
-        self.packs = packs
         parts = [packs.read(pack) for pack in range(len(packs.sizes))]
         self.token_ids = torch.cat([torch.from_numpy(tokens[:, 0].astype("int64")) for tokens, _ in parts])
         self.class_ids = torch.cat([torch.from_numpy(classes.astype("int64")) for _, classes in parts])
@@ -117,7 +116,11 @@ class ShardsDataModule(TokenDataModule):
         if self.shards is None:
             raise InputError("data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
         folder = fetch(self.shards, self.cache)
-        check_shards(folder, Manifest.load(folder))
+        manifest = Manifest.load(folder)
+        check_shards(folder, manifest)
+        for split, shards in manifest.splits.items():
+            if shards:
+                self.reader(folder, manifest, split)  # a mapped set is unpacked here, by one process
 
     def setup(self, stage: str) -> None:
         assert self.shards is not None

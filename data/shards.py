@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -78,6 +79,9 @@ class Manifest:
             manifest = cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: this is no manifest of token shards.") from error
+        for shard in (shard for shards in manifest.splits.values() for shard in shards):
+            if Path(shard.name).name != shard.name:
+                raise InputError(f"{path}: the shard name {shard.name!r} is no plain file name.")
         if manifest.version != VERSION:
             raise InputError(f"{path}: version {manifest.version}; expected {VERSION}.")
         return manifest
@@ -144,7 +148,7 @@ def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                     raise InputError(f"{path}: the shard was altered; its sha256 is not the manifest's.")
-        if deep:
+        if deep and shards:
             _check_packs(ShardPacks(folder, manifest, split), manifest)
 
 
@@ -220,6 +224,11 @@ def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
         shapes = [(total, len(manifest.views), manifest.num_tokens), (total,)]
         dtypes = [token_dtype(manifest.codebook_size), np.int32]
         paths[0].parent.mkdir(exist_ok=True)
+        needed = total * (packs.pack_bytes // manifest.pack_size + 4)
+        if shutil.disk_usage(folder).free < needed:  # a full disk would end a mapped write without a word
+            raise InputError(
+                f"{paths[0].parent}: {needed} bytes are needed for the mapped set; there is no such space."
+            )
         temporary = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in paths]
         arrays = [
             np.lib.format.open_memmap(path, "w+", dtype, shape)

@@ -76,11 +76,14 @@ class ImageSource:
     """
 
     def __init__(self, images: ImageList, views: Views, batch_size: int, num_workers: int):
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: expected at least 1.")
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(
+                f"batch_size={batch_size}, num_workers={num_workers}: expected at least 1 image and 0 workers."
+            )
         self.images, self.make_views, self.batch_size, self.num_workers = images, views, batch_size, num_workers
         self.size, self.class_names, self.views = len(images.files), images.class_names, views.names
-        listing = json.dumps([views.side, views.names, images.files, images.class_ids.tolist()])
+        sizes = [(images.folder / file).stat().st_size for file in images.files]
+        listing = json.dumps([views.side, views.names, images.files, sizes, images.class_ids.tolist()])
         self.digest = hashlib.sha256(listing.encode()).hexdigest()
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
@@ -92,6 +95,7 @@ class ImageSource:
             num_workers=self.num_workers,
             collate_fn=_as_list,
         )
+        dtype = token_dtype(tokenizer.codebook_size)
         token_ids, kept, skipped, done = [], [], [], 0
         for batch in loader:
             for number, views in zip(numbers[done : done + len(batch)], batch, strict=True):
@@ -103,13 +107,13 @@ class ImageSource:
             if readable:
                 pixels = torch.from_numpy(np.stack(readable)).to(device)  # (n, V, S, S, 3), uint8
                 pixels = pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-                token_ids.append(tokenizer.encode(pixels).unflatten(0, (len(readable), -1)).cpu().numpy())
+                token_ids.append(tokenizer.encode(pixels).unflatten(0, (len(readable), -1)).cpu().numpy().astype(dtype))
             done += len(batch)
             on_images(len(batch))
         shape = (0, len(self.views), tokenizer.grid[0] * tokenizer.grid[1])
         sources = np.array(kept, dtype=np.int64)
         return Encoded(
-            np.concatenate([np.empty(shape, dtype=np.int64), *token_ids]),
+            np.concatenate([np.empty(shape, dtype=dtype), *token_ids]),
             self.images.class_ids[sources],
             sources,
             skipped,
@@ -138,7 +142,9 @@ class TokenCacheSource:
         if self.rows.ndim != 2 or not np.issubdtype(self.rows.dtype, np.integer):
             raise InputError(f"images={path}: {self.rows.dtype} {self.rows.shape}; expected rows of whole numbers.")
         self.size, self.class_names = len(self.rows), [str(number) for number in range(num_classes)]
-        self.digest = hashlib.sha256(f"{self.rows.shape} {path.stat().st_size}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.rows.shape} {self.rows.dtype} {num_classes}".encode())
+        digest.update(np.ascontiguousarray(self.rows[:: max(len(self.rows) // 1000, 1)]).tobytes())
+        self.digest = digest.hexdigest()
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """See `Source`.
@@ -256,6 +262,10 @@ def write_shards(
     if not all(note.exists() for note in notes):
         return None
     manifest = _collect(source, tokenizer, plans, [json.loads(note.read_text()) for note in notes], pack_size)
+    if not any(shard.samples for shards in manifest.splits.values() for shard in shards):
+        raise InputError(f"output={folder}: none of the images could be read; {manifest.skipped[0]['reason']}")
+    for left_over in folder.glob("*.tar.*.partial"):  # of a killed process
+        left_over.unlink(missing_ok=True)
     manifest.save(folder)
     return manifest
 

@@ -81,7 +81,7 @@ def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "ENAT_PLAIN_ERRORS" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints and exits by itself
-    if wants_traceback or "debug=true" in arguments:
+    if wants_traceback or "debug=true" in [argument.lower() for argument in arguments]:
         yield
         return
     os.environ["ENAT_PLAIN_ERRORS"] = "1"  # so that the processes of other ranks know who set the former

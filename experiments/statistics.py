@@ -15,8 +15,8 @@ from enat.metrics.statistics import Statistics
 from experiments.device import device_for
 
 
-class _Crops(Dataset[torch.Tensor]):
-    """Image files as cropped (3, S, S) in [0, 1]."""
+class _Crops(Dataset[torch.Tensor | str]):
+    """Image files as cropped (3, S, S) in [0, 1], or the reason why one can't be read."""
 
     def __init__(self, files: list[Path], side: int):
         self.files, self.side = files, side
@@ -24,8 +24,11 @@ class _Crops(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, item: int) -> torch.Tensor:
-        pixels = np.asarray(center_crop(load_rgb(self.files[item]), self.side))
+    def __getitem__(self, item: int) -> torch.Tensor | str:
+        try:
+            pixels = np.asarray(center_crop(load_rgb(self.files[item]), self.side))
+        except InputError as error:
+            return str(error)
         return torch.tensor(pixels).permute(2, 0, 1).float() / 255
 
 
@@ -52,8 +55,12 @@ def statistics(
         The file, the number of images, and the protocol.
 
     Raises:
-        InputError: if there are fewer than two images, or one can't be read.
+        InputError: if there are fewer than two readable images; others are named and left out.
     """
+    if min(batch_size, resolution) < 1 or num_workers < 0:
+        raise InputError(
+            f"batch_size={batch_size}, resolution={resolution}, num_workers={num_workers}: expected at least 1, 1, 0."
+        )
     if images is None or not Path(images).is_dir():
         raise InputError(f"images={images}: expected a folder of images.")
     files = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -61,16 +68,30 @@ def statistics(
         raise InputError(f"images={images}: found {len(files)} images; expected at least 2.")
     device = device_for(accelerator)
     features = features.to(device).eval()
-    total, products = 0.0, 0.0
-    loader = DataLoader(_Crops(files, resolution), batch_size=batch_size, num_workers=num_workers)
+    width = int(features.num_features)  # type: ignore[arg-type]
+    total = torch.zeros(width, dtype=torch.float64, device=device)
+    products = torch.zeros(width, width, dtype=torch.float64, device=device)
+    skipped: list[str] = []
+    loader = DataLoader(_Crops(files, resolution), batch_size, num_workers=num_workers, collate_fn=list)
     for batch in track(loader, description="features"):
-        with torch.no_grad():
-            extracted = features(batch.to(device))[0].double()
-        total, products = total + extracted.sum(0), products + extracted.T @ extracted
-    assert isinstance(total, torch.Tensor)
-    assert isinstance(products, torch.Tensor)
-    result = Statistics.of(total, products, len(files))
+        readable = [image for image in batch if not isinstance(image, str)]
+        skipped += [reason for reason in batch if isinstance(reason, str)]
+        if readable:
+            with torch.no_grad():
+                extracted = features(torch.stack(readable).to(device))[0].double()
+            total += extracted.sum(0)
+            products += extracted.T @ extracted
+    for reason in skipped:
+        print(f"Skipped {reason}")
+    count = len(files) - len(skipped)
+    if count < 2:
+        raise InputError(f"images={images}: {count} readable images; expected at least 2.")
+    result = Statistics.of(total, products, count)
     path = Path(output) / "statistics.npz"
-    provenance = {"num_images": len(files), "protocol": features.protocol, "features_sha256": features.sha256}
+    provenance: dict[str, Any] = {
+        "num_images": count,
+        "protocol": features.protocol,
+        "features_sha256": features.sha256,
+    }
     np.savez(path, mu=result.mu.cpu().numpy(), sigma=result.sigma.cpu().numpy(), **provenance)
-    return {"statistics": str(path), "resolution": resolution, **provenance}
+    return {"statistics": str(path), "resolution": resolution, "skipped": skipped, **provenance}

@@ -1,6 +1,7 @@
 """task=tokenize: a folder of images, or an official token cache, to shards."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,11 @@ def tokenize(
             world_size=world_size,
             on_images=lambda count: progress.advance(bar, count * world_size),
         )
+    while manifest is None and rank == 0:  # it writes the results
+        time.sleep(1)
+        manifest = write_shards(source, tokenizer, folder, **sizes, rank=0, world_size=world_size)  # type: ignore[arg-type]
     if manifest is None:
-        print(f"Rank {rank} has written its shards; others still write theirs.")
-        return {"unfinished": True}
+        return {}  # other ranks still write their shards
     for image in manifest.skipped:
         print(f"Skipped {image['reason']}")
     return summary(manifest)

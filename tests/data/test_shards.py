@@ -9,7 +9,6 @@ from itertools import islice
 
 import numpy as np
 import pytest
-import torch
 from torch.utils.data import DataLoader, default_convert
 
 from data import shards as shards_module
@@ -167,5 +166,22 @@ def test_http(folder, tmp_path):
 
 def test_large_codebooks_take_four_bytes(tmp_path):
     assert shards_module.token_dtype(2**16) is np.uint16
-    assert shards_module.token_dtype(2**16 + 1) is np.uint32
-    assert torch.from_numpy(np.zeros(1, np.uint32).astype(np.int64)).dtype == torch.int64
+    tokens = np.array([[[2**16, 3]]], dtype=shards_module.token_dtype(2**16 + 1))
+    shard = write_shard(tmp_path / "train-00000.tar", tokens, np.zeros(1), np.zeros(1), 1)
+    manifest = Manifest("VQGAN", "abc", 32, [1, 2], 2**16 + 1, ["a"], ["plain"], 1, {"train": [shard], "held_out": []})
+    check_shards(tmp_path, manifest, deep=True)
+    assert ShardPacks(tmp_path, manifest, "train").read(0)[0].tolist() == [[[2**16, 3]]]
+
+
+def test_a_manifest_can_not_name_other_places(folder, tmp_path):
+    content = json.loads((folder / "manifest.json").read_text())
+    content["splits"]["train"][0]["name"] = "../victim.txt"
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is no plain file name"):
+        fetch(f"file://{folder}", tmp_path / "cache")
+
+
+def test_a_stale_copy_is_fetched_again(folder, tmp_path):
+    place = fetch(f"file://{folder}", tmp_path / "cache")
+    (place / "train-00001.tar").write_bytes(bytes((place / "train-00001.tar").stat().st_size))
+    check_shards(fetch(f"file://{folder}", tmp_path / "cache"), Manifest.load(folder))

@@ -68,9 +68,12 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         (few / path.parent.name / path.name).write_bytes(path.read_bytes())
     weights = f"weights={inception}"
-    options = ["task=statistics", f"images={few}", f"features.{weights}", "resolution=32", "num_workers=0"]
+    options = ["task=statistics", f"images={few}", f"features.{weights}", "resolution=32", "num_workers=1"]
+    (few / "broken.jpg").write_text("no picture")
     results = command(*options, f"output={tmp_path}/statistics").results
     assert results["num_images"] == 12
+    assert len(results["skipped"]) == 1
+    assert "broken.jpg: unreadable" in results["skipped"][0]
     reference = load_statistics(results["statistics"])
     assert reference.mu.shape == (2048,)
     experiment = [

@@ -1,5 +1,6 @@
 """task=tokenize: killed and restarted, shared by processes, from images and from the official cache."""
 
+import json
 import os
 import random
 import signal
@@ -67,8 +68,12 @@ def test_killed_five_times_and_restarted(command, photos, tmp_path):
             killed += 1
         process.wait()
     assert killed >= 4
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "work").glob("*.tar.json")}
+    assert len(finished) >= 4
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/killed")
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())  # not done again
     assert content(tmp_path / "whole") == content(tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob("*.partial"))
 
 
 def test_two_processes_share_the_work(command, photos, tmp_path):
@@ -80,6 +85,7 @@ def test_two_processes_share_the_work(command, photos, tmp_path):
     ]
     assert [process.wait() for process in processes] == [0, 0]
     assert content(tmp_path / "whole") == content(tmp_path / "shared")
+    assert json.loads((tmp_path / "shared" / "results.json").read_text())["samples"]["train"] == 216
 
 
 def test_unreadable_images_are_named(command, photos, tmp_path):
@@ -95,6 +101,14 @@ def test_unreadable_images_are_named(command, photos, tmp_path):
     assert "3.png: unreadable" in outcome.out
 
 
+def test_nothing_readable(command, tmp_path):
+    (tmp_path / "images" / "kind").mkdir(parents=True)
+    (tmp_path / "images" / "kind" / "a.png").write_text("no picture")
+    outcome = command(*OPTIONS, f"images={tmp_path}/images", f"output={tmp_path}/out")
+    assert outcome.status == 1
+    assert "none of the images could be read" in outcome.err
+
+
 def test_official_cache(command, tmp_path):
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.integers(0, 10, (50, 1)), rng.integers(0, 64, (50, 64))], axis=1)
@@ -105,6 +119,10 @@ def test_official_cache(command, tmp_path):
     read = [packs.read(pack) for pack in range(len(packs.sizes))]
     back = np.concatenate([np.concatenate([classes[:, None], tokens[:, 0]], axis=1) for tokens, classes in read])
     assert sorted(map(tuple, back.tolist())) == sorted(map(tuple, rows.tolist()))
+    assert command(*OPTIONS, f"output={tmp_path}/out", "check=true").status == 0  # though nothing is held out
+    np.save(tmp_path / "train.npy", rows[::-1])
+    other = command(*options, f"output={tmp_path}/out")
+    assert "holds shards of another source" in other.err
     refused = command(*options, f"output={tmp_path}/few", "num_classes=9")
     assert refused.status == 1
     assert "expected classes below 9" in refused.err
