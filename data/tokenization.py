@@ -262,12 +262,17 @@ def write_shards(
     if not all(note.exists() for note in notes):
         return None
     manifest = _collect(source, tokenizer, plans, [json.loads(note.read_text()) for note in notes], pack_size)
+    _finish(folder, manifest)
+    return manifest
+
+
+def _finish(folder: Path, manifest: Manifest) -> None:
+    """Saves the manifest of a whole set, and clears away what killed processes left."""
     if not any(shard.samples for shards in manifest.splits.values() for shard in shards):
         raise InputError(f"output={folder}: none of the images could be read; {manifest.skipped[0]['reason']}")
-    for left_over in folder.glob("*.tar.*.partial"):  # of a killed process
+    for left_over in folder.glob("*.tar.*.partial"):
         left_over.unlink(missing_ok=True)
     manifest.save(folder)
-    return manifest
 
 
 def _collect(

@@ -1,5 +1,6 @@
 """task=statistics: reference statistics of a folder of real images."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,32 @@ class _Crops(Dataset[torch.Tensor | str]):
         except InputError as error:
             return str(error)
         return torch.tensor(pixels).permute(2, 0, 1).float() / 255
+
+
+def accumulate(features: nn.Module, batches: Iterable[list[torch.Tensor | str]]) -> tuple[Statistics, list[str]]:
+    """Mean and covariance of the features of batches of images, and the reasons that stand in place of images.
+
+    Raises:
+        InputError: if fewer than two images are left.
+    """
+    width, device = int(features.num_features), next(features.parameters()).device  # type: ignore[arg-type]
+    total = torch.zeros(width, dtype=torch.float64, device=device)
+    products = torch.zeros(width, width, dtype=torch.float64, device=device)
+    count, skipped = 0, []
+    for batch in track(batches, description="features"):
+        readable = [image for image in batch if not isinstance(image, str)]
+        skipped += [reason for reason in batch if isinstance(reason, str)]
+        if readable:
+            with torch.no_grad():
+                extracted = features(torch.stack(readable).to(device))[0].double()
+            total += extracted.sum(0)
+            products += extracted.T @ extracted
+            count += len(readable)
+    for reason in skipped:
+        print(f"Skipped {reason}")
+    if count < 2:
+        raise InputError(f"images: found {count} readable ones; expected at least 2.")
+    return Statistics.of(total, products, count), skipped
 
 
 def statistics(
@@ -66,27 +93,9 @@ def statistics(
     files = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in SUFFIXES)
     if len(files) < 2:
         raise InputError(f"images={images}: found {len(files)} images; expected at least 2.")
-    device = device_for(accelerator)
-    features = features.to(device).eval()
-    width = int(features.num_features)  # type: ignore[arg-type]
-    total = torch.zeros(width, dtype=torch.float64, device=device)
-    products = torch.zeros(width, width, dtype=torch.float64, device=device)
-    skipped: list[str] = []
     loader = DataLoader(_Crops(files, resolution), batch_size, num_workers=num_workers, collate_fn=list)
-    for batch in track(loader, description="features"):
-        readable = [image for image in batch if not isinstance(image, str)]
-        skipped += [reason for reason in batch if isinstance(reason, str)]
-        if readable:
-            with torch.no_grad():
-                extracted = features(torch.stack(readable).to(device))[0].double()
-            total += extracted.sum(0)
-            products += extracted.T @ extracted
-    for reason in skipped:
-        print(f"Skipped {reason}")
+    result, skipped = accumulate(features.to(device_for(accelerator)).eval(), loader)
     count = len(files) - len(skipped)
-    if count < 2:
-        raise InputError(f"images={images}: {count} readable images; expected at least 2.")
-    result = Statistics.of(total, products, count)
     path = Path(output) / "statistics.npz"
     provenance: dict[str, Any] = {
         "num_images": count,
