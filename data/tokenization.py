@@ -218,9 +218,8 @@ def write_shards(
     Args:
         source, tokenizer: of the tokens.
         folder: of the shards; `work/` in it notes what is done.
-        held_out: share of the samples that goes to shards of its own.
-        shard_size, pack_size: samples of a shard and of a pack.
-        seed: of the order of the samples.
+        held_out, shard_size, seed: see `plan_shards`.
+        pack_size: samples of a pack.
         rank, world_size: which of how many processes that share the work.
         on_images: hears how many more are done.
 
@@ -231,10 +230,8 @@ def write_shards(
         InputError: for numbers out of range, a folder that holds shards of something else, or want of space.
     """
     if not 0 <= held_out < 1 or min(shard_size, pack_size) < 1:
-        raise InputError(
-            f"held_out={held_out}, shard_size={shard_size}, pack_size={pack_size}: expected a share below 1 "
-            "and sizes of at least 1."
-        )
+        given = f"held_out={held_out}, shard_size={shard_size}, pack_size={pack_size}"
+        raise InputError(f"{given}: expected a share below 1 and sizes of at least 1.")
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     settings = {
