@@ -3,6 +3,7 @@
 Each pixel is a token, so that the tokenizer is exact. Shapes: `B` images, `L = 64` tokens.
 """
 
+import hashlib
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from data.module import TokenDataModule
 from data.stream import OnePack
 from enat.errors import InputError
+from enat.metrics.features import Features
 from enat.tokenizer import Tokenizer
 
 NUM_HELD_OUT = 500  # of 1,797 images
@@ -71,8 +73,8 @@ class DigitFeatures(nn.Module):
     Features are its 64 hidden units, logits its log-probabilities up to a constant.
     """
 
-    num_features = 64
-    name = "perceptron on digits"
+    num_features, num_logits, num_spatial = 64, 10, 0
+    protocols = ("digits",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,12 +82,15 @@ class DigitFeatures(nn.Module):
         self.hidden, self.out = (nn.utils.skip_init(nn.Linear, *weight.shape) for weight in fitted.coefs_)
         for layer, weight, bias in zip((self.hidden, self.out), fitted.coefs_, fitted.intercepts_, strict=True):
             layer.weight.data, layer.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias)
+        self.double()  # in float32, the number of threads would show in the ninth digit of a score
         self.requires_grad_(False)
+        weights = b"".join(tensor.numpy().tobytes() for tensor in self.state_dict().values())
+        self.sha256 = hashlib.sha256(weights).hexdigest()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 1, 8, 8) in [0, 1] -> features (B, 64) and logits (B, 10)."""
-        features = self.hidden(images.flatten(1).to(self.hidden.weight.dtype)).relu()
-        return features, self.out(features)
+    def forward(self, images: Tensor) -> dict[str, Features]:
+        """Images (B, 1, 8, 8) in [0, 1] -> features (B, 64) and logits (B, 10) of the protocol `digits`."""
+        pool = self.hidden(images.flatten(1).to(self.hidden.weight.dtype)).relu()
+        return {"digits": Features(pool, self.out(pool))}
 
 
 @lru_cache

@@ -23,6 +23,7 @@ from webdataset import TarWriter
 
 from data.stream import OnePack
 from enat.errors import InputError
+from enat.files import write_atomically
 
 VERSION = 1
 
@@ -85,24 +86,6 @@ class Manifest:
         if manifest.version != VERSION:
             raise InputError(f"{path}: version {manifest.version}; expected {VERSION}.")
         return manifest
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, syncs it, and renames it.
-
-    Raises:
-        InputError: if it can't be written, for want of space or else; nothing is left of it then.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: can't be written: {error.strerror}.") from error
 
 
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:

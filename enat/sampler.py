@@ -4,7 +4,7 @@ Shapes: `B` batch, `L` tokens of an image, `M` masked tokens at the current step
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,15 +12,22 @@ from torch import Tensor
 
 from enat.errors import InputError
 from enat.net import ENAT
-from enat.randomness import generator_for
 
 Schedule = Callable[[float], float]
 MIN_TEMPERATURE = 1e-3
 
 
-def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard Gumbel noise of the shape of `x`, in float32."""
-    noise = torch.empty_like(x, dtype=torch.float32).exponential_(generator=generator)
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def gumbel_like(x: Tensor, generators: Generators) -> Tensor:
+    """Standard Gumbel noise of the shape of `x`, in float32; several generators share the rows evenly, in order."""
+    noise = torch.empty_like(x, dtype=torch.float32)
+    if generators is None or isinstance(generators, torch.Generator):
+        noise.exponential_(generator=generators)
+    else:
+        for part, generator in zip(noise.split(math.ceil(len(noise) / len(generators))), generators, strict=True):
+            part.exponential_(generator=generator)
     return -noise.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
@@ -85,7 +92,7 @@ class Sampler:
         self,
         net: ENAT,
         class_ids: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         record: list[Tensor] | None = None,
     ) -> Tensor:
         """Generates token ids.
@@ -93,7 +100,8 @@ class Sampler:
         Args:
             net: the network, in evaluation mode.
             class_ids: (B,), on the network's device; the null class is allowed.
-            generator: makes the result reproducible; on the network's device.
+            generator: makes the result reproducible; on the network's device. Of several, each serves an equal share
+                of the rows, which is then what the generator would have made of these rows alone.
             record: receives the token ids (B, L) that each step starts from, [MASK] where masked.
 
         Returns:
@@ -139,27 +147,3 @@ class Sampler:
             conditional, unconditional = logits.chunk(2)
             logits = conditional + self.guidance_scales[step] * (conditional - unconditional)
         return logits.log_softmax(dim=2)
-
-
-def generate(
-    net: ENAT, sampler: Sampler, class_ids: Tensor, seed: int, block_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[slice, Tensor]]:
-    """Generates one image per class id, block after block.
-
-    Block `i` has the random numbers of (seed, i), and the ranks take turns: what is generated does not
-    depend on their number.
-
-    Args:
-        class_ids: (n,), of all images on all ranks, on the network's device.
-        seed: at least 0.
-        block_size: images per block.
-
-    Yields:
-        The place of a block among the `n` images, and its token ids (block, L).
-    """
-    for block, start in enumerate(range(0, len(class_ids), block_size)):
-        if block % world_size != rank:
-            continue
-        place = slice(start, min(start + block_size, len(class_ids)))
-        generator = generator_for(class_ids.device, "block of images", seed, block)
-        yield place, sampler(net, class_ids[place], generator)

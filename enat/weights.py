@@ -1,6 +1,5 @@
 """Reads weights from a file, without running any of it: a checkpoint of ours, an official one, or safetensors."""
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from enat.errors import InputError
+from enat.files import sha256_of
 from enat.net import ENAT
 from enat.official import from_official, infer_sizes, is_official
 
@@ -104,4 +104,4 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         print(f"{path} does not say its {assumed}; these are the configuration's.")
     load_exactly(net, state, path)
     net.eval()
-    return {"weights": str(path), "kind": kind, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    return {"weights": str(path), "kind": kind, "sha256": sha256_of(path)}

@@ -3,6 +3,8 @@
 import os
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from enat.errors import InputError
 
@@ -20,3 +22,31 @@ def device_for(accelerator: str) -> torch.device:
     if accelerator in ("gpu", "cuda"):
         raise InputError(f"trainer.accelerator={accelerator}: there is no GPU here; expected cpu or auto.")
     return torch.device("cpu")
+
+
+def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str) -> Fabric:
+    """Starts the processes of a task, or joins those that torchrun or srun started.
+
+    Args:
+        accelerator, devices, num_nodes, precision: as of Lightning's Trainer.
+
+    Raises:
+        InputError: for values that Lightning does not take.
+    """
+    device_for(accelerator)
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun has decided
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    try:
+        strategy = "auto" if (devices, num_nodes) == (1, 1) else "ddp"
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+        )
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise InputError(f"trainer: {error}") from error
+    fabric.launch()
+    return fabric

@@ -1,106 +1,78 @@
-"""task=statistics: reference statistics of a folder of real images."""
+"""task=statistics: reference statistics of real images."""
 
-from collections.abc import Iterable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from data.images import SUFFIXES, center_crop, load_rgb
 from enat.errors import InputError
-from enat.metrics.statistics import Statistics
-from experiments.device import device_for
-
-
-class _Crops(Dataset[torch.Tensor | str]):
-    """Image files as cropped (3, S, S) in [0, 1], or the reason why one can't be read."""
-
-    def __init__(self, files: list[Path], side: int):
-        self.files, self.side = files, side
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, item: int) -> torch.Tensor | str:
-        try:
-            pixels = np.asarray(center_crop(load_rgb(self.files[item]), self.side))
-        except InputError as error:
-            return str(error)
-        return torch.tensor(pixels).permute(2, 0, 1).float() / 255
-
-
-def accumulate(features: nn.Module, batches: Iterable[list[torch.Tensor | str]]) -> tuple[Statistics, list[str]]:
-    """Mean and covariance of the features of batches of images, and the reasons that stand in place of images.
-
-    Raises:
-        InputError: if fewer than two images are left.
-    """
-    width, device = int(features.num_features), next(features.parameters()).device  # type: ignore[arg-type]
-    total = torch.zeros(width, dtype=torch.float64, device=device)
-    products = torch.zeros(width, width, dtype=torch.float64, device=device)
-    count, skipped = 0, []
-    for batch in track(batches, description="features"):
-        readable = [image for image in batch if not isinstance(image, str)]
-        skipped += [reason for reason in batch if isinstance(reason, str)]
-        if readable:
-            with torch.no_grad():
-                extracted = features(torch.stack(readable).to(device))[0].double()
-            total += extracted.sum(0)
-            products += extracted.T @ extracted
-            count += len(readable)
-    for reason in skipped:
-        print(f"Skipped {reason}")
-    if count < 2:
-        raise InputError(f"images: found {count} readable ones; expected at least 2.")
-    return Statistics.of(total, products, count), skipped
+from enat.metrics.images import Images
+from enat.metrics.processes import Processes
+from enat.metrics.summary import Plan, summarize
+from experiments.device import launch
+from experiments.progress import ImageProgress
 
 
 def statistics(
-    images: str | None,
+    images: Images,
     features: nn.Module,
-    resolution: int,
-    batch_size: int,
-    num_workers: int,
-    output: str,
+    block_size: int,
+    max_features: int,
     accelerator: str,
+    devices: int | str,
+    num_nodes: int,
+    output: str,
 ) -> dict[str, Any]:
-    """Computes mean and covariance of the features of all images below a folder.
+    """Computes mean and covariance of the features of a set of images, under each protocol.
 
     Args:
-        images: the folder.
-        features: the feature network, with the attributes `protocol` and `sha256`.
-        resolution: images are cropped to this side as for training.
-        batch_size, num_workers: of the reading.
-        output: folder of `statistics.npz`, which has the keys of ADM's: `mu` and `sigma`, and provenance.
-        accelerator: where the feature network runs.
+        images: the set.
+        features: feature network, an `enat.metrics.features.FeatureNetwork`.
+        block_size: images whose features are computed together.
+        max_features: of so many images, spread evenly, the features are kept for KID, precision and recall.
+        accelerator, devices, num_nodes: as of Lightning's Trainer.
+        output: folder of `statistics.npz`, and of unfinished work, so that the same command goes on. The first
+            protocol has the keys of ADM's files: `mu`, `sigma`, `mu_s`, `sigma_s`; others are `PROTOCOL/mu` and so on.
 
     Returns:
-        The file, the number of images, and the protocol.
+        The file, the number of images, the protocols, and the images that could not be read.
 
     Raises:
         InputError: if there are fewer than two readable images; others are named and left out.
     """
-    if min(batch_size, resolution) < 1 or num_workers < 0:
-        raise InputError(
-            f"batch_size={batch_size}, resolution={resolution}, num_workers={num_workers}: expected at least 1, 1, 0."
-        )
-    if images is None or not Path(images).is_dir():
-        raise InputError(f"images={images}: expected a folder of images.")
-    files = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
-        raise InputError(f"images={images}: found {len(files)} images; expected at least 2.")
-    loader = DataLoader(_Crops(files, resolution), batch_size, num_workers=num_workers, collate_fn=list)
-    result, skipped = accumulate(features.to(device_for(accelerator)).eval(), loader)
-    count = len(files) - len(skipped)
+    if block_size < 1 or max_features < 0:
+        raise InputError(f"block_size={block_size}, max_features={max_features}: expected at least 1 and 0.")
+    fabric = launch(accelerator, devices, num_nodes, "32-true")
+    processes, work = Processes(), Path(output) / "unfinished"
+    network: Any = features.to(fabric.device).eval()
+    with ImageProgress(processes.rank) as progress:
+        watcher = progress.watcher("features")
+        plan = Plan(block_size, 0, max_features)
+        summaries = summarize(images, network, plan, processes, fabric.device, None, work, watcher)
+    if processes.rank > 0:
+        return {}
+    for reason in watcher.skipped:
+        print(f"Skipped {reason}")
+    main = next(iter(summaries))
+    count = summaries[main].pool.num_images
+    content: dict[str, Any] = {"features_sha256": network.sha256, "protocol": main, "num_images": count}
+    for protocol, summary in summaries.items():
+        prefix = "" if protocol == main else f"{protocol}/"
+        content |= {f"{prefix}mu": summary.pool.mu, f"{prefix}sigma": summary.pool.sigma}
+        if summary.spatial is not None:
+            content |= {f"{prefix}mu_s": summary.spatial.mu, f"{prefix}sigma_s": summary.spatial.sigma}
+        if summary.features is not None:
+            content[f"{prefix}features"] = summary.features
     path = Path(output) / "statistics.npz"
-    provenance: dict[str, Any] = {
+    np.savez(path, **{name: np.asarray(value) for name, value in content.items()})  # type: ignore[arg-type]
+    shutil.rmtree(work)
+    return {
+        "statistics": str(path),
         "num_images": count,
-        "protocol": features.protocol,
-        "features_sha256": features.sha256,
+        "protocols": list(summaries),
+        "features_sha256": network.sha256,
+        "images": dict(images.identity),
+        "skipped": watcher.skipped,
     }
-    np.savez(path, mu=result.mu.cpu().numpy(), sigma=result.sigma.cpu().numpy(), **provenance)
-    return {"statistics": str(path), "resolution": resolution, "skipped": skipped, **provenance}

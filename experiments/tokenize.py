@@ -5,8 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import Progress
 
 from data.images import ImageList, Views
 from data.shards import Manifest, check_shards
@@ -14,16 +13,7 @@ from data.tokenization import ImageSource, Source, TokenCacheSource, write_shard
 from enat.errors import InputError
 from enat.tokenizer import Tokenizer
 from experiments.device import device_for
-
-
-class Speed(ProgressColumn):
-    """Images per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} images/s")
-
-
-COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+from experiments.progress import COLUMNS
 
 
 def open_source(

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from enat.errors import InputError
-from enat.metrics.evaluation import Evaluation
+from enat.metrics.evaluation import Evaluation, Scores
+from enat.metrics.images import Images, TensorImages
+from enat.metrics.processes import Processes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
@@ -82,35 +82,26 @@ def build_trainer(
     return built
 
 
-def score_real(
-    held_out: Mapping[str, torch.Tensor], evaluation: Evaluation, device: torch.device, rank: int, world_size: int
-) -> dict[str, float]:
-    """Scores real images and their classes, shared by the ranks, like generated ones."""
-    images, class_ids = (held_out[name][rank::world_size].to(device) for name in ("images", "class_ids"))
-    batches = DataLoader(TensorDataset(images, class_ids), batch_size=evaluation.block_size)
-    return evaluation.score_images(batches, device, rank, world_size)
-
-
 def score_all(
     fitter: L.Trainer,
     nets: Mapping[str, ENAT],
     tokenizer: Tokenizer,
     sampler: Sampler,
     evaluation: Evaluation,
-    held_out: Mapping[str, torch.Tensor] | None,
-) -> dict[str, dict[str, float]]:
+    held_out: TensorImages | None,
+) -> dict[str, Scores]:
     """Scores networks, and real images that were not trained on, on all ranks of a Trainer."""
-    device = fitter.strategy.root_device
-    ranks = {"rank": fitter.global_rank, "world_size": fitter.world_size}
+    device, processes = fitter.strategy.root_device, Processes()
     context = fitter.precision_plugin.forward_context
-    rows = {
-        name: score(net.to(device), sampler, tokenizer, evaluation, f"scoring {name}", context=context, **ranks)
+    sets: dict[str, Images] = {
+        name: evaluation.generated(net.to(device).eval(), sampler, tokenizer, context=context)
         for name, net in nets.items()
     }
     if held_out is not None:
-        rows["real, held out"] = score_real(held_out, evaluation, device, **ranks)
+        sets["real, held out"] = held_out
+    rows = {name: score(evaluation, images, f"scoring {name}", device, processes)[0] for name, images in sets.items()}
     if fitter.is_global_zero:
-        print_scores(rows)
+        print_scores(rows, [note for scores in rows.values() for note in evaluation.notes(scores)])
     return rows
 
 
@@ -123,7 +114,7 @@ def train(
     logger: Mapping[str, Logger | None],
     sampler: Sampler,
     evaluation: Evaluation | None,
-    held_out: Mapping[str, torch.Tensor] | None,
+    held_out: TensorImages | None,
     resume: bool,
     output: str,
     settings: Mapping[str, Any],
@@ -134,7 +125,7 @@ def train(
         trainer: makes the Trainer from callbacks and loggers.
         callbacks, logger: by name; None leaves one out.
         tokenizer, sampler, evaluation: of the scores after training; without an evaluation there are none.
-        held_out: `images` and `class_ids` of real images that were not trained on, scored like generated ones.
+        held_out: real images that were not trained on, scored like generated ones.
         resume: whether a run that is in `output` already goes on.
         output: the run's folder.
         settings: the whole configuration, for the loggers and the folder.
@@ -158,7 +149,8 @@ def train(
     fitter.save_checkpoint(last)
     nets = {"this network": module.averaged_net, "untrained network": untrained}
     rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
-    scores = rows.pop("this network", {})
+    by_protocol = rows.pop("this network", {})
+    scores = next(iter(by_protocol.values()), {})  # of the first protocol
     for log in fitter.loggers:
         log.log_metrics({f"final/{name}": value for name, value in scores.items()}, fitter.global_step)
         log.finalize("success")
@@ -168,4 +160,4 @@ def train(
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
     paths = {"checkpoint": str(last), "pictures": pictures}
-    return {**scores, "yardsticks": rows, "steps": fitter.global_step, **paths}
+    return {**scores, "scores": by_protocol, "yardsticks": rows, "steps": fitter.global_step, **paths}

@@ -1,38 +1,44 @@
-"""Scores a network by the images it generates, or images as they are.
+"""Scores sets of images under several protocols, in one pass over them."""
 
-Shapes: `B` images of a block, `C` classes.
-"""
-
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from enat.errors import InputError
-from enat.metrics.scores import FeatureFID, LogitInceptionScore
-from enat.metrics.statistics import Statistics
+from enat.metrics.images import GeneratedImages, Images
+from enat.metrics.processes import Processes
+from enat.metrics.reference import DecodedShards, StatisticsFile
+from enat.metrics.scores import kernel_distance, precision_recall
+from enat.metrics.statistics import frechet_distance
+from enat.metrics.summary import Plan, Summary, Watcher, summarize
 from enat.net import ENAT
-from enat.sampler import Sampler, generate
+from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
+
+Scores = dict[str, dict[str, float]]  # by protocol and score
 
 
 class Evaluation:
-    """FID and Inception Score, and any further scores of images and classes, in one pass over the images.
+    """FID, Inception Score, sFID, KID, precision and recall by protocol, and further scores of images and classes.
 
     Args:
-        features: feature network; images (B, channels, h, w) in [0, 1] -> features (B, D) and logits (B, C'),
-            with the attribute `num_features`.
-        reference: what FID compares with: real images (n, channels, h, w), or their statistics.
-        num_images: how many images a network has to generate, in balanced classes.
-        block_size: images generated at a time. Each block has random numbers of its own, so that the images
-            depend on this and the seed, not on the number of ranks.
+        features: feature network, an `enat.metrics.features.FeatureNetwork`.
+        reference: what is compared with: statistics of a file, images, or shards decoded by the tokenizer.
+        num_images: how many images a network has to generate.
+        block_size: images with noise of their own (see `GeneratedImages`), whose features are computed together.
+        batch_size: images that are generated at a time, a multiple of `block_size`; it does not change them.
         seed: of the generated images.
         splits: parts of the Inception Score.
-        extra: further scores by name, updated with images and class ids.
+        kid_subsets, kid_subset_size: KID is the mean over random subsets of that size, or of all images if fewer.
+        neighbours: of precision and recall.
+        reference_features: of so many reference images, spread evenly, features are kept for KID, precision and recall
+            (10,000 in ADM's suite).
+        extra: further scores by name, means over images of a function of images and class ids.
 
     Raises:
         InputError: for counts out of range.
@@ -41,104 +47,168 @@ class Evaluation:
     def __init__(
         self,
         features: nn.Module,
-        reference: Tensor | Statistics,
+        reference: StatisticsFile | DecodedShards | Images,
         num_images: int,
         block_size: int,
+        batch_size: int,
         seed: int = 0,
         splits: int = 10,
-        extra: Mapping[str, Metric] | None = None,
+        kid_subsets: int = 100,
+        kid_subset_size: int = 1000,
+        neighbours: int = 3,
+        reference_features: int = 10_000,
+        extra: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
     ):
         if splits < 1 or num_images < max(splits, 2):
             raise InputError(
                 f"num_images={num_images}, splits={splits}: expected at least two images and one for each split."
             )
-        if block_size < 1:
-            raise InputError(f"block_size={block_size}: expected at least 1.")
-        if isinstance(reference, Statistics) and len(reference.mu) != features.num_features:
-            raise InputError(f"reference: {len(reference.mu)} features; the network has {features.num_features}.")
+        if block_size < 1 or batch_size < 1 or batch_size % block_size:
+            raise InputError(
+                f"batch_size={batch_size}, block_size={block_size}: expected positive numbers, the first a multiple "
+                "of the second."
+            )
+        if min(kid_subsets, neighbours) < 1 or min(kid_subset_size, reference_features) < 2:
+            raise InputError(
+                f"kid_subsets={kid_subsets}, kid_subset_size={kid_subset_size}, neighbours={neighbours}, "
+                f"reference_features={reference_features}: expected at least 1, 2, 1 and 2."
+            )
         self.features, self.reference = features.eval(), reference
-        self.num_images, self.block_size, self.seed, self.splits = num_images, block_size, seed, splits
-        self.fid = FeatureFID(int(features.num_features))  # type: ignore[arg-type]
-        self.inception_score = LogitInceptionScore(splits)
-        self.extra = dict(extra or {})
-        self.has_reference = False
+        self.num_images, self.block_size, self.batch_size, self.seed = num_images, block_size, batch_size, seed
+        self.splits, self.neighbours, self.extra = splits, neighbours, dict(extra or {})
+        self.kid_subsets, self.kid_subset_size = kid_subsets, kid_subset_size
+        self.reference_features = reference_features
+        self.references: dict[bool, dict[str, Summary]] = {}
+        self.protocols: list[str] = list(features.protocols)  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def score_images(
-        self, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, rank: int = 0, world_size: int = 1
-    ) -> dict[str, float]:
-        """Scores batches of images and class ids; each rank brings its own, all ranks get the scores of all.
-
-        Returns:
-            `num_images`, `fid`, `inception_score`, and the further scores by their names.
-        """
-        self.features.to(device)
-        metrics: list[Metric] = [self.fid, self.inception_score, *self.extra.values()]
-        for metric in metrics:
-            metric.to(device)
-            metric.reset()
-        if not self.has_reference:
-            if isinstance(self.reference, Statistics):
-                self.fid.set_reference(self.reference, rank)
-            else:
-                for images in self.reference[rank::world_size].split(self.block_size):
-                    self.fid.update(self.features(images.to(device))[0], real=True)
-            self.has_reference = True
-        count = torch.zeros((), dtype=torch.long, device=device)
-        for images, class_ids in batches:
-            features, logits = self.features(images)
-            self.fid.update(features, real=False)
-            self.inception_score.update(logits)
-            count += len(images)
-            for metric in self.extra.values():
-                metric.update(images, class_ids)
-        if world_size > 1:
-            torch.distributed.all_reduce(count)
-        scores = {"fid": self.fid, "inception_score": self.inception_score, **self.extra}
-        return {"num_images": int(count)} | {name: float(metric.compute()) for name, metric in scores.items()}
-
-    def score_network(
+    def generated(
         self,
         net: ENAT,
         sampler: Sampler,
         tokenizer: Tokenizer,
         num_images: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        on_images: Callable[[int], None] = lambda count: None,
+        seed: int | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> dict[str, float]:
-        """Scores images that a network in evaluation mode generates, block by block, shared by the ranks.
+        identity: Mapping[str, Any] | None = None,
+    ) -> GeneratedImages:
+        """The images of a network; without a number or seed, those that the constructor was told."""
+        count, seed = self.num_images if num_images is None else num_images, self.seed if seed is None else seed
+        sizes = (count, seed, self.block_size, self.batch_size)
+        return GeneratedImages(net, sampler, tokenizer, *sizes, context, identity)
+
+    def score(
+        self,
+        images: Images,
+        device: torch.device,
+        processes: Processes,
+        full: bool = True,
+        folder: Path | None = None,
+        name: str = "images",
+        watchers: tuple[Watcher, Watcher] | None = None,
+    ) -> Scores:
+        """Scores a set of images; all processes have to call, and all get the scores.
 
         Args:
-            net, sampler, tokenizer: make the images.
-            num_images: None for as many as the constructor was told.
-            rank, world_size: which of how many; all of them have to call.
-            on_images: hears of every block done on this rank, by its number of images.
-            context: entered for generation and decoding, such as autocast; scores are always in full precision.
+            images: the set.
+            device: where images and features are computed; generated ones are made where their network is.
+            processes: share the work.
+            full: False leaves out KID, precision and recall, which need every feature of both sides.
+            folder: where unfinished work is kept; None to keep nothing.
+            name: of the images there, beside the reference.
+            watchers: of the reference's images and of the set's.
+
+        Returns:
+            By protocol: `num_images`, `fid`, `inception_score` and its deviation over the splits; if the reference
+            has what they need, `sfid`, `kid`, `precision`, `recall`, `reconstruction_fid`; and the further scores.
 
         Raises:
-            InputError: if there are fewer blocks than ranks.
+            InputError: on all processes, for images or a reference that can't be scored.
         """
-        count = self.num_images if num_images is None else num_images
-        if math.ceil(count / self.block_size) < world_size:
-            raise InputError(
-                f"metrics.evaluation.block_size={self.block_size}: expected at least a block of images for each "
-                f"of the {world_size} ranks out of {count} images."
-            )
-        device = net.head_bias.device
-        tokenizer.to(device)
-        class_ids = torch.arange(count, device=device) % net.num_classes
-        blocks = generate(net, sampler, class_ids, self.seed, self.block_size, rank, world_size)
+        self.features.to(device)
+        of_reference, of_images = watchers or (Watcher(), Watcher())
+        reference = self._reference(device, processes, full, folder, of_reference)
+        plan = Plan(self.block_size, self.splits, images.num_images if full else 0)
+        if images.num_images < max(self.splits, 2):
+            raise InputError(f"{images.num_images} images: expected at least two, and one for each of the splits.")
+        within = folder / name if folder else None
+        summaries = summarize(images, self.features, plan, processes, device, self.extra, within, of_images)  # type: ignore[arg-type]
+        return processes.on_first(
+            lambda: {name: self._compare(name, summaries[name], reference[name]) for name in self.protocols}
+        )
 
-        def batches() -> Iterable[tuple[Tensor, Tensor]]:
-            while True:
-                with context():
-                    block, token_ids = next(blocks, (None, None))
-                    if block is None or token_ids is None:
-                        return
-                    images = tokenizer.decode(token_ids).float()
-                yield images, class_ids[block]
-                on_images(len(token_ids))
+    def identity(self, images: Images, full: bool = True) -> dict[str, Any]:
+        """Plain values that scores of these images depend on."""
+        return {
+            "images": {"num_images": images.num_images, **images.identity},
+            "reference": dict(self.reference.identity),
+            "features_sha256": self.features.sha256,
+            "protocols": self.protocols,
+            "block_size": self.block_size,
+            "splits": self.splits,
+            "kid_subsets": self.kid_subsets,
+            "kid_subset_size": self.kid_subset_size,
+            "neighbours": self.neighbours,
+            "reference_features": self.reference_features,
+            "full": full,
+        }
 
-        return self.score_images(batches(), device, rank, world_size)
+    def _reference(
+        self, device: torch.device, processes: Processes, full: bool, folder: Path | None, watcher: Watcher
+    ) -> dict[str, Summary]:
+        """Summaries of the reference, on rank 0."""
+        if full in self.references:
+            return self.references[full]
+        source, known = self.reference, {}
+        images: Images | None
+        if isinstance(source, StatisticsFile):
+            sizes = (self.features.num_features, self.features.sha256)
+            known, images = source.summaries(self.protocols, *sizes), source.images  # type: ignore[arg-type]
+        else:
+            images = source.images if isinstance(source, DecodedShards) else source
+        seen: dict[str, Summary] = {}
+        lacking = [name for name in self.protocols if name not in known or (full and known[name].features is None)]
+        if images is not None and lacking:
+            plan = Plan(self.block_size, 0, self.reference_features if full else 0)
+            within = folder / "reference" if folder else None
+            seen = summarize(images, self.features, plan, processes, device, None, within, watcher)  # type: ignore[arg-type]
+        for name, summary in known.items():  # a file's statistics count for more than those of its images
+            if name in seen:
+                seen[name] = summary._replace(features=seen[name].features)
+        self.references[full] = {**known, **seen}
+        return self.references[full]
+
+    def _compare(self, protocol: str, images: Summary, reference: Summary) -> dict[str, float]:
+        scores: dict[str, float] = {"num_images": images.pool.num_images or 0}
+        scores |= {"fid": frechet_distance(images.pool, reference.pool)}
+        if images.inception_score is not None:
+            scores["inception_score"], scores["inception_score_std"] = images.inception_score
+        if images.spatial is not None and reference.spatial is not None:
+            scores["sfid"] = frechet_distance(images.spatial, reference.spatial)
+        if images.features is not None and reference.features is not None:
+            pair = (images.features, reference.features)
+            scores["kid"], scores["kid_std"] = kernel_distance(*pair, self.kid_subsets, self.kid_subset_size)
+            scores["precision"], scores["recall"] = precision_recall(*pair, self.neighbours)
+        if protocol in self.reconstruction:
+            scores["reconstruction_fid"] = self.reconstruction[protocol]
+        return scores | dict(images.extra or {})
+
+    def notes(self, scores: Scores) -> list[str]:
+        """What a reader of scores has to be told."""
+        width, counts = self.features.num_features, {int(row["num_images"]) for row in scores.values()}
+        return [
+            f"FID of {count} images with {width} features: the covariance is singular and the FID too high; compare it "
+            "only with FIDs of as many images."
+            for count in counts
+            if count <= width  # type: ignore[operator]
+        ]
+
+    @cached_property
+    def reconstruction(self) -> dict[str, float]:
+        """On rank 0, after scoring: the FID of decoded shards against the real images, by protocol."""
+        source = self.reference
+        if not isinstance(source, DecodedShards) or source.real is None:
+            return {}
+        sizes = (self.features.num_features, self.features.sha256)
+        real: Mapping[str, Summary] = source.real.summaries(self.protocols, *sizes)  # type: ignore[arg-type]
+        decoded = next(iter(self.references.values()))
+        return {name: frechet_distance(decoded[name].pool, summary.pool) for name, summary in real.items()}

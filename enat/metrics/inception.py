@@ -1,59 +1,111 @@
-"""The Inception network of the FID, by the protocol of the official evaluation (SPEC 8)."""
+"""The Inception network of the FID under several protocols, which differ in rounding and resizing (SPEC 8).
 
-import hashlib
+Shapes: `B` images.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from enat.errors import InputError
+from enat.files import sha256_of
+from enat.metrics.features import Features
 from enat.weights import read_file
 
-_TRUNK = (
+SIDE = 299
+_BEFORE_SPATIAL = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
-    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
-    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"),
 )
+_FROM_SPATIAL = ("Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool")
+_SPATIAL_CHANNELS = 7
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] -> uint8 of the same shape, rounded half up, as torchvision saves them."""
+    return images.float().mul(255).add(0.5).clamp(0, 255).to(torch.uint8)
+
+
+def enat(images: Tensor) -> Tensor:
+    """The official evaluation: no rounding, torch's bilinear resize. (B, 3, H, W) in [0, 1] -> (B, 3, 299, 299)."""
+    return 2 * F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False) - 1
+
+
+def adm(images: Tensor) -> Tensor:
+    """ADM's suite and torch-fidelity: 8 bits, TensorFlow 1's resize. (B, 3, H, W) in [0, 1] -> (B, 3, 299, 299)."""
+    rounded = to_bytes(images).float()
+    resized = interpolate_bilinear_2d_like_tensorflow1x(rounded, size=(SIDE, SIDE), align_corners=False)
+    return (resized - 128) / 128
+
+
+def clean(images: Tensor) -> Tensor:
+    """clean-fid: 8 bits, Pillow's bicubic resize with antialiasing. (B, 3, H, W) in [0, 1] -> (B, 3, 299, 299)."""
+    rounded = to_bytes(images).float()
+    resized = F.interpolate(rounded, size=(SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+    return (resized.clamp(0, 255) - 128) / 128
+
+
+@lru_cache(maxsize=1)
+def _load(weights: str, sha256: str) -> FeatureExtractorInceptionV3:
+    """One network for all that use the file, in evaluation mode; torch-fidelity makes it so."""
+    read_file(weights)  # runs no code; torch-fidelity's own reader would
+    try:
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+    except RuntimeError as error:
+        raise InputError(f"features.weights={weights}: these are not the weights of the FID Inception.") from error
 
 
 class InceptionFeatures(nn.Module):
-    """torch-fidelity's port of the FID Inception, on float images resized by torch without rounding.
+    """torch-fidelity's port of the FID Inception; one network for all protocols, always in full precision.
 
     Args:
         weights: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, or torch-fidelity's
             `weights-inception-2015-12-05-6726825d.pth`.
+        protocols: by name, what makes the network's input (B, 3, 299, 299) of images (B, 3, H, W) in [0, 1].
 
     Raises:
         InputError: if the file is missing or holds something else.
     """
 
     num_features = 2048
-    protocol = "enat"
+    num_spatial = 17 * 17 * _SPATIAL_CHANNELS
+    num_logits = 1008
 
-    def __init__(self, weights: str):
+    def __init__(self, weights: str, protocols: Mapping[str, Callable[[Tensor], Tensor]]):
         super().__init__()
         if not Path(weights).is_file():
             raise InputError(
                 f"features.weights={weights}: there is no such file; fetch weights-inception-2015-12-05-6726825d.pth "
                 "from the releases of torch-fidelity (toshas/torch-fidelity) into assets/."
             )
-        read_file(weights)  # runs no code; torch-fidelity's own reader would
-        try:
-            self.net = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
-            )
-        except RuntimeError as error:
-            raise InputError(f"features.weights={weights}: these are not the weights of the FID Inception.") from error
-        self.sha256 = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        if not protocols:
+            raise InputError("protocol=[]: expected at least one, such as protocol=[enat,adm,clean].")
+        self.sha256 = sha256_of(weights)
+        self.net = _load(weights, self.sha256)
+        self.protocols = dict(protocols)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> pool features (B, 2048) and logits without their bias (B, 1008)."""
-        with torch.autocast(images.device.type, enabled=False):
-            x = F.interpolate(images.float(), size=(299, 299), mode="bilinear", align_corners=False)
-            x = 2 * x - 1
-            for name in _TRUNK:
-                x = getattr(self.net, name)(x)
-            features = x.flatten(1)
-            return features, features @ self.net.fc.weight.T
+    def forward(self, images: Tensor) -> dict[str, Features]:
+        """Images (B, 3, H, W) in [0, 1] -> by protocol, pool features, spatial ones, and logits without bias."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise InputError(f"images of shape {list(images.shape[1:])}: the FID Inception expects [3, height, width].")
+        with (
+            torch.autocast(images.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
+            return {name: self._extract(prepare(images)) for name, prepare in self.protocols.items()}
+
+    def _extract(self, x: Tensor) -> Features:
+        for name in _BEFORE_SPATIAL:
+            x = getattr(self.net, name)(x)
+        # ADM's sFID: the first channels of TensorFlow's "mixed_6/conv", positions first.
+        spatial = self.net.Mixed_6d.branch1x1(x)[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        for name in _FROM_SPATIAL:
+            x = getattr(self.net, name)(x)
+        pool = x.flatten(1)
+        return Features(pool, pool @ self.net.fc.weight.T, spatial)

@@ -1,111 +1,120 @@
-"""Scores that torchmetrics lacks, or needs care with. Shapes: `B` images, `D` features, `C` classes."""
+"""Scores of images but for the Frechet distance. Shapes: `B` images, `D` features, `C` classes."""
 
-import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.inception import InceptionScore
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from enat.metrics.statistics import Statistics
+from enat.errors import InputError
 
-
-class FeatureFID(FrechetInceptionDistance):
-    """torchmetrics' Frechet distance on features (B, D) computed elsewhere, in float64.
-
-    Real features are kept through `reset`. Under DDP each rank must see some of both kinds.
-    """
-
-    def __init__(self, num_features: int):
-        identity = nn.Identity()
-        identity.num_features = num_features  # type: ignore[assignment]
-        super().__init__(feature=identity, reset_real_features=False)
-        self.set_dtype(torch.float64)
-
-    def update(self, features: Tensor, real: bool) -> None:
-        super().update(features.double(), real)
-
-    def set_reference(self, reference: Statistics, rank: int) -> None:
-        """Takes statistics in place of real features; under DDP only rank 0 counts them, and the sum is exact."""
-        count = 10_000 if rank == 0 else 0  # any number gives the same mean and covariance
-        mu, sigma = (tensor.to(self.device) for tensor in reference)
-        self.orig_dtype = torch.float64
-        self.real_features_num_samples.fill_(count)
-        self.real_features_sum.copy_(count * mu)
-        self.real_features_cov_sum.copy_(max(count - 1, 0) * sigma + count * torch.outer(mu, mu))
+RNG_SEED = 2020  # torch-fidelity's, of the Inception Score's splits and KID's subsets: with it, scores are the same
 
 
-class LogitInceptionScore(InceptionScore):
-    """torchmetrics' Inception Score on logits (B, C) computed elsewhere, with a seeded shuffle.
+class InceptionScore(nn.Module):
+    """The Inception Score, added up class by class for each of its splits, in float64.
 
     Args:
+        num_images: of all images; an image's split follows from its number among them, as in torch-fidelity.
+        num_classes: `C`.
         splits: the score is the mean over so many parts.
-        seed: of the shuffle; torch's own random numbers stay untouched.
     """
 
-    def __init__(self, splits: int = 10, seed: int = 0):
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # on the memory that the logits take
-            super().__init__(feature=nn.Identity(), splits=splits)
-        self.seed = seed
+    probabilities: Tensor
+    negative_entropy: Tensor
+    counts: Tensor
 
-    def update(self, logits: Tensor) -> None:
-        super().update(logits.double())
+    def __init__(self, num_images: int, num_classes: int, splits: int):
+        super().__init__()
+        order = np.random.RandomState(RNG_SEED).permutation(num_images)
+        ends = [(split + 1) * num_images // splits for split in range(splits)]
+        split_of = np.empty(num_images, dtype=np.int64)
+        split_of[order] = np.searchsorted(ends, np.arange(num_images), side="right")
+        self.split_of = torch.from_numpy(split_of)
+        self.register_buffer("probabilities", torch.zeros(splits, num_classes, dtype=torch.float64))
+        self.register_buffer("negative_entropy", torch.zeros(splits, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(splits, dtype=torch.float64))
 
-    def compute(self) -> Tensor:  # type: ignore[override]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return super().compute()[0]
+    def update(self, numbers: Tensor, logits: Tensor) -> None:
+        """Takes the numbers of images (B,), on the CPU, and their logits (B, C)."""
+        log_p = logits.double().log_softmax(1)
+        # A product sums in a fixed order on any device; `index_add_` does not.
+        chosen = nn.functional.one_hot(self.split_of[numbers], len(self.counts)).to(log_p).T  # (splits, B)
+        self.probabilities += chosen @ log_p.exp()
+        self.negative_entropy += chosen @ (log_p.exp() * log_p).sum(1)
+        self.counts += chosen.sum(1)
+
+    def compute(self) -> tuple[float, float]:
+        """Mean and standard deviation over the splits."""
+        p = self.probabilities / self.counts.unsqueeze(1)
+        scores = (self.negative_entropy / self.counts - torch.special.xlogy(p, p).sum(1)).exp()
+        return float(scores.mean()), float(scores.std(correction=0))
 
 
-class ClassAccuracy(Metric):
-    """Share of images that a classifier gives the class that was asked for.
+def kernel_distance(generated: Tensor, real: Tensor, subsets: int, subset_size: int) -> tuple[float, float]:
+    """KID: torch-fidelity's, over random subsets with a fixed seed, here in float64.
+
+    Args:
+        generated, real: features (n, D).
+        subsets, subset_size: of each; there can't be more in one than images.
+
+    Returns:
+        Mean and standard deviation over the subsets.
+    """
+    size = min(subset_size, len(generated), len(real))
+    options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": RNG_SEED, "verbose": False}
+    scores = kid_features_to_metric(generated.double(), real.double(), **options)
+    return scores[KEY_METRIC_KID_MEAN], scores[KEY_METRIC_KID_STD]
+
+
+def precision_recall(generated: Tensor, real: Tensor, neighbours: int) -> tuple[float, float]:
+    """Improved precision and recall (arXiv 1904.06991) by torch-fidelity; the rules are those of the ADM suite.
+
+    Args:
+        generated, real: features (n, D).
+        neighbours: a ball's radius is the distance to so many-th a neighbour.
+    """
+    if min(len(generated), len(real)) <= neighbours:
+        raise InputError(
+            f"metrics.evaluation.neighbours={neighbours}: expected fewer than the images, which are "
+            f"{len(generated)} and {len(real)}."
+        )
+    options = {"prc_neighborhood": neighbours, "prc_batch_size": 2000, "save_cpu_ram": True, "verbose": False}
+    scores = prc_features_to_metric(generated, real, **options)
+    return scores[KEY_METRIC_PRECISION], scores[KEY_METRIC_RECALL]
+
+
+class ClassAccuracy:
+    """Whether a classifier gives an image the class that was asked for.
 
     Args:
         classify: images (B, channels, h, w) in [0, 1] -> class ids (B,).
     """
 
-    correct: Tensor
-    total: Tensor
-
     def __init__(self, classify: Callable[[Tensor], Tensor]):
-        super().__init__()
         self.classify = classify
-        self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, images: Tensor, class_ids: Tensor) -> None:
-        self.correct += (self.classify(images) == class_ids).sum()
-        self.total += len(images)
-
-    def compute(self) -> Tensor:
-        return self.correct / self.total
+    def __call__(self, images: Tensor, class_ids: Tensor) -> Tensor:
+        """Images (B, channels, h, w) and class ids (B,) -> 1 or 0, (B,)."""
+        return self.classify(images) == class_ids
 
 
-class CopyShare(Metric):
-    """Share of images that equal, at 8 bits, one of a set of images.
+class CopyShare:
+    """Whether an image equals, at 8 bits, one of a set of images.
 
     Args:
         originals: (n, channels, h, w) in [0, 1].
     """
 
-    copies: Tensor
-    total: Tensor
-
     def __init__(self, originals: Tensor):
-        super().__init__()
         self.originals = set(self._keys(originals))
-        self.add_state("copies", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     @staticmethod
     def _keys(images: Tensor) -> list[bytes]:
         return [image.tobytes() for image in (images * 255).round().byte().cpu().numpy()]
 
-    def update(self, images: Tensor, class_ids: Tensor) -> None:
-        self.copies += sum(key in self.originals for key in self._keys(images))
-        self.total += len(images)
-
-    def compute(self) -> Tensor:
-        return self.copies / self.total
+    def __call__(self, images: Tensor, class_ids: Tensor) -> Tensor:
+        """Images (B, channels, h, w), whatever their classes -> 1 or 0, (B,)."""
+        return torch.tensor([key in self.originals for key in self._keys(images)])

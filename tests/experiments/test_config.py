@@ -9,7 +9,10 @@ import pytest
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
+from data.images import ImageList, PlainAndFlipped
+from data.tokenization import ImageSource, write_shards
 from enat.errors import InputError
 from enat.vqgan import VQGAN
 from experiments.config_check import check_config
@@ -25,12 +28,21 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
 }
 EXTRA = {  # what else a choice needs
     "metrics/none": ["callbacks.generation_metrics=null"],
-    "features/inception": ["task=statistics"],
+    "features/inception": ["task=statistics", "scored.path=images"],
+    "task/statistics": ["scored.path=images"],
+    "task/score": ["scored.path=images"],
+    "scored/folder": ["task=score", "metrics=inception", "scored.path=images"],
+    "scored/npz": ["task=score", "metrics=inception", "scored.path=images.npz"],
+    "scored/shards": ["task=score", "metrics=inception", "scored.path=shards", "tokenizer=vqgan_tiny"],
+    "reference/images": ["metrics=inception", "reference.path=images"],
+    "reference/npz": ["metrics=inception", "reference.path=images.npz"],
+    "reference/shards": ["metrics=inception", "reference.images.path=shards", "tokenizer=vqgan_tiny"],
     "views/plain_and_flipped": ["task=tokenize"],
     "views/ten_crop": ["task=tokenize"],
     "data/shards": ["data.batch_size=16"],
 }
 WHOLE = {"task", "experiment"}  # merged into the root
+PLACES = {"protocol": "protocols"}  # where a group's choice says itself that it goes
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +52,12 @@ def assets(tmp_path_factory, inception):
     (folder / "assets").mkdir()
     torch.save({"state_dict": VQGAN().state_dict()}, folder / "assets/vqgan_jax_strongaug.ckpt")
     (folder / "assets/weights-inception-2015-12-05-6726825d.pth").symlink_to(inception)
+    (folder / "images/one").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(folder / f"images/one/{number}.png")
+    np.savez(folder / "images.npz", np.zeros((2, 8, 8, 3), dtype=np.uint8))
+    tokenizer, listed = VQGAN(64, 32, 32, (1, 1, 2), 1, 32), ImageList.find(folder / "images")
+    write_shards(ImageSource(listed, PlainAndFlipped(32), 4, 0), tokenizer, folder / "shards", 0.25, 4, 4, 0)
     for side in (256, 512):
         name = "VIRTUAL_imagenet256_labeled" if side == 256 else "VIRTUAL_imagenet512"
         np.savez(folder / "assets" / f"{name}.npz", mu=np.zeros(2048), sigma=np.eye(2048))
@@ -54,7 +72,7 @@ def in_a_folder_of_its_own(assets, monkeypatch):
 @pytest.mark.parametrize("file", [str(file) for file in FILES if len(file.parts) > 1])
 def test_every_yaml_is_instantiated(compose_config, file):
     group, choice = file.rsplit("/", 1)
-    key, more = PACKAGES.get(group, ("task" if group in WHOLE else group, ()))
+    key, more = PACKAGES.get(group, ("task" if group in WHOLE else PLACES.get(group, group), ()))
     override = f"{group}@{key}={choice}" if group in PACKAGES else f"{group}={choice}"
     config = compose_config(*more, override, *EXTRA.get(file, []))
     check_config(config, "task")
@@ -79,7 +97,7 @@ def test_no_yaml_is_forgotten():
 @pytest.mark.parametrize("task", [file.name for file in FILES if file.parts[0] == "task"])
 def test_every_task_fits_every_experiment(compose_config, experiment, task):
     config = compose_config(f"experiment={experiment}", f"task={task}")
-    if (task, experiment) == ("evaluate", "photos"):
+    if experiment == "photos" and task in ("evaluate", "score", "sampler_sweep"):
         with pytest.raises(InputError, match=r"metrics\.evaluation=None: expected a Evaluation"):
             check_config(config, "task")
     else:

@@ -7,9 +7,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from data.photos import cut_photos
 from enat.errors import InputError
-from enat.metrics.inception import InceptionFeatures
-from enat.metrics.scores import FeatureFID
-from enat.metrics.statistics import load_statistics
+from enat.metrics.inception import InceptionFeatures, adm
+from enat.metrics.reference import StatisticsFile
 
 
 @pytest.fixture(scope="module")
@@ -20,43 +19,35 @@ def photos(tmp_path_factory):
 
 
 def test_features_are_torch_fidelitys(inception):
-    """At 299 pixels nothing is resized; u/256 makes both normalisations of a byte u the same."""
-    byte = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    byte = torch.randint(0, 256, (2, 3, 50, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     names = ["2048", "logits_unbiased"]
     theirs = fidelity.FeatureExtractorInceptionV3(
         "inception-v3-compat", names, feature_extractor_weights_path=inception
-    )
-    for ours, expected in zip(InceptionFeatures(str(inception))(byte.float() / 256), theirs(byte), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+    )(byte)
+    with torch.no_grad():
+        ours = InceptionFeatures(str(inception), {"adm": adm})(byte.float() / 255)["adm"]
+    torch.testing.assert_close(ours.pool, theirs[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(ours.logits, theirs[1], rtol=1e-6, atol=1e-6)
 
 
 def test_weights_that_are_not_inceptions(inception, tmp_path):
     with pytest.raises(InputError, match="fetch weights-inception-2015-12-05-6726825d"):
-        InceptionFeatures(str(tmp_path / "none.pth"))
+        InceptionFeatures(str(tmp_path / "none.pth"), {"adm": adm})
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="not the weights of the FID Inception"):
-        InceptionFeatures(str(tmp_path / "other.pth"))
+        InceptionFeatures(str(tmp_path / "other.pth"), {"adm": adm})
 
 
-def test_statistics_stand_in_for_images(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    real, fake = torch.rand(50, 6, generator=generator).double(), torch.rand(40, 6, generator=generator).double() ** 2
-    np.savez(tmp_path / "s.npz", mu=real.mean(0), sigma=np.cov(real.T))
-    values = []
-    for by_statistics in (False, True):
-        fid = FeatureFID(6)
-        if by_statistics:
-            fid.set_reference(load_statistics(str(tmp_path / "s.npz")), rank=0)
-        else:
-            fid.update(real, real=True)
-        fid.update(fake, real=False)
-        values.append(float(fid.compute()))
-    assert values[1] == pytest.approx(values[0], rel=1e-10)
+def test_files_that_hold_no_statistics(tmp_path):
     np.savez(tmp_path / "wrong.npz", mean=1)
     (tmp_path / "text.npz").write_text("no archive")
-    for name in ("wrong.npz", "text.npz", "none.npz"):
-        with pytest.raises(InputError, match=r"expected an \.npz file with mu and sigma"):
-            load_statistics(str(tmp_path / name))
+    for name, sentence in {
+        "wrong": "expected mu and sigma in it, found mean",
+        "text": r"expected an \.npz file with mu and sigma",
+        "none": r"expected an \.npz file with mu and sigma",
+    }.items():
+        with pytest.raises(InputError, match=sentence):
+            StatisticsFile(str(tmp_path / f"{name}.npz"))
 
 
 def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
@@ -68,14 +59,17 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         (few / path.parent.name / path.name).write_bytes(path.read_bytes())
     weights = f"weights={inception}"
-    options = ["task=statistics", f"images={few}", f"features.{weights}", "resolution=32", "num_workers=1"]
+    options = ["task=statistics", f"scored.path={few}", f"features.{weights}", "scored.resolution=32"]
     (few / "broken.jpg").write_text("no picture")
     results = command(*options, f"output={tmp_path}/statistics").results
     assert results["num_images"] == 12
     assert len(results["skipped"]) == 1
     assert "broken.jpg: unreadable" in results["skipped"][0]
-    reference = load_statistics(results["statistics"])
-    assert reference.mu.shape == (2048,)
+    with np.load(results["statistics"]) as made:
+        assert made["mu"].shape == (2048,)
+        assert made["features"].shape == (12, 2048)
+        np.testing.assert_allclose(made["mu"], made["features"].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(made["sigma"], np.cov(made["features"].T), rtol=1e-3, atol=1e-6)
     experiment = [
         "experiment=photos",
         "data=shards",
@@ -83,15 +77,16 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
         f"data.shards={tmp_path}/shards",
         "metrics=inception",
         f"metrics.evaluation.features.{weights}",
-        f"metrics.evaluation.reference.path={results['statistics']}",
+        f"reference.path={results['statistics']}",
         "metrics.evaluation.num_images=10",
         "metrics.evaluation.block_size=10",
+        "metrics.evaluation.batch_size=10",
         "metrics.evaluation.splits=2",
     ]
     trained = command(
         *experiment, "trainer.max_steps=2", "trainer.val_check_interval=2", f"output={tmp_path}/run"
     ).results
-    untrained = trained["yardsticks"]["untrained network"]
+    untrained = trained["yardsticks"]["untrained network"]["enat"]
     assert trained["fid"] > 1e-3
     assert trained["fid"] != pytest.approx(untrained["fid"], rel=1e-3)
     checkpoint = trained["checkpoint"]

@@ -1,0 +1,194 @@
+"""Images in files, for scores: reading a folder of them, or shards as their tokenizer decodes them, and writing.
+
+What reads is an `enat.metrics.images.Images`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from data.images import SUFFIXES, center_crop, load_rgb
+from data.shards import Manifest, ShardPacks, check_shards
+from enat.errors import InputError
+from enat.metrics.images import Block
+from enat.metrics.inception import to_bytes
+from enat.tokenizer import Tokenizer
+
+
+class _FileBlocks(Dataset[tuple[torch.Tensor, list[torch.Tensor], list[str]]]):
+    """Blocks of image files as numbers, images (3, H, W), uint8, and reasons why others can't be read."""
+
+    def __init__(self, files: Sequence[Path], places: Sequence[range], resolution: int | None):
+        self.files, self.places, self.resolution = files, places, resolution
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, list[torch.Tensor], list[str]]:
+        numbers, images, skipped = [], [], []
+        for number in self.places[item]:
+            try:
+                image = load_rgb(self.files[number])
+            except InputError as error:
+                skipped.append(str(error))
+                continue
+            pixels = np.asarray(image if self.resolution is None else center_crop(image, self.resolution))
+            images.append(torch.tensor(pixels).permute(2, 0, 1))
+            numbers.append(number)
+        return torch.tensor(numbers, dtype=torch.int64), images, skipped
+
+
+class FolderImages:
+    """All image files below a folder; broken ones are named and left out.
+
+    Args:
+        path: the folder.
+        resolution: images are cropped to this side as for training; None takes them as they are.
+        num_workers: processes that read, at most as many as there are cores.
+
+    Raises:
+        InputError: if there are fewer than two image files.
+    """
+
+    read_together = 1
+
+    def __init__(self, path: str | None, resolution: int | None, num_workers: int):
+        if path is None or not Path(path).is_dir():
+            raise InputError(f"images={path}: expected a folder of images.")
+        if num_workers < 0 or (resolution is not None and resolution < 1):
+            raise InputError(f"resolution={resolution}, num_workers={num_workers}: expected at least 1 and 0.")
+        self.files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+        if len(self.files) < 2:
+            raise InputError(f"images={path}: found {len(self.files)} images; expected at least 2.")
+        self.num_images, self.resolution = len(self.files), resolution
+        self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+        listing = [(str(file.relative_to(path)), file.stat().st_size) for file in self.files]
+        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        self.identity: Mapping[str, Any] = {
+            "kind": "folder of images",
+            "path": path,
+            "resolution": resolution,
+            "listing_sha256": digest,  # of names and sizes
+        }
+
+    def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
+        """See `enat.metrics.images.Images`."""
+        blocks = _FileBlocks(self.files, places, self.resolution)
+        first: tuple[int, ...] | None = None
+        for numbers, images, skipped in DataLoader(blocks, batch_size=None, num_workers=self.num_workers):
+            for number, image in zip(numbers, images, strict=True):
+                first = first or tuple(image.shape)
+                if tuple(image.shape) != first:
+                    sizes = " and ".join(f"{width}x{height}" for _, height, width in (first, tuple(image.shape)))
+                    raise InputError(
+                        f"{self.files[int(number)]}: images of different sizes ({sizes}); expected one size, or a "
+                        "resolution to crop them to."
+                    )
+            stacked = torch.stack(images) if images else torch.empty(0, 3, 0, 0)
+            yield Block(numbers, stacked.to(device).float() / 255, None, skipped)
+
+
+class ShardImages:
+    """The images of a set of shards, in their first view, as the tokenizer decodes them.
+
+    Args:
+        path: folder of the shards.
+        tokenizer: the one that made them.
+        split: `train` or `held_out`.
+        num_images: of the split, whose order is mixed; None for all.
+
+    Raises:
+        InputError: for shards that are missing, altered, or made by another tokenizer.
+    """
+
+    read_together = 1
+
+    def __init__(self, path: str | None, tokenizer: Tokenizer, split: str, num_images: int | None):
+        if path is None:
+            raise InputError("path=null: expected a folder of shards that task=tokenize wrote.")
+        folder = Path(path)
+        manifest = Manifest.load(folder)
+        check_shards(folder, manifest)
+        if manifest.tokenizer_sha256 != tokenizer.fingerprint():
+            raise InputError(f"{path}: these shards were made by another tokenizer than the one configured.")
+        self.packs, self.tokenizer = ShardPacks(folder, manifest, split), tokenizer
+        self.starts = np.cumsum([0, *self.packs.sizes])
+        total = int(self.starts[-1])
+        if num_images is not None and not 2 <= num_images <= total:
+            raise InputError(f"num_images={num_images}: expected 2 to {total}, the {split} images in {path}.")
+        self.num_images = total if num_images is None else num_images
+        shards = "".join(shard.sha256 for shard in manifest.splits[split])
+        self.identity: Mapping[str, Any] = {
+            "kind": "decoded shards",
+            "path": path,
+            "split": split,
+            "shards_sha256": hashlib.sha256(shards.encode()).hexdigest(),
+            "tokenizer_sha256": manifest.tokenizer_sha256,
+        }
+
+    def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
+        """See `enat.metrics.images.Images`."""
+        self.tokenizer.to(device)
+        loaded = -1
+        for place in places:
+            token_ids, class_ids = [], []
+            for number in place:
+                pack = int(np.searchsorted(self.starts, number, side="right")) - 1
+                if pack != loaded:
+                    (tokens, classes), loaded = self.packs.read(pack), pack
+                token_ids.append(tokens[number - self.starts[pack], 0])
+                class_ids.append(classes[number - self.starts[pack]])
+            ids = torch.from_numpy(np.stack(token_ids).astype(np.int64)).to(device)
+            classes_of = torch.from_numpy(np.array(class_ids, dtype=np.int64)).to(device)
+            yield Block(torch.tensor(place), self.tokenizer.decode(ids).float(), classes_of)
+
+
+class ImageWriter:
+    """Writes images as PNG files named by their numbers; many processes may write to the same folder.
+
+    Args:
+        folder: is made when needed.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.png"
+
+    def write(self, block: Block) -> None:
+        """Writes the images of a block."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pixels = to_bytes(block.images).permute(0, 2, 3, 1).cpu().numpy()
+        for number, image in zip(block.numbers.tolist(), pixels, strict=True):
+            Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(self._file(number))
+
+    def finish(self, num_images: int, npz: bool, keep: bool) -> Path:
+        """With `npz`, packs the images into an uncompressed FOLDER.npz with `arr_0`; removes the folder unless `keep`.
+
+        Returns:
+            The file or the folder.
+        """
+        if not npz:
+            return self.folder
+        path = self.folder.with_suffix(".npz")
+        with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            for number in range(num_images):
+                image = np.asarray(load_rgb(self._file(number)))
+                if number == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image.shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(image.tobytes())
+        if not keep:
+            shutil.rmtree(self.folder)
+        return path

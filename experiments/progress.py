@@ -1,0 +1,47 @@
+"""Progress bars of long work with images."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from enat.metrics.summary import Watcher
+
+
+class Speed(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.1f} images/s")
+
+
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+
+
+class ImageProgress:
+    """A context with progress bars for `enat.metrics.summary`; silent on ranks but the first."""
+
+    def __init__(self, rank: int):
+        self.progress = Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0)
+
+    def watcher(self, title: str) -> Watcher:
+        """Shows a set of images, once its number is known."""
+        bar = self.progress.add_task(title, total=None, visible=False)
+
+        def start(total: int, done: int) -> None:
+            self.progress.update(bar, total=total, visible=True)
+            if done:
+                self.progress.console.print(f"{title}: {done:,} of {total:,} images are there already.")
+                self.progress.update(bar, description=f"{title}, the rest", total=total - done)
+
+        return Watcher(on_start=start, on_images=lambda count: self.progress.advance(bar, count))
+
+    def __enter__(self) -> "ImageProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()

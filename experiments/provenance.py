@@ -1,0 +1,46 @@
+"""Where a score comes from: command, versions, settings, files."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "lightning", "torch-fidelity", "numpy", "pillow")
+
+
+def _commit() -> str | None:
+    """The git commit of this code, with a mark if files were changed; None without git."""
+    folder = Path(__file__).parent
+    try:
+        options = {"cwd": folder, "capture_output": True, "text": True, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()  # type: ignore[call-overload]
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options).stdout  # type: ignore[call-overload]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}{' with changes' if changed else ''}"
+
+
+def provenance(device: torch.device, processes: int) -> dict[str, Any]:
+    """Plain values for `results.json`."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "processes": processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "commit": _commit(),
+    }
+
+
+def sampler_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's options in a configuration, schedules by their names."""
+    return {
+        name: value["_target_"].rpartition(".")[2] if isinstance(value, Mapping) else value
+        for name, value in settings["sampler"].items()
+        if not name.startswith("_")
+    }

@@ -1,0 +1,112 @@
+"""task=sampler_sweep: one checkpoint under many settings of the sampler, as a table and a plot."""
+
+import csv
+import itertools
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from enat.errors import InputError
+from enat.metrics.evaluation import Evaluation, Scores
+from enat.net import ENAT
+from enat.sampler import Sampler
+from enat.tokenizer import Tokenizer
+from experiments.evaluate import Checkpoint, print_scores, score
+from experiments.provenance import provenance, sampler_settings
+
+
+def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], protocol: str, path: Path) -> None:
+    """FID over Inception Score: a line for each setting of all options but the first, along which that one varies."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(tuple(row[name] for name in names[1:]), []).append(row)
+    for others, points in lines.items():
+        label = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(names[1:], others, strict=True))
+        x, y = ([point[name] for point in points] for name in ("inception_score", "fid"))
+        axes.plot(x, y, "o-", label=label or None)
+        for point, place in zip(points, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"{point[names[0]]:g}", place, textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axes.set(xlabel="Inception Score", ylabel=f"FID ({protocol})", title=f"Labels: {names[0].replace('_', ' ')}")
+    axes.grid(alpha=0.3)
+    if len(names) > 1:
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def sampler_sweep(
+    net: ENAT,
+    sampler: Callable[..., Sampler],
+    tokenizer: Tokenizer,
+    evaluation: Evaluation,
+    weights: str | None,
+    vary: Mapping[str, Sequence[float] | None],
+    accelerator: str,
+    devices: int | str,
+    num_nodes: int,
+    precision: str,
+    output: str,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Scores a checkpoint under every combination of some sampler options; FID, Inception Score and sFID.
+
+    Args:
+        net, tokenizer, weights, accelerator, devices, num_nodes, precision: see `experiments.evaluate.Checkpoint`.
+        sampler: makes a sampler with those options changed.
+        evaluation: scores the images.
+        vary: values by option; None leaves one as it is.
+        output: folder of `table.csv` and `fid_is.png`; the same command goes on where the work is.
+        settings: the whole configuration.
+
+    Returns:
+        `rows`, the best of them by FID, the files, and all that they depend on.
+
+    Raises:
+        InputError: if nothing varies, or for a value that the sampler does not take.
+    """
+    values = {name: list(chosen) for name, chosen in vary.items() if chosen is not None}
+    if not values or not all(values.values()):
+        raise InputError('vary: expected values for at least one option, such as "vary.guidance_scale=[0,1,2,4]".')
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    samplers = [sampler(**changes) for changes in combinations]  # all, so that a wrong one ends it at once
+    checkpoint = Checkpoint(net, tokenizer, weights, accelerator, devices, num_nodes, precision)
+    processes, common, folder = checkpoint.processes, sampler_settings(settings), Path(output)
+    work = folder / "unfinished"
+    done: dict[str, Scores] = {}
+    table: list[dict[str, Any]] = []
+    for changes, changed in zip(combinations, samplers, strict=True):
+        title = ", ".join(f"{name}={value:g}" for name, value in changes.items())
+        images = checkpoint.images(evaluation, changed, common | changes, evaluation.seed)
+        done[title], _ = score(evaluation, images, title, checkpoint.device, processes, work, full=False)
+        table += [{**changes, "protocol": protocol, **row} for protocol, row in done[title].items()]
+        if processes.rank == 0:
+            write_table(folder / "table.csv", table)
+    if processes.rank > 0:
+        return {}
+    print_scores(done, evaluation.notes(done[title]))
+    main = table[0]["protocol"]
+    rows = [row for row in table if row["protocol"] == main]
+    shutil.rmtree(work)
+    plot(rows, list(values), main, folder / "fid_is.png")
+    return {
+        "best": min(rows, key=lambda row: row["fid"]),
+        "rows": table,
+        "table": str(folder / "table.csv"),
+        "plot": str(folder / "fid_is.png"),
+        "sampler": common,
+        "settings": evaluation.identity(images, full=False),
+        **checkpoint.facts,
+        **provenance(checkpoint.device, processes.size),
+    }
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV, at once."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

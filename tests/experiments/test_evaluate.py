@@ -1,0 +1,309 @@
+"""Scores that can be trusted: against the libraries' own commands, over processes, and over interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cleanfid.resize import make_resizer
+from PIL import Image
+from skimage import data as photos
+
+from data.digits import DigitFeatures
+from enat.metrics import inception as protocols
+from enat.metrics.inception import InceptionFeatures, to_bytes
+
+ROOT = Path(__file__).parents[2]
+DEBUG = ("experiment=debug", "task=evaluate")
+SCORES = ("fid", "inception_score", "kid", "precision", "recall", "class_accuracy", "copies")
+ALL = {"enat": protocols.enat, "adm": protocols.adm, "clean": protocols.clean}
+
+
+@pytest.fixture(scope="module")
+def png(tmp_path_factory):
+    """Two folders of small photos, of which the first have noise."""
+    folder = tmp_path_factory.mktemp("png")
+    rng = np.random.default_rng(0)
+    photo = photos.astronaut()
+    for name, strength in {"generated": 40, "real": 0}.items():
+        (folder / name).mkdir()
+        for number in range(30):
+            left, top = rng.integers(0, 448, 2)
+            cut = photo[top : top + 64, left : left + 64].astype(int) + rng.normal(0, strength + 1e-9, (64, 64, 3))
+            Image.fromarray(cut.round().clip(0, 255).astype(np.uint8)).save(folder / name / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def scored(command, inception):
+    """Runs task=score on a folder with the random Inception."""
+
+    def call(path, *options):
+        features = f"metrics.evaluation.features.weights={inception}"
+        return command("task=score", "metrics=inception", features, f"scored.path={path}", *options)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a run of the debug experiment, long enough that its images differ."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    options = ["trainer.max_steps=20", "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss"]
+    arguments = [sys.executable, "run.py", DEBUG[0], *options, f"output={folder}"]
+    subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def test_scores_are_those_of_torch_fidelitys_command(scored, png, inception, tmp_path):
+    reference = ["reference=images", f"reference.path={png}/real", "reference.resolution=null"]
+    sizes = ["metrics.evaluation.kid_subset_size=20", "metrics.evaluation.kid_subsets=50"]
+    ours = scored(f"{png}/generated", "protocol=[adm]", *reference, *sizes, f"output={tmp_path}").results
+    program = [str(Path(sys.executable).parent / "fidelity"), "--isc", "--fid", "--kid", "--prc", "--cpu", "--no-cache"]
+    folders = ["--input1", f"{png}/generated", "--input2", f"{png}/real"]
+    network = ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", str(inception)]
+    subsets = ["--kid-subset-size", "20", "--kid-subsets", "50", "--silent", "--json"]
+    ran = subprocess.run([*program, *folders, *network, *subsets], capture_output=True, text=True, check=True)
+    theirs = json.loads(ran.stdout[ran.stdout.index("{") :])
+    names = {
+        "fid": "frechet_inception_distance",
+        "inception_score": "inception_score_mean",
+        "kid": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for name, their_name in names.items():
+        assert ours[name] == pytest.approx(theirs[their_name], rel=1e-4), name
+    assert ours["fid"] > 1
+    assert 0 < ours["recall"] < 1
+    assert ours["protocol"] == "adm"
+    assert "fewer" not in ours["notes"][0]
+    assert ours["settings"]["features_sha256"] == InceptionFeatures(str(inception), ALL).sha256
+    assert {"command", "versions", "device", "commit"} <= set(ours)
+
+
+@pytest.mark.parametrize("side", [64, 256, 400])
+def test_clean_resizes_as_clean_fid(side):
+    """To a hundredth of a grey level; it resizes by Pillow, we by torch, which runs on GPUs too."""
+    photo = np.ascontiguousarray(photos.astronaut()[:side, :side])
+    expected = make_resizer("PIL", False, "bicubic", (299, 299))(photo)
+    ours = protocols.clean(torch.from_numpy(photo).permute(2, 0, 1).unsqueeze(0) / 255)[0] * 128 + 128
+    assert np.abs(ours.permute(1, 2, 0).numpy() - expected).max() < 0.01
+
+
+def test_protocols_differ_as_they_should():
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    at_bytes = to_bytes(images).float() / 255
+    assert torch.equal(protocols.adm(images), protocols.adm(at_bytes))
+    assert torch.equal(protocols.clean(images), protocols.clean(at_bytes))
+    assert not torch.equal(protocols.enat(images), protocols.enat(at_bytes))
+    seen = [prepare(images) for prepare in ALL.values()]
+    assert all((a - b).abs().max() > 0.1 for a, b in ((seen[0], seen[1]), (seen[1], seen[2]), (seen[0], seen[2])))
+
+
+def test_spatial_features_are_the_first_channels_of_mixed_6(inception):
+    network = InceptionFeatures(str(inception), {"adm": protocols.adm})
+    found = []
+    hook = network.net.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: found.append(output))
+    with torch.no_grad():
+        spatial = network(torch.rand(2, 3, 64, 64))["adm"].spatial
+    hook.remove()
+    assert spatial.shape == (2, 2023)
+    assert spatial[1, 7 * 18 + 3] == found[-1][1, 3, 1, 1]  # position (1, 1) of 17 x 17, channel 3
+
+
+def test_images_written_score_as_when_generated(command, scored, inception, tmp_path):
+    """PNG files and the npz of ADM's format hold what was scored, to the bit."""
+    tiny = ["tokenizer=vqgan_tiny", "module.net.width=16", "module.net.num_tokens=64", "module.net.codebook_size=64"]
+    torch.manual_seed(0)
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048), "mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
+    np.savez(tmp_path / "reference.npz", **statistics)
+    reference = [f"reference.path={tmp_path}/reference.npz", "protocol=[adm]"]
+    sizes = [f"metrics.evaluation.{size}" for size in ("num_images=7", "splits=2", "block_size=5", "batch_size=5")]
+    features = f"metrics.evaluation.features.weights={inception}"
+    run = ["experiment=photos", *tiny, f"output={tmp_path}/run", "trainer.max_steps=1", "trainer.val_check_interval=1"]
+    weights = command(*run).results["checkpoint"]
+    made = ["experiment=photos", "task=evaluate", *tiny, "metrics=inception", *sizes, *reference, features]
+    ours = command(*made, f"weights={weights}", "png=true", "npz=true", f"output={tmp_path}/e").results
+    assert len(list((tmp_path / "e" / "images_seed_0").glob("*.png"))) == 7
+    archived = np.load(ours["images"][0])["arr_0"]
+    assert archived.shape == (7, 32, 32, 3)
+    for source in (["scored=folder"], ["scored=npz"]):
+        path = tmp_path / "e" / ("images_seed_0" if source == ["scored=folder"] else "images_seed_0.npz")
+        again = scored(path, *source, *reference, *sizes, f"output={tmp_path}/again_{path.suffix}").results
+        for name in ("fid", "sfid", "inception_score"):
+            assert again[name] == ours[name]
+
+
+def test_two_processes_make_the_same_images(checkpoint, tmp_path):
+    seen = []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "run.py"]
+        options = [f"weights={checkpoint}", "png=true", f"output={output}", "metrics.evaluation.num_images=70"]
+        ran = subprocess.run([*launcher, *DEBUG, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        results = json.loads((output / "results.json").read_text())
+        assert results["processes"] == count
+        files = sorted((output / "images_seed_0").glob("*.png"))
+        seen.append(([results[name] for name in SCORES], [np.asarray(Image.open(file)).tobytes() for file in files]))
+    assert seen[0][1] == seen[1][1]
+    assert len(set(seen[0][1])) > 50
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-9)
+
+
+def test_killed_work_goes_on(command, checkpoint, tmp_path):
+    """Killed three times without warning: the same scores."""
+    options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=1500", "sampler.num_steps=12"]
+    expected = command(*options, f"output={tmp_path}/a").results
+    state = tmp_path / "b" / "unfinished" / "seed_0" / "state.safetensors"
+    written = 0.0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "run.py", *options, f"output={tmp_path}/b"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime <= written):
+            time.sleep(0.005)
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        written = state.stat().st_mtime
+    outcome = command(*options, f"output={tmp_path}/b")
+    assert "of 1,500 images are there already" in outcome.err
+    assert [outcome.results[name] for name in SCORES] == [expected[name] for name in SCORES]
+    assert not (tmp_path / "b" / "unfinished").exists()
+
+
+def test_seeds(command, checkpoint, tmp_path):
+    options = [*DEBUG, f"weights={checkpoint}"]
+    both = command(*options, "seeds=[3,4]", f"output={tmp_path}/a").results
+    single = command(*options, "seed=4", f"output={tmp_path}/b").results
+    fids = [both["by_seed"][seed]["digits"]["fid"] for seed in ("3", "4")]
+    assert single["fid"] == fids[1] != fids[0]
+    assert both["fid"] == pytest.approx(np.mean(fids))
+    assert both["fid_std"] == pytest.approx(np.std(fids, ddof=1))
+
+
+def test_sampler_sweep(command, checkpoint, tmp_path):
+    vary = ["vary.gumbel_temperature=[0,20]", "vary.num_steps=[2,3]"]
+    options = ["experiment=debug", "task=sampler_sweep", f"weights={checkpoint}", *vary, f"output={tmp_path}/s"]
+    results = command(*options).results
+    rows = {(row["gumbel_temperature"], row["num_steps"]): row["fid"] for row in results["rows"]}
+    alone = [*DEBUG, f"weights={checkpoint}", "sampler.gumbel_temperature=20", "sampler.num_steps=3"]
+    assert rows[(20, 3)] == command(*alone, f"output={tmp_path}/e").results["fid"]
+    assert len(set(rows.values())) == 4
+    assert results["best"]["fid"] == min(rows.values())
+    assert len((tmp_path / "s" / "table.csv").read_text().splitlines()) == 5
+    with Image.open(results["plot"]) as picture:
+        assert len(picture.convert("L").getcolors()) > 10
+    nothing = command("experiment=debug", "task=sampler_sweep", f"weights={checkpoint}")
+    assert (nothing.status, "vary: expected values for at least one option" in nothing.err) == (1, True)
+    wrong = command(*options[:3], "vary.guidance_scale=[1,-1]", f"output={tmp_path}/w")
+    assert (wrong.status, "guidance_scale=-1: expected" in wrong.err) == (1, True)
+
+
+def test_reconstruction(scored, command, inception, png, tmp_path):
+    """Decoded shards as the reference, and what the tokenizer costs as a figure of its own."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "one").symlink_to(png / "real")
+    shards = ["task=tokenize", "tokenizer=vqgan_tiny", "num_workers=0", "held_out=0.1"]
+    command(*shards, f"images={tmp_path}/images", f"output={tmp_path}/shards")
+    features = f"features.weights={inception}"
+    made = ["task=statistics", features, f"scored.path={png}/real", "scored.resolution=32", "protocol=[adm]"]
+    real = command(*made, f"output={tmp_path}/statistics").results["statistics"]
+    decoded = ["scored=shards", "tokenizer=vqgan_tiny", "protocol=[adm]"]
+    direct = scored(f"{tmp_path}/shards", *decoded, f"reference.path={real}", f"output={tmp_path}/r").results
+    assert direct["num_images"] == 27
+    assert direct["fid"] > 1
+    reference = ["reference=shards", f"reference.images.path={tmp_path}/shards", f"reference.real.path={real}"]
+    of_real = scored(
+        f"{png}/real", "tokenizer=vqgan_tiny", "protocol=[adm]", *reference, "scored.resolution=32",
+        f"output={tmp_path}/t",
+    ).results  # fmt: skip
+    assert of_real["reconstruction_fid"] == pytest.approx(direct["fid"], rel=1e-6)
+    wrong = scored(f"{png}/real", "protocol=[clean]", f"reference.path={real}", f"output={tmp_path}/u")
+    assert (wrong.status, "its statistics are of protocol adm, not clean" in wrong.err) == (1, True)
+    torch.save({name: tensor + 1 for name, tensor in torch.load(inception).items()}, tmp_path / "other.pth")
+    other = scored(f"{png}/real", f"reference.path={real}", f"metrics.evaluation.features.weights={tmp_path}/other.pth")
+    assert (other.status, "made with other features" in other.err) == (1, True)
+
+
+def sentence(outcome):
+    assert outcome.status in (1, 2)
+    assert outcome.err.strip().splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in outcome.err
+    return outcome.err
+
+
+def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
+    np.savez(tmp_path / "small.npz", mu=np.zeros(64), sigma=np.eye(64))
+    np.savez(tmp_path / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
+    np.savez(tmp_path / "misfit.npz", mu=np.zeros(2048), sigma=np.eye(3))
+    (tmp_path / "empty").mkdir()
+    out = f"output={tmp_path}/o"
+    folder = f"{png}/real"
+    assert "reference.path=" in sentence(scored(folder, "reference.path=/no/file.npz", out))
+    for name, expected in {
+        "small": "64 features; the network has 2048",
+        "nan": "holds NaN",
+        "misfit": "do not fit",
+    }.items():
+        assert expected in sentence(scored(folder, f"reference.path={tmp_path}/{name}.npz", out))
+    good = ["reference=images", f"reference.path={folder}", "reference.resolution=null", out]
+    assert "found 0 images; expected at least 2" in sentence(scored(tmp_path / "empty", *good))
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for side in (8, 9):
+        Image.new("RGB", (side, 8)).save(mixed / f"{side}.png")
+    assert "images of different sizes (8x8 and 9x8)" in sentence(scored(mixed, *good, "metrics.evaluation.splits=2"))
+    assert "30 images: expected at least two, and one for each" in sentence(
+        scored(folder, *good, "metrics.evaluation.splits=40", "metrics.evaluation.num_images=50")
+    )
+    assert "expected the same settings" in sentence(scored(folder, *good, "metrics.evaluation.block_size=25"))
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(checkpoint.read_bytes()[:-2000])
+    assert "truncated or no checkpoint" in sentence(command(*DEBUG, f"weights={cut}"))
+    inception_cut = tmp_path / "inception.pth"
+    inception_cut.write_bytes(inception.read_bytes()[:1000])
+    assert "truncated or no checkpoint" in sentence(
+        scored(folder, *good[:-1], f"metrics.evaluation.features.weights={inception_cut}")
+    )
+    grey = command("task=score", f"scored.path={folder}", out)
+    assert "expected" in sentence(grey)
+    assert "expected different integers" in sentence(command(*DEBUG, f"weights={checkpoint}", "seeds=[1,1]"))
+
+
+def test_classes_that_do_not_divide_the_images(command, checkpoint, tmp_path):
+    options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=33", f"output={tmp_path}"]
+    assert "the first 3 classes have one image more" in command(*options).results["notes"][1]
+
+
+def test_a_crash_of_the_scores_loses_nothing(command, monkeypatch, tmp_path):
+    """Training goes on from the last validation, and ends with the weights of an uninterrupted run."""
+    run = ["experiment=debug", "trainer.val_check_interval=1"]
+    expected = command(*run, f"output={tmp_path}/a").results
+    forward, calls = DigitFeatures.forward, []
+
+    def crash(self, images):
+        calls.append(1)
+        if len(calls) > 136:  # 130 blocks of the reference, 4 of the first validation, 2 of the second
+            raise RuntimeError("a crash")
+        return forward(self, images)
+
+    monkeypatch.setattr(DigitFeatures, "forward", crash)
+    with pytest.raises(RuntimeError, match="a crash"):
+        command(*run, f"output={tmp_path}/b")
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    assert (tmp_path / "b" / "checkpoints" / "last.ckpt").exists()
+    results = command(*run, f"output={tmp_path}/b").results
+    assert [results[name] for name in SCORES] == [expected[name] for name in SCORES]
