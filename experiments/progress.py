@@ -10,10 +10,11 @@ from enat.metrics.summary import Watcher
 
 
 class Speed(ProgressColumn):
-    """Images per second."""
+    """Images per second, or seconds per image."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.1f} images/s")
+        speed = task.speed or 0
+        return Text(f"{speed:,.1f} images/s" if speed >= 1 or not speed else f"{1 / speed:,.1f} s/image")
 
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())

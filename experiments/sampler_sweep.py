@@ -31,7 +31,8 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], protocol: str,
         axes.plot(x, y, "o-", label=label or None)
         for point, place in zip(points, zip(x, y, strict=True), strict=True):
             axes.annotate(f"{point[names[0]]:g}", place, textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axes.set(xlabel="Inception Score", ylabel=f"FID ({protocol})", title=f"Labels: {names[0].replace('_', ' ')}")
+    axes.set(xlabel="Inception Score", ylabel=f"FID ({protocol})")
+    axes.set_title(f"Each point with its {names[0].replace('_', ' ')}")
     axes.grid(alpha=0.3)
     if len(names) > 1:
         axes.legend(fontsize=8)
