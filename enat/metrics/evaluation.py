@@ -73,13 +73,14 @@ class Evaluation:
                 f"kid_subsets={kid_subsets}, kid_subset_size={kid_subset_size}, neighbours={neighbours}, "
                 f"reference_features={reference_features}: expected at least 1, 2, 1 and 2."
             )
-        self.features, self.reference = features.eval(), reference
+        network: Any = features.eval()
+        self.features, self.reference = network, reference
         self.num_images, self.block_size, self.batch_size, self.seed = num_images, block_size, batch_size, seed
         self.splits, self.neighbours, self.extra = splits, neighbours, dict(extra or {})
         self.kid_subsets, self.kid_subset_size = kid_subsets, kid_subset_size
         self.reference_features = reference_features
         self.references: dict[bool, dict[str, Summary]] = {}
-        self.protocols: list[str] = list(features.protocols)  # type: ignore[arg-type]
+        self.protocols: list[str] = list(self.features.protocols)
 
     def generated(
         self,
@@ -131,7 +132,7 @@ class Evaluation:
         if images.num_images < max(self.splits, 2):
             raise InputError(f"{images.num_images} images: expected at least two, and one for each of the splits.")
         within = folder / name if folder else None
-        summaries = summarize(images, self.features, plan, processes, device, self.extra, within, of_images)  # type: ignore[arg-type]
+        summaries = summarize(images, self.features, plan, processes, device, self.extra, within, of_images)
         return processes.on_first(
             lambda: {name: self._compare(name, summaries[name], reference[name]) for name in self.protocols}
         )
@@ -161,8 +162,7 @@ class Evaluation:
         source, known = self.reference, {}
         images: Images | None
         if isinstance(source, StatisticsFile):
-            sizes = (self.features.num_features, self.features.sha256)
-            known, images = source.summaries(self.protocols, *sizes), source.images  # type: ignore[arg-type]
+            known, images = source.summaries(self.protocols, self.features), source.images
         else:
             images = source.images if isinstance(source, DecodedShards) else source
         seen: dict[str, Summary] = {}
@@ -170,7 +170,7 @@ class Evaluation:
         if images is not None and lacking:
             plan = Plan(self.block_size, 0, self.reference_features if full else 0)
             within = folder / "reference" if folder else None
-            seen = summarize(images, self.features, plan, processes, device, None, within, watcher)  # type: ignore[arg-type]
+            seen = summarize(images, self.features, plan, processes, device, None, within, watcher)
         for name, summary in known.items():  # a file's statistics count for more than those of its images
             if name in seen:
                 seen[name] = summary._replace(features=seen[name].features)
@@ -199,7 +199,7 @@ class Evaluation:
             f"FID of {count} images with {width} features: the covariance is singular and the FID too high; compare it "
             "only with FIDs of as many images."
             for count in counts
-            if count <= width  # type: ignore[operator]
+            if count <= width
         ]
 
     @cached_property
@@ -208,7 +208,6 @@ class Evaluation:
         source = self.reference
         if not isinstance(source, DecodedShards) or source.real is None:
             return {}
-        sizes = (self.features.num_features, self.features.sha256)
-        real: Mapping[str, Summary] = source.real.summaries(self.protocols, *sizes)  # type: ignore[arg-type]
+        real = source.real.summaries(self.protocols, self.features)
         decoded = next(iter(self.references.values()))
         return {name: frechet_distance(decoded[name].pool, summary.pool) for name, summary in real.items()}

@@ -10,6 +10,7 @@ import torch
 
 from enat.errors import InputError
 from enat.files import sha256_of
+from enat.metrics.features import FeatureNetwork
 from enat.metrics.images import Block, Images
 from enat.metrics.statistics import Statistics
 from enat.metrics.summary import Summary
@@ -91,17 +92,17 @@ class StatisticsFile:
         if "mu" not in self.content and self.images is None:
             raise InputError(f"reference.path={path}: expected mu and sigma in it, found {', '.join(self.content)}.")
 
-    def summaries(self, protocols: Sequence[str], num_features: int, features_sha256: str) -> dict[str, Summary]:
+    def summaries(self, protocols: Sequence[str], network: FeatureNetwork) -> dict[str, Summary]:
         """What the file has for these protocols. ADM's statistics serve the official protocol too (SPEC 8).
 
         Raises:
             InputError: for statistics of another feature network, and for a protocol without statistics or images.
         """
         by = self.content.get("features_sha256")
-        if by is not None and str(by) != features_sha256:
+        if by is not None and str(by) != network.sha256:
             raise InputError(
                 f"reference.path={self.path}: made with other features (sha256 {str(by)[:8]}...); expected those of "
-                f"features.weights ({features_sha256[:8]}...)."
+                f"features.weights ({network.sha256[:8]}...)."
             )
         found = {}
         for protocol in protocols:
@@ -116,15 +117,16 @@ class StatisticsFile:
                 )
             else:
                 continue
-            features = self.content.get(f"{prefix}features")
+            same = prefix or protocol == self.protocol  # single features of another protocol do not serve
+            features = self.content.get(f"{prefix}features") if same else None
             found[protocol] = Summary(
-                self._statistics(prefix, "", num_features),
-                self._statistics(prefix, "_s", None) if f"{prefix}mu_s" in self.content else None,
+                self._statistics(prefix, "", network.num_features),
+                self._statistics(prefix, "_s", network.num_spatial) if f"{prefix}mu_s" in self.content else None,
                 None if features is None else torch.from_numpy(features),
             )
         return found
 
-    def _statistics(self, prefix: str, suffix: str, width: int | None) -> Statistics:
+    def _statistics(self, prefix: str, suffix: str, width: int) -> Statistics:
         try:
             mu, sigma = (self.content[f"{prefix}{name}{suffix}"].astype(np.float64) for name in ("mu", "sigma"))
         except (KeyError, ValueError) as error:
@@ -133,8 +135,10 @@ class StatisticsFile:
             )
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise InputError(f"reference.path={self.path}: mu {mu.shape} and sigma {sigma.shape} do not fit.")
-        if width not in (None, len(mu)):
-            raise InputError(f"reference.path={self.path}: {len(mu)} features; the network has {width}.")
+        if width != len(mu):
+            raise InputError(
+                f"reference.path={self.path}: {prefix}mu{suffix} has {len(mu)} features; the network has {width}."
+            )
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             raise InputError(f"reference.path={self.path}: mu or sigma holds NaN or infinite values.")
         count = self.content.get("num_images")
