@@ -20,13 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from data.images import SUFFIXES, center_crop, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards
 from enat.errors import InputError
-from enat.metrics.images import Block
-from enat.metrics.inception import to_bytes
+from enat.metrics.images import Block, to_bytes
 from enat.tokenizer import Tokenizer
 
 
-class _FileBlocks(Dataset[tuple[torch.Tensor, list[torch.Tensor], list[str]]]):
-    """Blocks of image files as numbers, images (3, H, W), uint8, and reasons why others can't be read."""
+class _FileBlocks(Dataset[tuple[torch.Tensor, torch.Tensor, list[str], str | None]]):
+    """Blocks of image files: numbers, images (b, 3, H, W), uint8, why others can't be read, and what is wrong."""
 
     def __init__(self, files: Sequence[Path], places: Sequence[range], resolution: int | None):
         self.files, self.places, self.resolution = files, places, resolution
@@ -34,18 +33,24 @@ class _FileBlocks(Dataset[tuple[torch.Tensor, list[torch.Tensor], list[str]]]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, item: int) -> tuple[torch.Tensor, list[torch.Tensor], list[str]]:
-        numbers, images, skipped = [], [], []
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor, list[str], str | None]:
+        numbers: list[int] = []
+        images: list[Image.Image] = []
+        skipped: list[str] = []
         for number in self.places[item]:
             try:
                 image = load_rgb(self.files[number])
             except InputError as error:
                 skipped.append(str(error))
                 continue
-            pixels = np.asarray(image if self.resolution is None else center_crop(image, self.resolution))
-            images.append(torch.tensor(pixels).permute(2, 0, 1))
+            image = image if self.resolution is None else center_crop(image, self.resolution)
+            if images and images[0].size != image.size:
+                sizes = " and ".join(f"{width}x{height}" for width, height in (images[0].size, image.size))
+                return torch.empty(0), torch.empty(0), skipped, f"{self.files[number]}: of another size ({sizes})"
+            images.append(image)
             numbers.append(number)
-        return torch.tensor(numbers, dtype=torch.int64), images, skipped
+        pixels = np.stack([np.asarray(image) for image in images]) if images else np.empty((0, 0, 0, 3), np.uint8)
+        return torch.tensor(numbers, dtype=torch.int64), torch.from_numpy(pixels).permute(0, 3, 1, 2), skipped, None
 
 
 class FolderImages:
@@ -67,35 +72,32 @@ class FolderImages:
             raise InputError(f"images={path}: expected a folder of images.")
         if num_workers < 0 or (resolution is not None and resolution < 1):
             raise InputError(f"resolution={resolution}, num_workers={num_workers}: expected at least 1 and 0.")
-        self.files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+        below = (Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
+        self.files = sorted(file for file in below if file.suffix.lower() in SUFFIXES)
         if len(self.files) < 2:
             raise InputError(f"images={path}: found {len(self.files)} images; expected at least 2.")
         self.num_images, self.resolution = len(self.files), resolution
         self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
-        listing = [(str(file.relative_to(path)), file.stat().st_size) for file in self.files]
+        status = [file.stat() for file in self.files]
+        listing = [
+            (str(file.relative_to(path)), found.st_size, found.st_mtime_ns)
+            for file, found in zip(self.files, status, strict=True)
+        ]
         digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
         self.identity: Mapping[str, Any] = {
             "kind": "folder of images",
             "path": path,
             "resolution": resolution,
-            "listing_sha256": digest,  # of names and sizes
+            "listing_sha256": digest,  # of names, sizes and times
         }
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
         """See `enat.metrics.images.Images`."""
         blocks = _FileBlocks(self.files, places, self.resolution)
-        first: tuple[int, ...] | None = None
-        for numbers, images, skipped in DataLoader(blocks, batch_size=None, num_workers=self.num_workers):
-            for number, image in zip(numbers, images, strict=True):
-                first = first or tuple(image.shape)
-                if tuple(image.shape) != first:
-                    sizes = " and ".join(f"{width}x{height}" for _, height, width in (first, tuple(image.shape)))
-                    raise InputError(
-                        f"{self.files[int(number)]}: images of different sizes ({sizes}); expected one size, or a "
-                        "resolution to crop them to."
-                    )
-            stacked = torch.stack(images) if images else torch.empty(0, 3, 0, 0)
-            yield Block(numbers, stacked.to(device).float() / 255, None, skipped)
+        for numbers, images, skipped, problem in DataLoader(blocks, batch_size=None, num_workers=self.num_workers):
+            if problem is not None:
+                raise InputError(f"{problem}; expected images of one size, or a resolution to crop them to.")
+            yield Block(numbers, images.to(device).float() / 255, None, skipped)
 
 
 class ShardImages:
@@ -173,22 +175,29 @@ class ImageWriter:
         for number, image in zip(block.numbers.tolist(), pixels, strict=True):
             Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(self._file(number))
 
-    def finish(self, num_images: int, npz: bool, keep: bool) -> Path:
+    def clear(self) -> None:
+        """Removes what an earlier run has written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.with_suffix(".npz").unlink(missing_ok=True)
+
+    def finish(self, num_images: int, npz: bool, keep: bool) -> str:
         """With `npz`, packs the images into an uncompressed FOLDER.npz with `arr_0`; removes the folder unless `keep`.
 
         Returns:
             The file or the folder.
         """
         if not npz:
-            return self.folder
+            return str(self.folder)
         path = self.folder.with_suffix(".npz")
-        with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        partial = path.with_suffix(".npz.partial")
+        with zipfile.ZipFile(partial, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
             for number in range(num_images):
                 image = np.asarray(load_rgb(self._file(number)))
                 if number == 0:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image.shape)}
                     np.lib.format.write_array_header_1_0(file, header)
                 file.write(image.tobytes())
+        partial.replace(path)
         if not keep:
             shutil.rmtree(self.folder)
-        return path
+        return str(path)

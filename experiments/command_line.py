@@ -4,6 +4,7 @@ import difflib
 import inspect
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
+from enat.files import write_atomically
 from experiments.config_check import check_config
+
+UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
 
 def _run_folder(folder: str, resume: bool) -> str:
@@ -60,7 +64,8 @@ def run_task(config: DictConfig) -> None:
         extra["settings"] = MappingProxyType(_plain(config))
     results = instantiate(config.task, _partial_=True, **extra)()  # built first, so that its own errors stay apart
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        (output / "results.json").write_text(json.dumps(results, indent=1))
+        write_atomically(output / "results.json", json.dumps(results, indent=1).encode())
+        shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         print(f"Results: {output / 'results.json'}")
         print(json.dumps(results))
     if not results.get("passed", True):

@@ -108,6 +108,6 @@ def _describe(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(argument) for argument in arguments)
     if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
-        return f"a list of {_describe(arguments[0])}s" if arguments else "a list"
+        return f"a list of {_describe(arguments[0]).removeprefix('an ').removeprefix('a ')}s" if arguments else "a list"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     return words.get(hint, f"a {getattr(hint, '__name__', hint)} with its _target_")

@@ -4,10 +4,10 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -23,9 +23,70 @@ from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 from enat.weights import load_weights
+from experiments.command_line import UNFINISHED
 from experiments.device import launch
 from experiments.progress import ImageProgress
 from experiments.provenance import provenance, sampler_settings
+
+OVER_SEEDS = "_std_over_seeds"  # beside a mean; `..._std` is over the splits or subsets of one set of images
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+class Result(NamedTuple):
+    """What became of a set of images."""
+
+    scores: Scores
+    skipped: list[str]  # why images could not be read, of the reference too
+    files: list[str]  # that were written
+    sha256: str  # of the images at 8 bits, block by block
+
+
+@dataclass
+class Unfinished:
+    """The folder where the work of a task is kept until its results are written; the same command goes on.
+
+    Args:
+        output: the task's folder, which `run_task` rids of unfinished work in the end.
+        identity: plain values that all of the work depends on.
+        processes: share the work.
+
+    Raises:
+        InputError: naming what differs, if the folder holds work with another identity.
+    """
+
+    output: str
+    identity: Mapping[str, Any]
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.output) / UNFINISHED
+        self.processes.on_first(self._open)
+
+    def _open(self) -> None:
+        path, wanted = self.folder / "work.json", json.loads(json.dumps(self.identity))
+        begun = len([*self.folder.glob("*.json"), *self.folder.glob("*/state.safetensors")]) > 1
+        if not begun:  # or stopped before there was anything to lose
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_atomically(path, json.dumps(wanted, indent=1).encode())
+            return
+        found = json.loads(path.read_text())
+        changed = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        if changed:
+            raise InputError(
+                f"{self.folder}: unfinished work with another {', '.join(changed)}; expected the same settings, "
+                "another output=DIR, or resume=false for a new folder."
+            )
+
+    def recall(self, name: str) -> Result | None:
+        """What is finished already under a name."""
+        path = self.folder / f"{name}.json"
+        return Result(**json.loads(path.read_text())) if path.exists() else None
+
+    def keep(self, name: str, result: Result) -> None:
+        """Keeps what is finished, and no longer what it was made from."""
+        write_atomically(self.folder / f"{name}.json", json.dumps(result._asdict()).encode())
+        shutil.rmtree(self.folder / name)
 
 
 def score(
@@ -34,67 +95,56 @@ def score(
     title: str,
     device: torch.device,
     processes: Processes,
-    folder: Path | None = None,
+    unfinished: Unfinished | None = None,
     writer: ImageWriter | None = None,
+    finish: Callable[[ImageWriter], list[str]] = lambda writer: [],
     full: bool = True,
-) -> tuple[Scores, list[str]]:
+) -> Result:
     """Scores images with a progress bar; all processes have to call it. See `Evaluation.score`.
 
     Args:
-        folder: where work is kept by title, unfinished or finished, which is not done again; None to keep nothing.
+        unfinished: where work is kept by title; None to keep nothing.
         writer: writes the images too.
-
-    Returns:
-        The scores by protocol, and the images that could not be read.
+        finish: what is done with the writer in the end, to name the files.
     """
-    identity = json.loads(json.dumps(evaluation.identity(images, full)))
-    name = "".join(c if c.isalnum() or c in "=._-" else "_" for c in title)
-    finished = folder / name / "scores.json" if folder else None
-
-    def recall() -> Any:
-        kept = json.loads(finished.read_text()) if finished and finished.exists() else {}
-        return kept if kept.get("identity") == identity else None
-
-    def keep() -> None:
-        if finished:
-            shutil.rmtree(finished.parent)
-            finished.parent.mkdir()
-            content = {"identity": identity, "scores": scores, "skipped": skipped}
-            write_atomically(finished, json.dumps(content).encode())
-
-    if kept := processes.on_first(recall):
-        return kept["scores"], kept["skipped"]
+    name = "".join(c if c.isalnum() or c in "=.-" else "_" for c in title)
+    folder = unfinished.folder if unfinished else None
+    if unfinished and (kept := processes.on_first(lambda: unfinished.recall(name))):
+        return kept
+    if writer is not None and folder is not None and not (folder / name).exists():
+        processes.on_first(writer.clear)
     with ImageProgress(processes.rank) as progress:
         watchers = (progress.watcher("reference"), progress.watcher(title))
         if writer is not None:
             watchers[1].on_block = writer.write
         scores = evaluation.score(images, device, processes, full, folder, name, watchers)
-    skipped = watchers[0].skipped + watchers[1].skipped
-    processes.on_first(keep)
-    return scores, skipped
+    files = processes.on_first(lambda: finish(writer) if writer else [])
+    result = Result(scores, watchers[0].skipped + watchers[1].skipped, files, watchers[1].sha256)
+    if unfinished:
+        processes.on_first(lambda: unfinished.keep(name, result))
+    return result
 
 
-def print_scores(rows: Mapping[str, Scores], notes: Iterable[str]) -> None:
+def print_scores(rows: Mapping[str, Scores], notes: Iterable[str], skipped: Iterable[str] = ()) -> None:
     """Prints a table with a row per name and protocol, and a column per score with its deviation; notes below."""
     columns = list(dict.fromkeys(name for scores in rows.values() for row in scores.values() for name in row))
-    shown = [name for name in columns if not name.endswith("_std")]
+    shown = [name for name in columns if not name.endswith(("_std", OVER_SEEDS))]
     table = Table("", "protocol", *[name.removeprefix("num_").replace("_", " ") for name in shown])
     for title, scores in rows.items():
         for protocol, row in scores.items():
-            cells = [
-                f"{row[name]:,.4g}" + (f" ±{row[f'{name}_std']:.2g}" if f"{name}_std" in row else "")
-                if name in row
-                else ""
-                for name in shown
-            ]
+            cells = []
+            for name in shown:
+                deviation = row.get(f"{name}{OVER_SEEDS}", row.get(f"{name}_std"))
+                cell = f"{row[name]:,.4g}" if name in row else ""
+                cells.append(cell if deviation is None else f"{cell} ±{deviation:.2g}")
             table.add_row(title, protocol, *cells)
     Console(width=max(Console().width, 24 + 16 * (len(shown) + 1))).print(table)
-    for note in dict.fromkeys(notes):
-        print(f"Note: {note}")
+    for line in dict.fromkeys([*(f"Skipped {reason}" for reason in skipped), *(f"Note: {note}" for note in notes)]):
+        print(line)
 
 
 def over_seeds(by_seed: Sequence[Scores]) -> Scores:
-    """Mean over seeds, with the deviation as `..._std`; a single seed's scores stay as they are."""
+    """Mean over seeds, and the deviation over them beside it; a single seed's scores stay as they are."""
     if len(by_seed) == 1:
         return by_seed[0]
     merged: Scores = {}
@@ -104,7 +154,7 @@ def over_seeds(by_seed: Sequence[Scores]) -> Scores:
             values = [scores[protocol][name] for scores in by_seed]
             merged[protocol][name] = fmean(values)
             if name != "num_images":
-                merged[protocol][f"{name}_std"] = stdev(values)
+                merged[protocol][f"{name}{OVER_SEEDS}"] = stdev(values)
     return merged
 
 
@@ -132,6 +182,8 @@ class Checkpoint:
         precision: str,
     ):
         tokenizer.check_sizes(net.codebook_size, net.num_tokens)
+        if precision not in PRECISIONS:
+            raise InputError(f"precision={precision}: expected one of {', '.join(PRECISIONS)}.")
         self.source = load_weights(net, weights)
         fabric = launch(accelerator, devices, num_nodes, precision)
         self.net, self.tokenizer, self.device, self.processes = net, tokenizer, fabric.device, Processes()
@@ -141,17 +193,19 @@ class Checkpoint:
         )
         self.facts = {
             **self.source,
+            "net": net.sizes,
             "network_precision": precision,
             "tokenizer_sha256": tokenizer.fingerprint(),
         }
 
-    def images(
-        self, evaluation: Evaluation, sampler: Sampler, settings: Mapping[str, Any], seed: int
-    ) -> GeneratedImages:
-        """The images of a seed; `settings` are the sampler's, as plain values."""
+    def images(self, evaluation: Evaluation, sampler: Sampler, seed: int) -> GeneratedImages:
+        """The images of a seed."""
+        return evaluation.generated(self.net, sampler, self.tokenizer, None, seed, self.context)
+
+    def identity(self, evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain values that scores depend on; `settings` are the sampler's."""
         made_by = {name: value for name, value in self.facts.items() if name not in ("weights", "kind")}
-        identity = {**made_by, "sampler": dict(settings)}
-        return evaluation.generated(self.net, sampler, self.tokenizer, None, seed, self.context, identity)
+        return {**evaluation.identity(), **made_by, "sampler": dict(settings)}
 
 
 def evaluate(
@@ -188,35 +242,41 @@ def evaluate(
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds={seeds}: expected different integers of at least 0.")
     checkpoint = Checkpoint(net, tokenizer, weights, accelerator, devices, num_nodes, precision)
-    processes, work, options = checkpoint.processes, Path(output) / "unfinished", sampler_settings(settings)
-    by_seed, files = [], []
+    processes, options = checkpoint.processes, sampler_settings(settings)
+    identity = checkpoint.identity(evaluation, options)
+    unfinished = Unfinished(output, {**identity, "png": png, "npz": npz}, processes)
+
+    def finish(writer: ImageWriter) -> list[str]:
+        return [writer.finish(evaluation.num_images, npz, keep=png)]
+
+    results = []
     for seed in seeds:
-        images = checkpoint.images(evaluation, sampler, options, seed)
+        images = checkpoint.images(evaluation, sampler, seed)
         writer = ImageWriter(Path(output) / f"images_seed_{seed}") if png or npz else None
-        scores, _ = score(evaluation, images, f"seed {seed}", checkpoint.device, processes, work, writer)
-        by_seed.append(scores)
-        if writer is not None:
-            files.append(processes.on_first(partial(writer.finish, evaluation.num_images, npz, keep=png)))
+        results.append(
+            score(evaluation, images, f"seed {seed}", checkpoint.device, processes, unfinished, writer, finish)
+        )
     if processes.rank > 0:
         return {}
-    scores = over_seeds(by_seed)
+    scores, skipped = over_seeds([result.scores for result in results]), results[0].skipped
     notes = evaluation.notes(scores)
     if rest := evaluation.num_images % net.num_classes:
         classes = f"{evaluation.num_images} images of {net.num_classes} classes"
         notes.append(f"{classes}: the first {rest} classes have one image more than the others.")
-    print_scores({f"{checkpoint.source['kind']} weights": scores}, notes)
-    shutil.rmtree(work)
+    print_scores({f"{checkpoint.source['kind']} weights": scores}, notes, skipped)
     main = next(iter(scores))
     return {
         **scores[main],
         "protocol": main,
         "scores": scores,
         "notes": notes,
+        "skipped": skipped,
         "seeds": list(seeds),
-        "by_seed": dict(zip(map(str, seeds), by_seed, strict=True)),
-        "images": [str(file) for file in files],
-        "sampler": options,
-        "settings": evaluation.identity(images),
+        "by_seed": {str(seed): result.scores for seed, result in zip(seeds, results, strict=True)},
+        "images_sha256": [result.sha256 for result in results],
+        "images": [file for result in results for file in result.files],
+        "settings": identity,
+        "reference": evaluation.facts(),
         **checkpoint.facts,
         **provenance(checkpoint.device, processes.size),
     }

@@ -32,7 +32,7 @@ class ImageProgress:
 
         def start(total: int, done: int) -> None:
             self.progress.update(bar, total=total, visible=True)
-            if done:
+            if done and not self.progress.disable:
                 self.progress.console.print(f"{title}: {done:,} of {total:,} images are there already.")
                 self.progress.update(bar, description=f"{title}, the rest", total=total - done)
 

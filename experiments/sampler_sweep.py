@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from enat.metrics.evaluation import Evaluation, Scores
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
-from experiments.evaluate import Checkpoint, print_scores, score
+from experiments.evaluate import Checkpoint, Unfinished, print_scores, score
 from experiments.provenance import provenance, sampler_settings
 
 
@@ -69,37 +68,46 @@ def sampler_sweep(
     Raises:
         InputError: if nothing varies, or for a value that the sampler does not take.
     """
-    values = {name: list(chosen) for name, chosen in vary.items() if chosen is not None}
+    values = {name: chosen for name, chosen in vary.items() if chosen is not None}
+    for name, chosen in values.items():
+        kinds = (int,) if name == "num_steps" else (int, float)
+        if isinstance(chosen, str) or not isinstance(chosen, Sequence) or not all(type(v) in kinds for v in chosen):
+            raise InputError(
+                f"vary.{name}={chosen}: expected a list of {'integers' if len(kinds) == 1 else 'numbers'}."
+            )
     if not values or not all(values.values()):
         raise InputError('vary: expected values for at least one option, such as "vary.guidance_scale=[0,1,2,4]".')
     combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     samplers = [sampler(**changes) for changes in combinations]  # all, so that a wrong one ends it at once
     checkpoint = Checkpoint(net, tokenizer, weights, accelerator, devices, num_nodes, precision)
-    processes, common, folder = checkpoint.processes, sampler_settings(settings), Path(output)
-    work = folder / "unfinished"
+    processes, folder = checkpoint.processes, Path(output)
+    fixed = {name: value for name, value in sampler_settings(settings).items() if name not in values}
+    identity = checkpoint.identity(evaluation, fixed) | {"seed": evaluation.seed}
+    unfinished = Unfinished(output, identity, processes)
     done: dict[str, Scores] = {}
     table: list[dict[str, Any]] = []
+    skipped: list[str] = []
     for changes, changed in zip(combinations, samplers, strict=True):
-        title = ", ".join(f"{name}={value:g}" for name, value in changes.items())
-        images = checkpoint.images(evaluation, changed, common | changes, evaluation.seed)
-        done[title], _ = score(evaluation, images, title, checkpoint.device, processes, work, full=False)
+        title = ", ".join(f"{name}={value}" for name, value in changes.items())
+        images = checkpoint.images(evaluation, changed, evaluation.seed)
+        found = score(evaluation, images, title, checkpoint.device, processes, unfinished, full=False)
+        done[title], skipped = found.scores, found.skipped or skipped
         table += [{**changes, "protocol": protocol, **row} for protocol, row in done[title].items()]
         if processes.rank == 0:
             write_table(folder / "table.csv", table)
     if processes.rank > 0:
         return {}
-    print_scores(done, evaluation.notes(done[title]))
+    print_scores(done, evaluation.notes(done[title]), skipped)
     main = table[0]["protocol"]
     rows = [row for row in table if row["protocol"] == main]
-    shutil.rmtree(work)
     plot(rows, list(values), main, folder / "fid_is.png")
     return {
         "best": min(rows, key=lambda row: row["fid"]),
         "rows": table,
         "table": str(folder / "table.csv"),
         "plot": str(folder / "fid_is.png"),
-        "sampler": common,
-        "settings": evaluation.identity(images, full=False),
+        "skipped": skipped,
+        "settings": identity,
         **checkpoint.facts,
         **provenance(checkpoint.device, processes.size),
     }

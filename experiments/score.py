@@ -1,14 +1,12 @@
 """task=score: score images that are there already, or what a tokenizer makes of real ones."""
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 from enat.metrics.evaluation import Evaluation
 from enat.metrics.images import Images
 from enat.metrics.processes import Processes
 from experiments.device import launch
-from experiments.evaluate import print_scores
+from experiments.evaluate import Unfinished, print_scores
 from experiments.evaluate import score as score_with_progress
 from experiments.provenance import provenance
 
@@ -33,22 +31,22 @@ def score(
         The first protocol's scores; `scores` by protocol, and all that they depend on.
     """
     fabric = launch(accelerator, devices, num_nodes, "32-true")
-    processes, work = Processes(), Path(output) / "unfinished"
-    scores, skipped = score_with_progress(evaluation, images, "images", fabric.device, processes, work)
+    processes = Processes()
+    unfinished = Unfinished(output, {**evaluation.identity(), "images": dict(images.identity)}, processes)
+    scores, skipped, _, sha256 = score_with_progress(evaluation, images, "images", fabric.device, processes, unfinished)
     if processes.rank > 0:
         return {}
-    for reason in skipped:
-        print(f"Skipped {reason}")
     notes = evaluation.notes(scores)
-    print_scores({str(images.identity["kind"]): scores}, notes)
-    shutil.rmtree(work)
+    print_scores({str(images.identity["kind"]): scores}, notes, skipped)
     main = next(iter(scores))
     return {
         **scores[main],
         "protocol": main,
         "scores": scores,
         "notes": notes,
-        "settings": evaluation.identity(images),
+        "images": {**images.identity, "sha256": sha256},
         "skipped": skipped,
+        "settings": evaluation.identity(),
+        "reference": evaluation.facts(),
         **provenance(fabric.device, processes.size),
     }

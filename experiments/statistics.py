@@ -1,6 +1,5 @@
 """task=statistics: reference statistics of real images."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ from torch import nn
 from enat.errors import InputError
 from enat.metrics.images import Images
 from enat.metrics.processes import Processes
-from enat.metrics.summary import Plan, summarize
+from enat.metrics.summary import summarize
+from enat.metrics.tally import Plan
 from experiments.device import launch
+from experiments.evaluate import Unfinished
 from experiments.progress import ImageProgress
 
 
@@ -45,12 +46,14 @@ def statistics(
     if block_size < 1 or max_features < 0:
         raise InputError(f"block_size={block_size}, max_features={max_features}: expected at least 1 and 0.")
     fabric = launch(accelerator, devices, num_nodes, "32-true")
-    processes, work = Processes(), Path(output) / "unfinished"
+    processes = Processes()
     network: Any = features.to(fabric.device).eval()
+    identity = {"images": dict(images.identity), "features_sha256": network.sha256, "protocols": [*network.protocols]}
+    work = Unfinished(output, {**identity, "block_size": block_size, "max_features": max_features}, processes).folder
     with ImageProgress(processes.rank) as progress:
         watcher = progress.watcher("features")
         plan = Plan(block_size, 0, max_features)
-        summaries = summarize(images, network, plan, processes, fabric.device, None, work, watcher)
+        summaries = summarize(images, network, plan, processes, fabric.device, None, work / "images", watcher)
     if processes.rank > 0:
         return {}
     for reason in watcher.skipped:
@@ -67,12 +70,11 @@ def statistics(
             content[f"{prefix}features"] = summary.features
     path = Path(output) / "statistics.npz"
     np.savez(path, **{name: np.asarray(value) for name, value in content.items()})  # type: ignore[arg-type]
-    shutil.rmtree(work)
     return {
         "statistics": str(path),
         "num_images": count,
         "protocols": list(summaries),
         "features_sha256": network.sha256,
-        "images": dict(images.identity),
+        "images": {**images.identity, "sha256": summaries[main].sha256},
         "skipped": watcher.skipped,
     }

@@ -99,9 +99,11 @@ def score_all(
     }
     if held_out is not None:
         sets["real, held out"] = held_out
-    rows = {name: score(evaluation, images, f"scoring {name}", device, processes)[0] for name, images in sets.items()}
+    results = {name: score(evaluation, images, f"scoring {name}", device, processes) for name, images in sets.items()}
+    rows = {name: result.scores for name, result in results.items()}
     if fitter.is_global_zero:
-        print_scores(rows, [note for scores in rows.values() for note in evaluation.notes(scores)])
+        notes = [note for scores in rows.values() for note in evaluation.notes(scores)]
+        print_scores(rows, notes, [reason for result in results.values() for reason in result.skipped])
     return rows
 
 

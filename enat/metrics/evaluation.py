@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from enat.metrics.processes import Processes
 from enat.metrics.reference import DecodedShards, StatisticsFile
 from enat.metrics.scores import kernel_distance, precision_recall
 from enat.metrics.statistics import frechet_distance
-from enat.metrics.summary import Plan, Summary, Watcher, summarize
+from enat.metrics.summary import Watcher, summarize
+from enat.metrics.tally import Plan, Summary
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
@@ -80,6 +80,8 @@ class Evaluation:
         self.kid_subsets, self.kid_subset_size = kid_subsets, kid_subset_size
         self.reference_features = reference_features
         self.references: dict[bool, dict[str, Summary]] = {}
+        self.real: dict[str, Summary] = {}
+        self.reconstruction: dict[str, float] = {}
         self.protocols: list[str] = list(self.features.protocols)
 
     def generated(
@@ -127,30 +129,30 @@ class Evaluation:
         """
         self.features.to(device)
         of_reference, of_images = watchers or (Watcher(), Watcher())
-        reference = self._reference(device, processes, full, folder, of_reference)
-        plan = Plan(self.block_size, self.splits, images.num_images if full else 0)
         if images.num_images < max(self.splits, 2):
             raise InputError(f"{images.num_images} images: expected at least two, and one for each of the splits.")
+        reference = self._reference(device, processes, full, folder, of_reference)
+        plan = Plan(self.block_size, self.splits, images.num_images if full else 0)
         within = folder / name if folder else None
         summaries = summarize(images, self.features, plan, processes, device, self.extra, within, of_images)
         return processes.on_first(
             lambda: {name: self._compare(name, summaries[name], reference[name]) for name in self.protocols}
         )
 
-    def identity(self, images: Images, full: bool = True) -> dict[str, Any]:
-        """Plain values that scores of these images depend on."""
+    def identity(self) -> dict[str, Any]:
+        """Plain values that scores depend on, beside the images."""
         return {
-            "images": {"num_images": images.num_images, **images.identity},
             "reference": dict(self.reference.identity),
             "features_sha256": self.features.sha256,
             "protocols": self.protocols,
+            "num_images": self.num_images,
             "block_size": self.block_size,
             "splits": self.splits,
             "kid_subsets": self.kid_subsets,
             "kid_subset_size": self.kid_subset_size,
             "neighbours": self.neighbours,
             "reference_features": self.reference_features,
-            "full": full,
+            "extra": sorted(self.extra),
         }
 
     def _reference(
@@ -159,12 +161,17 @@ class Evaluation:
         """Summaries of the reference, on rank 0."""
         if full in self.references:
             return self.references[full]
-        source, known = self.reference, {}
+        source = self.reference
+        known: dict[str, Summary] = {}
         images: Images | None
         if isinstance(source, StatisticsFile):
             known, images = source.summaries(self.protocols, self.features), source.images
+        elif isinstance(source, DecodedShards):
+            images, self.real = source.images, {}
+            if source.real is not None:
+                self.real = source.real.summaries(self.protocols, self.features)
         else:
-            images = source.images if isinstance(source, DecodedShards) else source
+            images = source
         seen: dict[str, Summary] = {}
         lacking = [name for name in self.protocols if name not in known or (full and known[name].features is None)]
         if images is not None and lacking:
@@ -173,11 +180,17 @@ class Evaluation:
             seen = summarize(images, self.features, plan, processes, device, None, within, watcher)
         for name, summary in known.items():  # a file's statistics count for more than those of its images
             if name in seen:
-                seen[name] = summary._replace(features=seen[name].features)
+                seen[name] = summary._replace(features=seen[name].features, size=seen[name].size)
         self.references[full] = {**known, **seen}
         return self.references[full]
 
     def _compare(self, protocol: str, images: Summary, reference: Summary) -> dict[str, float]:
+        if None not in (images.size, reference.size) and images.size != reference.size:
+            sizes = [f"{width}x{height}" for height, width in (images.size, reference.size)]  # type: ignore[misc]
+            raise InputError(
+                f"the images are {sizes[0]}, those of the reference {sizes[1]}; expected the same size, which "
+                "the option resolution of a folder can make."
+            )
         scores: dict[str, float] = {"num_images": images.pool.num_images or 0}
         scores |= {"fid": frechet_distance(images.pool, reference.pool)}
         if images.inception_score is not None:
@@ -186,28 +199,39 @@ class Evaluation:
             scores["sfid"] = frechet_distance(images.spatial, reference.spatial)
         if images.features is not None and reference.features is not None:
             pair = (images.features, reference.features)
-            scores["kid"], scores["kid_std"] = kernel_distance(*pair, self.kid_subsets, self.kid_subset_size)
-            scores["precision"], scores["recall"] = precision_recall(*pair, self.neighbours)
-        if protocol in self.reconstruction:
+            if min(map(len, pair)) > max(self.neighbours, 1):
+                scores["kid"], scores["kid_std"] = kernel_distance(*pair, self.kid_subsets, self.kid_subset_size)
+                scores["precision"], scores["recall"] = precision_recall(*pair, self.neighbours)
+        if protocol in self.real:
+            if protocol not in self.reconstruction:
+                self.reconstruction[protocol] = frechet_distance(reference.pool, self.real[protocol].pool)
             scores["reconstruction_fid"] = self.reconstruction[protocol]
         return scores | dict(images.extra or {})
 
+    def facts(self) -> dict[str, Any]:
+        """On rank 0, after scoring: what the reference was, by protocol."""
+        reference = next(reversed(self.references.values()))
+        return {
+            name: {
+                "num_images": found.pool.num_images,
+                "sfid": found.spatial is not None,
+                "images_sha256": found.sha256,
+            }
+            for name, found in reference.items()
+        }
+
     def notes(self, scores: Scores) -> list[str]:
         """What a reader of scores has to be told."""
-        width, counts = self.features.num_features, {int(row["num_images"]) for row in scores.values()}
-        return [
-            f"FID of {count} images with {width} features: the covariance is singular and the FID too high; compare it "
-            "only with FIDs of as many images."
-            for count in counts
-            if count <= width
-        ]
-
-    @cached_property
-    def reconstruction(self) -> dict[str, float]:
-        """On rank 0, after scoring: the FID of decoded shards against the real images, by protocol."""
-        source = self.reference
-        if not isinstance(source, DecodedShards) or source.real is None:
-            return {}
-        real = source.real.summaries(self.protocols, self.features)
-        decoded = next(iter(self.references.values()))
-        return {name: frechet_distance(decoded[name].pool, summary.pool) for name, summary in real.items()}
+        width, found = self.features.num_features, []
+        for count in {int(row["num_images"]) for row in scores.values()}:
+            if count <= width:
+                found.append(
+                    f"FID of {count} images with {width} features: the covariance is singular and the FID too high; "
+                    "compare it only with FIDs of as many images."
+                )
+        for reference in next(reversed(self.references.values()), {}).values():
+            if reference.pool.num_images is not None and reference.pool.num_images <= width:
+                found.append(f"The reference has {reference.pool.num_images} images, no more than {width} features.")
+            if reference.features is not None and len(reference.features) <= self.neighbours:
+                found.append(f"The reference has {len(reference.features)} features, too few for KID and recall.")
+        return list(dict.fromkeys(found))

@@ -13,6 +13,11 @@ from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] -> uint8 of the same shape, rounded half up, as torchvision saves them."""
+    return images.float().mul(255).add(0.5).clamp(0, 255).to(torch.uint8)
+
+
 class Block(NamedTuple):
     """Some images of a set."""
 

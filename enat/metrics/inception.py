@@ -16,6 +16,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from enat.errors import InputError
 from enat.files import sha256_of
 from enat.metrics.features import Features
+from enat.metrics.images import to_bytes
 from enat.weights import read_file
 
 SIDE = 299
@@ -25,11 +26,6 @@ _BEFORE_SPATIAL = (
 )
 _FROM_SPATIAL = ("Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool")
 _SPATIAL_CHANNELS = 7
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> uint8 of the same shape, rounded half up, as torchvision saves them."""
-    return images.float().mul(255).add(0.5).clamp(0, 255).to(torch.uint8)
 
 
 def enat(images: Tensor) -> Tensor:

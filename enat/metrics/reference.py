@@ -1,6 +1,7 @@
 """What images are compared with: statistics from a file, or images."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +14,7 @@ from enat.files import sha256_of
 from enat.metrics.features import FeatureNetwork
 from enat.metrics.images import Block, Images
 from enat.metrics.statistics import Statistics
-from enat.metrics.summary import Summary
+from enat.metrics.tally import Summary
 
 
 class ArchivedImages:
@@ -52,8 +53,11 @@ class ArchivedImages:
         image_bytes = int(np.prod(self.shape))
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
             for place in places:
-                file.seek(self.offset + place.start * image_bytes)
-                content = file.read(len(place) * image_bytes)
+                try:
+                    file.seek(self.offset + place.start * image_bytes)
+                    content = file.read(len(place) * image_bytes)
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    raise InputError(f"{self.path}: the file is damaged: {error}.") from error
                 if len(content) != len(place) * image_bytes:
                     raise InputError(f"{self.path}: the file is truncated.")
                 pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(place), *self.shape)
@@ -77,6 +81,8 @@ class StatisticsFile:
     def __init__(self, path: str, protocol: str = "adm"):
         self.path = path
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("no archive")
             with np.load(Path(path), allow_pickle=False) as content:
                 self.content = {name: content[name] for name in content.files if not name.startswith("arr_")}
                 has_images = "arr_0" in content.files
@@ -88,7 +94,12 @@ class StatisticsFile:
         marked = self.content.get("protocol")
         self.protocol = protocol if marked is None else str(marked)
         self.images: Images | None = ArchivedImages(path) if has_images else None
-        self.identity: Mapping[str, Any] = {"kind": "statistics", "path": path, "sha256": sha256_of(path)}
+        self.identity: Mapping[str, Any] = {
+            "kind": "statistics",
+            "path": path,
+            "sha256": sha256_of(path),
+            "protocol": self.protocol,
+        }
         if "mu" not in self.content and self.images is None:
             raise InputError(f"reference.path={path}: expected mu and sigma in it, found {', '.join(self.content)}.")
 
@@ -119,6 +130,8 @@ class StatisticsFile:
                 continue
             same = prefix or protocol == self.protocol  # single features of another protocol do not serve
             features = self.content.get(f"{prefix}features") if same else None
+            if features is not None and (features.ndim != 2 or features.shape[1] != network.num_features):
+                raise InputError(f"reference.path={self.path}: {prefix}features has shape {features.shape}.")
             found[protocol] = Summary(
                 self._statistics(prefix, "", network.num_features),
                 self._statistics(prefix, "_s", network.num_spatial) if f"{prefix}mu_s" in self.content else None,
@@ -154,4 +167,5 @@ class DecodedShards:
     """
 
     def __init__(self, images: Images, real: StatisticsFile | None):
-        self.images, self.real, self.identity = images, real, images.identity
+        self.images, self.real = images, real
+        self.identity: Mapping[str, Any] = {**images.identity, "real": None if real is None else dict(real.identity)}

@@ -47,7 +47,13 @@ class InceptionScore(nn.Module):
         self.counts += chosen.sum(1)
 
     def compute(self) -> tuple[float, float]:
-        """Mean and standard deviation over the splits."""
+        """Mean and standard deviation over the splits.
+
+        Raises:
+            InputError: if a split has no image, since too few could be read.
+        """
+        if not self.counts.all():
+            raise InputError(f"splits={len(self.counts)}: too many for {int(self.counts.sum())} readable images.")
         p = self.probabilities / self.counts.unsqueeze(1)
         scores = (self.negative_entropy / self.counts - torch.special.xlogy(p, p).sum(1)).exp()
         return float(scores.mean()), float(scores.std(correction=0))

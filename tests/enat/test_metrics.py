@@ -1,5 +1,7 @@
 """Scores against other libraries, and against formulas written independently with numpy and scipy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,14 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from enat.errors import InputError
 from enat.masking import constant, cosine, rising
-from enat.metrics import summary
 from enat.metrics.evaluation import Evaluation
 from enat.metrics.features import Features
 from enat.metrics.images import GeneratedImages, TensorImages
 from enat.metrics.processes import Processes
 from enat.metrics.scores import ClassAccuracy, CopyShare, InceptionScore, kernel_distance, precision_recall
 from enat.metrics.statistics import Moments, Statistics, frechet_distance
-from enat.metrics.summary import Plan, summarize
+from enat.metrics.summary import summarize
+from enat.metrics.tally import Plan, Tally, measure
 from enat.sampler import Sampler
 
 CPU = torch.device("cpu")
@@ -174,6 +176,15 @@ def test_few_images_are_remarked_on():
     few = judge.score(TensorImages(noise(4, 1, 3, 3)), CPU, Processes())
     assert "FID of 4 images with 4 features: the covariance is singular" in judge.notes(few)[0]
     assert judge.notes({"pixels": {"num_images": 5}}) == []
+    few_real = evaluation(TensorImages(noise(3, 1, 3, 3)))
+    scores = few_real.score(TensorImages(noise(60, 1, 3, 3)), CPU, Processes())
+    assert few_real.notes(scores) == [
+        "The reference has 3 images, no more than 4 features.",
+        "The reference has 3 features, too few for KID and recall.",
+    ]
+    assert "kid" not in scores["pixels"]
+    with pytest.raises(InputError, match="the images are 3x2, those of the reference 3x3; expected the same size"):
+        judge.score(TensorImages(noise(60, 1, 2, 3)), CPU, Processes())
 
 
 class Interrupting(TensorImages):
@@ -200,17 +211,22 @@ def test_interrupted_work_goes_on(tmp_path, stop):
     rest = Interrupting(images, None)
     assert evaluation(real).score(rest, CPU, Processes(), folder=tmp_path) == expected
     assert rest.count < 9 if stop else rest.count == 9
-    with pytest.raises(InputError, match="unfinished work with another block_size"):
-        evaluation(real, block_size=14).score(rest, CPU, Processes(), folder=tmp_path)
 
 
 def test_memory_is_bounded():
-    """What is kept without single features does not grow with the number of images."""
-    sizes = []
-    for count in (100, 10_000):
-        tally = summary._Tally(FirstPixels(), {}, count, Plan(10, 10), None)
-        sizes.append(sum(tensor.nbytes for tensor in tally.state_dict().values()))
-    assert sizes[0] == sizes[1]
+    """Without single features, nothing that is added makes the sums take more memory."""
+    tally = Tally(FirstPixels(), {}, 20_000, Plan(10, 10), None)
+    block = next(TensorImages(noise(10, 1, 3, 3)).read([range(10)], CPU))
+    measured = measure(block, FirstPixels(), {})
+    tracemalloc.start()
+    for number in range(2000):
+        tally.add({**measured, "numbers": torch.arange(10 * number, 10 * number + 10)}, [])
+        if number == 200:
+            before = tracemalloc.get_traced_memory()[0]
+    assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    tracemalloc.stop()
+    assert sum(tensor.nbytes for tensor in tally.state_dict().values()) < 3000
+    assert tally.summaries()["pixels"].pool.num_images == 20_000
 
 
 def test_features_are_kept_of_images_spread_evenly():

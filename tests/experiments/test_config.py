@@ -116,7 +116,7 @@ def test_every_task_fits_every_experiment(compose_config, experiment, task):
         ({"seed": "abc"}, r"^seed=abc: expected an integer"),
         ({"module.net": 3}, r"module\.net=3: expected a ENAT with its _target_"),
         ({"trainer.max_steps": "many"}, r"trainer\.max_steps=many"),
-        ({"callbacks.sample_grid.class_ids": ["a"]}, r"class_ids=\['a'\]: expected a list of an integers"),
+        ({"callbacks.sample_grid.class_ids": ["a"]}, r"class_ids=\['a'\]: expected a list of integers"),
     ],
 )
 def test_wrong_values_are_named(compose_config, change, sentence):

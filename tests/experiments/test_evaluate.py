@@ -85,6 +85,7 @@ def test_scores_are_those_of_torch_fidelitys_command(scored, png, inception, tmp
     assert ours["protocol"] == "adm"
     assert "fewer" not in ours["notes"][0]
     assert ours["settings"]["features_sha256"] == InceptionFeatures(str(inception), ALL).sha256
+    assert ours["reference"]["adm"]["num_images"] == 30
     assert {"command", "versions", "device", "commit"} <= set(ours)
 
 
@@ -155,16 +156,17 @@ def test_two_processes_make_the_same_images(checkpoint, tmp_path):
         seen.append(([results[name] for name in SCORES], [np.asarray(Image.open(file)).tobytes() for file in files]))
     assert seen[0][1] == seen[1][1]
     assert len(set(seen[0][1])) > 50
-    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-9)
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-12)
 
 
 def test_killed_work_goes_on(command, checkpoint, tmp_path):
     """Killed three times without warning: the same scores."""
     options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=1500", "sampler.num_steps=12"]
+    options += ["seeds=[0,1]", "npz=true"]
     expected = command(*options, f"output={tmp_path}/a").results
-    state = tmp_path / "b" / "unfinished" / "seed_0" / "state.safetensors"
     written = 0.0
-    for _ in range(3):
+    for seed in (0, 0, 1):
+        state = tmp_path / "b" / "unfinished" / f"seed_{seed}" / "state.safetensors"
         process = subprocess.Popen(
             [sys.executable, "run.py", *options, f"output={tmp_path}/b"],
             cwd=ROOT,
@@ -177,9 +179,19 @@ def test_killed_work_goes_on(command, checkpoint, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         written = state.stat().st_mtime
-    outcome = command(*options, f"output={tmp_path}/b")
+    for other, name in (("sampler.num_steps=11", "sampler"), ("npz=false", "npz"), ("seed=1", None)):
+        changed = command(*options, other, f"output={tmp_path}/b")
+        if name is not None:  # a seed that has no part in it is no other work
+            assert f"unfinished work with another {name}" in sentence(changed)
+            continue
+        outcome = changed
     assert "of 1,500 images are there already" in outcome.err
-    assert [outcome.results[name] for name in SCORES] == [expected[name] for name in SCORES]
+    assert outcome.results["by_seed"] == expected["by_seed"]
+    assert outcome.results["images_sha256"] == expected["images_sha256"]
+    for seed in (0, 1):
+        files = [tmp_path / run / f"images_seed_{seed}.npz" for run in "ab"]
+        assert files[0].read_bytes()[200:] == files[1].read_bytes()[200:]
+        assert np.load(files[0])["arr_0"].shape == (1500, 8, 8, 3)
     assert not (tmp_path / "b" / "unfinished").exists()
 
 
@@ -190,7 +202,7 @@ def test_seeds(command, checkpoint, tmp_path):
     fids = [both["by_seed"][seed]["digits"]["fid"] for seed in ("3", "4")]
     assert single["fid"] == fids[1] != fids[0]
     assert both["fid"] == pytest.approx(np.mean(fids))
-    assert both["fid_std"] == pytest.approx(np.std(fids, ddof=1))
+    assert both["fid_std_over_seeds"] == pytest.approx(np.std(fids, ddof=1))
 
 
 def test_sampler_sweep(command, checkpoint, tmp_path):
@@ -248,6 +260,11 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     np.savez(tmp_path / "small.npz", mu=np.zeros(64), sigma=np.eye(64))
     np.savez(tmp_path / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
     np.savez(tmp_path / "misfit.npz", mu=np.zeros(2048), sigma=np.eye(3))
+    np.savez(tmp_path / "fine.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    archive = tmp_path / "damaged.npz"
+    np.savez(archive, np.zeros((30, 8, 8, 3), dtype=np.uint8))
+    archive.write_bytes(archive.read_bytes().replace(bytes(40), bytes(39) + b"x", 1))
     (tmp_path / "empty").mkdir()
     out = f"output={tmp_path}/o"
     folder = f"{png}/real"
@@ -258,17 +275,31 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
         "misfit": "do not fit",
     }.items():
         assert expected in sentence(scored(folder, f"reference.path={tmp_path}/{name}.npz", out))
+    assert "expected an .npz file" in sentence(scored(folder, f"reference.path={tmp_path}/array.npy", out))
+    fine = f"reference.path={tmp_path}/fine.npz"
+    assert "the file is damaged" in sentence(scored(archive, "scored=npz", fine, f"output={tmp_path}/n"))
+    assert "protocol=[]: expected at least one" in sentence(scored(folder, fine, "protocol=[]", out))
     good = ["reference=images", f"reference.path={folder}", "reference.resolution=null", out]
     assert "found 0 images; expected at least 2" in sentence(scored(tmp_path / "empty", *good))
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for side in (8, 9):
         Image.new("RGB", (side, 8)).save(mixed / f"{side}.png")
-    assert "images of different sizes (8x8 and 9x8)" in sentence(scored(mixed, *good, "metrics.evaluation.splits=2"))
-    assert "30 images: expected at least two, and one for each" in sentence(
-        scored(folder, *good, "metrics.evaluation.splits=40", "metrics.evaluation.num_images=50")
+    few = ["metrics.evaluation.splits=2", "metrics.evaluation.num_images=2", out]
+    assert "of another size (8x8 and 9x8)" in sentence(scored(mixed, *good, *few))
+    apart = ["metrics.evaluation.block_size=1", "metrics.evaluation.batch_size=1", f"output={tmp_path}/apart"]
+    assert "of different sizes (8x8 and 9x8, from image 1 on)" in sentence(
+        scored(mixed, f"reference.path={tmp_path}/fine.npz", *few[:2], *apart)
     )
-    assert "expected the same settings" in sentence(scored(folder, *good, "metrics.evaluation.block_size=25"))
+    assert "30 images: expected at least two, and one for each" in sentence(
+        scored(
+            folder,
+            *good[:-1],
+            "metrics.evaluation.splits=40",
+            "metrics.evaluation.num_images=50",
+            f"output={tmp_path}/p",
+        )
+    )
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(checkpoint.read_bytes()[:-2000])
     assert "truncated or no checkpoint" in sentence(command(*DEBUG, f"weights={cut}"))
@@ -277,9 +308,30 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     assert "truncated or no checkpoint" in sentence(
         scored(folder, *good[:-1], f"metrics.evaluation.features.weights={inception_cut}")
     )
-    grey = command("task=score", f"scored.path={folder}", out)
-    assert "expected" in sentence(grey)
+    assert "precision=64-true: expected one of 32-true" in sentence(
+        command(*DEBUG, f"weights={checkpoint}", "precision=64-true")
+    )
     assert "expected different integers" in sentence(command(*DEBUG, f"weights={checkpoint}", "seeds=[1,1]"))
+
+
+def test_an_error_on_one_of_two_processes_ends_both(inception, png, tmp_path):
+    """Each block is on one process: the broken one's sentence comes from all, and none hangs."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8 + (number == 3))).save(folder / f"{number}.png")
+    np.savez(tmp_path / "fine.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "run.py", "task=score"]
+    sizes = [f"metrics.evaluation.{size}" for size in ("splits=1", "block_size=2", "batch_size=2", "num_images=2")]
+    features = f"metrics.evaluation.features.weights={inception}"
+    given = ["metrics=inception", features, f"scored.path={folder}", f"reference.path={tmp_path}/fine.npz", *sizes]
+    ran = subprocess.run(
+        [*launcher, *given, f"output={tmp_path}/o"], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert ran.returncode != 0
+    assert "Error: " in ran.stderr
+    assert "of another size (8x8 and 8x9)" in ran.stderr
+    assert 'File "run.py"' not in ran.stderr
 
 
 def test_classes_that_do_not_divide_the_images(command, checkpoint, tmp_path):
