@@ -1,5 +1,6 @@
 """The LightningDataModule of token ids, whatever they come from."""
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,12 @@ from data.shards import Manifest, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
 from enat.errors import InputError
 from enat.tokenizer import Tokenizer
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to all processes is the matter of the one that trains; workers end with it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class HeldOut(Dataset[tuple[Tensor, Tensor]]):
@@ -72,6 +79,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
             batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
             collate_fn=default_convert,
             num_workers=self.num_workers,
+            worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )

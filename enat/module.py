@@ -86,7 +86,12 @@ class MaskedTokenModule(L.LightningModule):
         values = self.predict_masked(self.net, batch, rng)
         self.log_dict({f"train/{name}": value for name, value in values.items() if name != "loss"})
         self.log("train/loss", values["loss"], prog_bar=True)
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("step", float(self.global_step + 1))  # the loggers' axis: optimiser steps done
         return values["loss"]
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("step", float(self.global_step))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rng = rng_for("validation", self.seed, self.global_rank, batch_idx)  # the same masks every time

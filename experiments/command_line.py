@@ -110,6 +110,8 @@ def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
         if error.filename is None:
             raise
         _leave(f"{error.filename}: {error.strerror}.", 1)
+    except KeyboardInterrupt:
+        _leave("interrupted.", 130)
 
 
 def _cause(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:

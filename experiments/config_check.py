@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from enat.errors import InputError
 
 # A configuration may name these and nothing else: `instantiate` would call whatever it is told to.
-ALLOWED = ("enat.", "data.", "callbacks.", "experiments.", "torch.optim.", "lightning.pytorch.", "torchmetrics.")
+ALLOWED = ("enat.", "data.", "callbacks.", "experiments.", "torch.optim.", "lightning.pytorch.")
 # Keys with a meaning for Hydra, not for the constructor.
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 

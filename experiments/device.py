@@ -1,10 +1,12 @@
 """Where a task without a Trainer computes."""
 
 import os
+from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 
 from enat.errors import InputError
 
@@ -22,6 +24,15 @@ def device_for(accelerator: str) -> torch.device:
     if accelerator in ("gpu", "cuda"):
         raise InputError(f"trainer.accelerator={accelerator}: there is no GPU here; expected cpu or auto.")
     return torch.device("cpu")
+
+
+def ddp(find_unused_parameters: bool, timeout_minutes: float) -> DDPStrategy:
+    """Data-parallel training on all devices; a rank that does not answer for so long ends the run with a message."""
+    return DDPStrategy(
+        find_unused_parameters=find_unused_parameters,
+        timeout=timedelta(minutes=timeout_minutes),
+        gradient_as_bucket_view=True,
+    )
 
 
 def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str) -> Fabric:

@@ -7,11 +7,15 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from enat.errors import InputError
@@ -28,24 +32,35 @@ from experiments.evaluate import print_scores, score
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
 
 
-def resume_point(output: Path, config: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that a run in this folder goes on from; None for a new run.
+def resume_point(
+    folder: Path, config: Mapping[str, Any], module: MaskedTokenModule
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in a folder that can be read, and its content; None for a new run.
 
     Raises:
-        InputError: if the folder holds a run with other settings.
+        InputError: if no checkpoint can be read, or it is of a run with other settings or another network.
     """
-    checkpoint, record = output / "checkpoints" / "last.ckpt", output / "config.yaml"
-    if not checkpoint.exists():
-        return None
-    earlier = yaml.safe_load(record.read_text()) if record.exists() else {}
-    changed = [name for name in SETTLED if earlier.get(name) != config[name]]
-    if changed:
-        raise InputError(
-            f"output={output}: the folder holds a run with other settings of {', '.join(changed)}; "
-            "expected the same settings, another output=DIR, or resume=false for a new folder."
-        )
-    read_file(checkpoint)  # or it would break in the midst of the start
-    return checkpoint
+    found = {path.stat().st_ino: path for path in sorted(folder.glob("*.ckpt"), reverse=True)}  # links count once
+    for path in sorted(found.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            content = read_file(path)
+        except InputError as error:
+            print(f"{error} Taking the one before.")
+            continue
+        earlier = content.get("settings", {})
+        changed = [name for name in SETTLED if earlier.get(name) != config[name]]
+        if changed:
+            raise InputError(
+                f"output={folder.parent}: the folder holds a run with other settings of {', '.join(changed)}; "
+                "expected the same settings, another output=DIR, or resume=false for a new folder."
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}:
+            raise InputError(f"{path}: its weights are not those of this network; the code has changed since.")
+        return path, content
+    if found:
+        raise InputError(f"output={folder.parent}: none of its checkpoints can be read; resume=false starts anew.")
+    return None
 
 
 def build_trainer(
@@ -60,20 +75,26 @@ def build_trainer(
     """
     chosen = [callback for callback in callbacks.values() if callback is not None]
     loggers = [log for log in logger.values() if log is not None]
-    if not loggers:
-        chosen = [callback for callback in chosen if not isinstance(callback, LearningRateMonitor)]
-    monitors = [callback.monitor for callback in chosen if isinstance(callback, ModelCheckpoint)]
+    monitors = [callback.monitor for callback in chosen if isinstance(callback, Checkpoints)]
     if "val/fid" in monitors and not any(isinstance(callback, GenerationMetrics) for callback in chosen):
         raise InputError(
             "callbacks.checkpoint.monitor=val/fid: there is no callbacks.generation_metrics to compute it; "
             "expected val/loss, say."
         )
     try:
-        built = trainer(callbacks=chosen, logger=loggers or False)
+        plugins: list[Any] = [AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # `LeaveOnSignal` does it
+        built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins)
     except (ValueError, TypeError) as error:
         raise InputError(f"trainer: {error}.") from error
     if isinstance(built.strategy, DDPStrategy) and "find_unused_parameters" not in built.strategy._ddp_kwargs:
         raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
+    if isinstance(built.strategy.launcher, _SubprocessScriptLauncher) and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise InputError(
+            f"trainer.devices={built.num_devices}: expected one device in a multirun, or a launcher that starts the "
+            "processes of each run, such as hydra/launcher=submitit_slurm."
+        )
     if isinstance(built.val_check_interval, int) and built.val_check_interval % built.accumulate_grad_batches:
         raise InputError(
             f"trainer.val_check_interval={built.val_check_interval}: expected a multiple of "
@@ -137,18 +158,28 @@ def train(
     """
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    checkpoint = resume_point(folder, settings) if resume else None
+    found = resume_point(folder / "checkpoints", settings, module) if resume else None
     fitter = build_trainer(trainer, callbacks, logger)
+    checkpoints = fitter.checkpoint_callback
+    if isinstance(checkpoints, Checkpoints):
+        checkpoints.settings = dict(settings)
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
     untrained = deepcopy(module.net)
     for log in fitter.loggers:
         log.log_hyperparams(dict(settings))
-    if checkpoint is not None:
-        rank_zero_only(print)(f"Going on from {checkpoint}; resume=false starts anew.")
-    fitter.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if found is not None:
+        rank_zero_only(print)(f"Going on from {found[0]}, step {found[1]['global_step']}; resume=false starts anew.")
+        before = found[1].get("world_size", fitter.world_size)
+        if before != fitter.world_size:
+            rank_zero_only(print)(
+                f"Note: {fitter.world_size} processes instead of {before}: the data go on in the same order, but masks "
+                "and dropout are drawn by process, so that this is not bit for bit the run that would have been."
+            )
+    fitter.fit(module, datamodule=data, ckpt_path=found and found[0], weights_only=True)
     last = folder / "checkpoints" / "last.ckpt"
-    fitter.save_checkpoint(last)
+    if not isinstance(checkpoints, Checkpoints):
+        fitter.save_checkpoint(last)
     nets = {"this network": module.averaged_net, "untrained network": untrained}
     rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
     by_protocol = rows.pop("this network", {})

@@ -115,6 +115,7 @@ def test_the_default_experiment_runs(command, tmp_path):
 def test_two_processes(tmp_path):
     """DDP on the CPU: each rank its own samples, one set of weights, one set of scores, from any number of ranks."""
     arguments = [sys.executable, "run.py", DEBUG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    arguments.append("trainer.precision=32-true")
     ran = subprocess.run([*arguments, f"output={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     results = json.loads((tmp_path / "results.json").read_text())
@@ -188,15 +189,6 @@ def test_official_and_safetensors_weights(command, trained, tmp_path):
     for file in ("nnet_ema.pth", "nnet_ema.safetensors"):
         evaluated = command(DEBUG, "task=evaluate", f"weights={tmp_path}/{file}", f"output={tmp_path}/e").results
         assert (evaluated["fid"], evaluated["kind"]) == (results["fid"], "official")
-
-
-def test_a_truncated_checkpoint_does_not_resume(command, trained):
-    folder, _ = trained
-    last = folder / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:20_000])
-    outcome = command(DEBUG, f"output={folder}")
-    assert outcome.status == 1
-    assert "last.ckpt: the file is truncated" in outcome.err
 
 
 def test_without_loggers_and_callbacks(command, tmp_path):

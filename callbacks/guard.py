@@ -1,0 +1,50 @@
+"""What happens when a loss or a gradient is not finite."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch.optim import Optimizer
+
+from enat.errors import InputError
+
+
+class NonFiniteGuard(L.Callback):
+    """Skips a step whose gradient is not finite, counts such steps, and ends a run of too many.
+
+    It also logs the gradient's norm. With DDP, gradients are the same on all ranks, and so is what becomes of them.
+    With fp16, the loss scaler skips steps as a matter of course, and they count as well.
+
+    Args:
+        max_skipped: so many steps in a row are skipped before the run ends; 0 ends it at the first.
+
+    Raises:
+        InputError: if the run ends for it; the checkpoints before are whole.
+    """
+
+    def __init__(self, max_skipped: int):
+        if max_skipped < 0:
+            raise InputError(f"callbacks.guard.max_skipped={max_skipped}: expected at least 0.")
+        self.max_skipped, self.skipped, self.in_a_row = max_skipped, 0, 0
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        pl_module.log("train/grad_norm", norm)
+        self.in_a_row = 0 if norm.isfinite() else self.in_a_row + 1
+        self.skipped += bool(self.in_a_row)
+        pl_module.log("train/skipped_steps", float(self.skipped))
+        if self.in_a_row > self.max_skipped:
+            raise InputError(
+                f"step {trainer.global_step}: the gradient is not finite, for {self.in_a_row} steps in a row; expected "
+                "at most callbacks.guard.max_skipped of them. A lower module.optimizer.lr or trainer.precision="
+                "32-true may help."
+            )
+        if self.in_a_row:
+            optimizer.zero_grad(set_to_none=True)  # the optimiser leaves weights without a gradient as they are
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]

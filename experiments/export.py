@@ -1,0 +1,39 @@
+"""task=export: a checkpoint's weights, without what training needs besides."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from enat.files import sha256_of, write_atomically
+from enat.net import ENAT
+from enat.official import to_official
+from enat.weights import load_weights
+
+
+def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
+    """Writes the EMA weights of a checkpoint as safetensors, in our names, and as an official `nnet_ema.pth`.
+
+    Both can be given as `weights=` wherever it is asked for.
+
+    Args:
+        net: of the checkpoint's sizes.
+        weights: a checkpoint of ours, or an official one.
+        output: folder of the files.
+
+    Returns:
+        The files, the sha256 of each, and where the weights come from.
+    """
+    source = load_weights(net, weights)
+    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    ours, official = Path(output) / "weights.safetensors", Path(output) / "nnet_ema.pth"
+    write_atomically(ours, save(state, {name: str(size) for name, size in net.sizes.items()}))
+    torch.save(to_official(state), official)
+    return {
+        "safetensors": str(ours),
+        "safetensors_sha256": sha256_of(ours),
+        "official": str(official),
+        "official_sha256": sha256_of(official),
+        **source,
+    }

@@ -1,0 +1,148 @@
+"""Runs that are killed, run out of disk, or lose files: one sentence, nothing lost, the same weights in the end."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.checkpoints import AtomicCheckpointIO
+from enat.errors import InputError
+from enat.loss import MaskedCrossEntropy
+from enat.weights import read_file, select_state
+
+ROOT = Path(__file__).parents[2]
+DEBUG = "experiment=debug"
+
+
+def learnt(folder: Path) -> dict[str, torch.Tensor]:
+    content = read_file(folder / "checkpoints" / "last.ckpt")
+    averaged = {f"ema.{name}": tensor for name, tensor in select_state(content)[0].items()}
+    return content["state_dict"] | averaged
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = learnt(first), learnt(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(10)}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"last\.ckpt: can't be written: .*; earlier checkpoints are whole"):
+            AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.equal(read_file(path)["x"], torch.zeros(10))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_kept(command, tmp_path):
+    run = [DEBUG, "trainer.max_steps=9", "trainer.val_check_interval=4", "callbacks.checkpoint.every_n_steps=3"]
+    command(*run, f"output={tmp_path}")
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "step_0000008.ckpt",
+        "step_0000009.ckpt",
+    ]
+    assert (folder / "last.ckpt").samefile(folder / "step_0000009.ckpt")
+    content = read_file(folder / "last.ckpt")
+    assert content["settings"]["trainer"]["max_steps"] == 9
+    best = read_file(folder / "best.ckpt")
+    assert best["global_step"] in (4, 8)
+
+
+def test_damaged_and_missing_files(command, tmp_path):
+    run = [DEBUG, f"output={tmp_path}/b"]
+    command(DEBUG, f"output={tmp_path}/a")
+    command(*run)
+    folder = tmp_path / "b" / "checkpoints"
+    (folder / "last.ckpt").unlink()
+    (folder / "step_0000004.ckpt").write_bytes((folder / "step_0000004.ckpt").read_bytes()[:20_000])
+    outcome = command(*run)  # from step 2
+    assert "the file is truncated or no checkpoint. Taking the one before." in outcome.out
+    assert "step_0000002.ckpt, step 2" in outcome.out
+    assert same(tmp_path / "a", tmp_path / "b")
+    content = read_file(folder / "last.ckpt")
+    content["state_dict"]["net.new"] = torch.zeros(1)
+    for path in folder.iterdir():
+        path.unlink()
+    torch.save(content, folder / "last.ckpt")
+    outcome = command(*run)
+    assert (outcome.status, "the code has changed since" in outcome.err) == (1, True)
+    (folder / "last.ckpt").write_text("nothing")
+    outcome = command(*run)
+    assert (outcome.status, "none of its checkpoints can be read; resume=false" in outcome.err) == (1, True)
+
+
+def test_a_signal_saves_and_the_run_goes_on(command, tmp_path):
+    """SIGINT to all processes, as the terminal sends it; `tests/kill_and_resume.py` tries the others."""
+    number = signal.SIGINT
+    run = [DEBUG, "trainer.max_steps=40", "trainer.val_check_interval=40", "callbacks.checkpoint.every_n_steps=5"]
+    run += ["callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss", "data.num_workers=1"]
+    assert command(*run, f"output={tmp_path}/a").status == 0
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *run, f"output={tmp_path}/b"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not list((tmp_path / "b" / "checkpoints").glob("step_*.ckpt")):
+        time.sleep(0.005)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert f"{number.name}: saved" in err
+    steps = read_file(tmp_path / "b" / "checkpoints" / "last.ckpt")["global_step"]
+    assert 5 <= steps < 40
+    assert command(*run, f"output={tmp_path}/b").results["steps"] == 40
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("allowed", [0, 5])
+def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed):
+    calls, call = [], MaskedCrossEntropy.__call__
+
+    def broken(self, logits, targets):
+        calls.append(1)
+        return call(self, logits, targets) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(MaskedCrossEntropy, "__call__", broken)
+    run = [DEBUG, "trainer.val_check_interval=4", f"callbacks.guard.max_skipped={allowed}", f"output={tmp_path}"]
+    outcome = command(*run)
+    if not allowed:
+        assert (outcome.status, "step 2: the gradient is not finite, for 1 steps in a row" in outcome.err) == (1, True)
+        return
+    assert outcome.status == 0
+    assert all(tensor.isfinite().all() for tensor in learnt(tmp_path).values())
+    rows = (tmp_path / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/skipped_steps")
+    assert [row.split(",")[column] for row in rows[1:] if row.split(",")[column]] == ["0.0", "0.0", "1.0", "1.0"]
+
+
+def test_multirun_with_several_devices_is_refused(tmp_path):
+    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    arguments = [sys.executable, "run.py", "-m", DEBUG, *options, f"hydra.sweep.dir={tmp_path}"]
+    ran = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 1
+    assert "expected one device in a multirun" in ran.stderr
+
+
+def test_export(command, tmp_path):
+    run = command(DEBUG, f"output={tmp_path}/a").results
+    made = command(DEBUG, "task=export", f"weights={run['checkpoint']}", f"output={tmp_path}/x").results
+    for kind, name in (("safetensors", "raw"), ("official", "official")):
+        scored = command(DEBUG, "task=evaluate", f"weights={made[kind]}", f"output={tmp_path}/{kind}").results
+        assert (scored["fid"], scored["kind"]) == (run["fid"], name)
