@@ -96,7 +96,7 @@ def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
         _leave(str(error), 1)
     except InstantiationException as error:
         # A library's constructor that refuses a value is the user's matter too.
-        cause = _cause(error, (InputError, MisconfigurationException, ValueError, TypeError))
+        cause = _cause(error, (InputError, MisconfigurationException, ValueError, TypeError, ImportError))
         if cause is None:
             raise
         key = str(error).rpartition("full_key: ")[2].removeprefix("task").strip(".\n")
