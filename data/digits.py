@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from data.module import TokenDataModule
@@ -96,9 +97,9 @@ class DigitFeatures(nn.Module):
 @lru_cache
 def _fit_perceptron() -> MLPClassifier:
     images, labels = _splits()["train"]
-    return MLPClassifier((DigitFeatures.num_features,), max_iter=1000, random_state=0).fit(
-        images.flatten(1).numpy(), labels.numpy()
-    )
+    perceptron = MLPClassifier((DigitFeatures.num_features,), max_iter=1000, random_state=0)
+    with threadpool_limits(1):  # the number of threads shows in the weights
+        return perceptron.fit(images.flatten(1).numpy(), labels.numpy())
 
 
 @lru_cache

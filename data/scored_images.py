@@ -10,7 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.images import SUFFIXES, center_crop, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards
 from enat.errors import InputError
+from enat.files import write_atomically
 from enat.metrics.images import Block, to_bytes
 from enat.tokenizer import Tokenizer
 
@@ -175,6 +176,15 @@ class ImageWriter:
         for number, image in zip(block.numbers.tolist(), pixels, strict=True):
             Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(self._file(number))
 
+    def _pack(self, target: IO[bytes], num_images: int) -> None:
+        with zipfile.ZipFile(target, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            for number in range(num_images):
+                image = np.asarray(load_rgb(self._file(number)))
+                if number == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image.shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(image.tobytes())
+
     def clear(self) -> None:
         """Removes what an earlier run has written."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -189,15 +199,7 @@ class ImageWriter:
         if not npz:
             return str(self.folder)
         path = self.folder.with_suffix(".npz")
-        partial = path.with_suffix(".npz.partial")
-        with zipfile.ZipFile(partial, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            for number in range(num_images):
-                image = np.asarray(load_rgb(self._file(number)))
-                if number == 0:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image.shape)}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(image.tobytes())
-        partial.replace(path)
+        write_atomically(path, lambda file: self._pack(file, num_images))
         if not keep:
             shutil.rmtree(self.folder)
         return str(path)

@@ -10,6 +10,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from enat.errors import InputError
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 def device_for(accelerator: str) -> torch.device:
     """The device of this process: the GPU of its LOCAL_RANK (as torchrun sets it), or the CPU.
@@ -39,11 +41,14 @@ def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str)
     """Starts the processes of a task, or joins those that torchrun or srun started.
 
     Args:
-        accelerator, devices, num_nodes, precision: as of Lightning's Trainer.
+        accelerator, devices, num_nodes: as of Lightning's Trainer.
+        precision: of network and tokenizer: 32-true, or bf16-mixed or 16-mixed inside of `Fabric.autocast`.
 
     Raises:
-        InputError: for values that Lightning does not take.
+        InputError: for other values.
     """
+    if precision not in PRECISIONS:
+        raise InputError(f"fabric.precision={precision}: expected one of {', '.join(PRECISIONS)}.")
     device_for(accelerator)
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun has decided
         devices = int(os.environ["LOCAL_WORLD_SIZE"])

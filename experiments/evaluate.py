@@ -3,13 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
@@ -24,12 +24,10 @@ from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 from enat.weights import load_weights
 from experiments.command_line import UNFINISHED
-from experiments.device import launch
 from experiments.progress import ImageProgress
 from experiments.provenance import provenance, sampler_settings
 
 OVER_SEEDS = "_std_over_seeds"  # beside a mean; `..._std` is over the splits or subsets of one set of images
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class Result(NamedTuple):
@@ -39,6 +37,8 @@ class Result(NamedTuple):
     skipped: list[str]  # why images could not be read, of the reference too
     files: list[str]  # that were written
     sha256: str  # of the images at 8 bits, block by block
+    reference: dict[str, Any]  # what they were compared with, by protocol
+    notes: list[str]  # what a reader of the scores has to be told
 
 
 @dataclass
@@ -119,7 +119,8 @@ def score(
             watchers[1].on_block = writer.write
         scores = evaluation.score(images, device, processes, full, folder, name, watchers)
     files = processes.on_first(lambda: finish(writer) if writer else [])
-    result = Result(scores, watchers[0].skipped + watchers[1].skipped, files, watchers[1].sha256)
+    reference, notes = processes.on_first(lambda: (evaluation.facts(), evaluation.notes(scores)))
+    result = Result(scores, watchers[0].skipped + watchers[1].skipped, files, watchers[1].sha256, reference, notes)
     if unfinished:
         processes.on_first(lambda: unfinished.keep(name, result))
     return result
@@ -162,39 +163,24 @@ class Checkpoint:
     """A network with a file's weights on the device of this process, and the processes that share the work.
 
     Args:
-        net, tokenizer: make images.
+        net, tokenizer: make images, in the fabric's precision; features and scores are always in full precision.
         weights: a checkpoint of ours, with its EMA weights, or an official one, or safetensors.
-        accelerator, devices, num_nodes, precision: as of Lightning's Trainer; precision is that of the network and
-            the tokenizer, features and scores are always in full precision.
+        fabric: the processes, launched.
 
     Raises:
         InputError: for weights that do not fit.
     """
 
-    def __init__(
-        self,
-        net: ENAT,
-        tokenizer: Tokenizer,
-        weights: str | None,
-        accelerator: str,
-        devices: int | str,
-        num_nodes: int,
-        precision: str,
-    ):
+    def __init__(self, net: ENAT, tokenizer: Tokenizer, weights: str | None, fabric: Fabric):
         tokenizer.check_sizes(net.codebook_size, net.num_tokens)
-        if precision not in PRECISIONS:
-            raise InputError(f"precision={precision}: expected one of {', '.join(PRECISIONS)}.")
         self.source = load_weights(net, weights)
-        fabric = launch(accelerator, devices, num_nodes, precision)
-        self.net, self.tokenizer, self.device, self.processes = net, tokenizer, fabric.device, Processes()
+        self.net, self.tokenizer, self.context = net, tokenizer, fabric.autocast
+        self.device, self.processes = fabric.device, Processes()
         net.to(self.device)
-        self.context: Callable[[], AbstractContextManager[Any]] = (
-            nullcontext if precision == "32-true" else fabric.autocast
-        )
         self.facts = {
             **self.source,
             "net": net.sizes,
-            "network_precision": precision,
+            "network_precision": fabric._precision.precision,
             "tokenizer_sha256": tokenizer.fingerprint(),
         }
 
@@ -208,27 +194,29 @@ class Checkpoint:
         return {**evaluation.identity(), **made_by, "sampler": dict(settings)}
 
 
+def uneven_classes(num_images: int, num_classes: int) -> list[str]:
+    """What to tell where some classes have one image more than others."""
+    rest = num_images % num_classes
+    more = (
+        f"{num_images} images of {num_classes} classes: the first {rest} classes have one image more than the others."
+    )
+    return [more] if rest else []
+
+
 def evaluate(
-    net: ENAT,
+    checkpoint: Checkpoint,
     sampler: Sampler,
-    tokenizer: Tokenizer,
     evaluation: Evaluation,
-    weights: str | None,
     seeds: list[int],
     png: bool,
     npz: bool,
-    accelerator: str,
-    devices: int | str,
-    num_nodes: int,
-    precision: str,
     output: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Scores a checkpoint's images.
 
     Args:
-        net, tokenizer, weights, accelerator, devices, num_nodes, precision: see `Checkpoint`.
-        sampler: makes token ids.
+        checkpoint, sampler: make the images.
         evaluation: scores the images.
         seeds: each gives a set of images; of several, scores are means with deviations.
         png: also write each image as a PNG file below `output`.
@@ -241,7 +229,6 @@ def evaluate(
     """
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds={seeds}: expected different integers of at least 0.")
-    checkpoint = Checkpoint(net, tokenizer, weights, accelerator, devices, num_nodes, precision)
     processes, options = checkpoint.processes, sampler_settings(settings)
     identity = checkpoint.identity(evaluation, options)
     unfinished = Unfinished(output, {**identity, "png": png, "npz": npz}, processes)
@@ -259,10 +246,7 @@ def evaluate(
     if processes.rank > 0:
         return {}
     scores, skipped = over_seeds([result.scores for result in results]), results[0].skipped
-    notes = evaluation.notes(scores)
-    if rest := evaluation.num_images % net.num_classes:
-        classes = f"{evaluation.num_images} images of {net.num_classes} classes"
-        notes.append(f"{classes}: the first {rest} classes have one image more than the others.")
+    notes = results[0].notes + uneven_classes(evaluation.num_images, checkpoint.net.num_classes)
     print_scores({f"{checkpoint.source['kind']} weights": scores}, notes, skipped)
     main = next(iter(scores))
     return {
@@ -276,7 +260,7 @@ def evaluate(
         "images_sha256": [result.sha256 for result in results],
         "images": [file for result in results for file in result.files],
         "settings": identity,
-        "reference": evaluation.facts(),
+        "reference": results[0].reference,
         **checkpoint.facts,
         **provenance(checkpoint.device, processes.size),
     }

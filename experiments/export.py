@@ -29,7 +29,7 @@ def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     ours, official = Path(output) / "weights.safetensors", Path(output) / "nnet_ema.pth"
     write_atomically(ours, save(state, {name: str(size) for name, size in net.sizes.items()}))
-    torch.save(to_official(state), official)
+    write_atomically(official, lambda file: torch.save(to_official(state), file))
     return {
         "safetensors": str(ours),
         "safetensors_sha256": sha256_of(ours),

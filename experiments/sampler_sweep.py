@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 
 from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation, Scores
-from enat.net import ENAT
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
 from experiments.evaluate import Checkpoint, Unfinished, print_scores, score
 from experiments.provenance import provenance, sampler_settings
 
@@ -38,24 +36,35 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], protocol: str,
     figure.savefig(path, dpi=120)
 
 
+def combinations_of(vary: Mapping[str, Sequence[float] | None]) -> list[dict[str, float]]:
+    """Every combination of the values by option.
+
+    Raises:
+        InputError: if nothing varies, or for what is no list of numbers.
+    """
+    values = {name: chosen for name, chosen in vary.items() if chosen is not None}
+    for name, chosen in values.items():
+        kinds = (int,) if name == "num_steps" else (int, float)
+        if isinstance(chosen, str) or not isinstance(chosen, Sequence) or not all(type(v) in kinds for v in chosen):
+            expected = "integers" if len(kinds) == 1 else "numbers"
+            raise InputError(f"vary.{name}={chosen}: expected a list of {expected}.")
+    if not values or not all(values.values()):
+        raise InputError('vary: expected values for at least one option, such as "vary.guidance_scale=[0,1,2,4]".')
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
 def sampler_sweep(
-    net: ENAT,
+    checkpoint: Checkpoint,
     sampler: Callable[..., Sampler],
-    tokenizer: Tokenizer,
     evaluation: Evaluation,
-    weights: str | None,
     vary: Mapping[str, Sequence[float] | None],
-    accelerator: str,
-    devices: int | str,
-    num_nodes: int,
-    precision: str,
     output: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Scores a checkpoint under every combination of some sampler options; FID, Inception Score and sFID.
 
     Args:
-        net, tokenizer, weights, accelerator, devices, num_nodes, precision: see `experiments.evaluate.Checkpoint`.
+        checkpoint: makes the images.
         sampler: makes a sampler with those options changed.
         evaluation: scores the images.
         vary: values by option; None leaves one as it is.
@@ -68,20 +77,11 @@ def sampler_sweep(
     Raises:
         InputError: if nothing varies, or for a value that the sampler does not take.
     """
-    values = {name: chosen for name, chosen in vary.items() if chosen is not None}
-    for name, chosen in values.items():
-        kinds = (int,) if name == "num_steps" else (int, float)
-        if isinstance(chosen, str) or not isinstance(chosen, Sequence) or not all(type(v) in kinds for v in chosen):
-            raise InputError(
-                f"vary.{name}={chosen}: expected a list of {'integers' if len(kinds) == 1 else 'numbers'}."
-            )
-    if not values or not all(values.values()):
-        raise InputError('vary: expected values for at least one option, such as "vary.guidance_scale=[0,1,2,4]".')
-    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    combinations = combinations_of(vary)
+    names = list(combinations[0])
     samplers = [sampler(**changes) for changes in combinations]  # all, so that a wrong one ends it at once
-    checkpoint = Checkpoint(net, tokenizer, weights, accelerator, devices, num_nodes, precision)
     processes, folder = checkpoint.processes, Path(output)
-    fixed = {name: value for name, value in sampler_settings(settings).items() if name not in values}
+    fixed = {name: value for name, value in sampler_settings(settings).items() if name not in names}
     identity = checkpoint.identity(evaluation, fixed) | {"seed": evaluation.seed}
     unfinished = Unfinished(output, identity, processes)
     done: dict[str, Scores] = {}
@@ -97,10 +97,10 @@ def sampler_sweep(
             write_table(folder / "table.csv", table)
     if processes.rank > 0:
         return {}
-    print_scores(done, evaluation.notes(done[title]), skipped)
+    print_scores(done, found.notes, skipped)
     main = table[0]["protocol"]
     rows = [row for row in table if row["protocol"] == main]
-    plot(rows, list(values), main, folder / "fid_is.png")
+    plot(rows, names, main, folder / "fid_is.png")
     return {
         "best": min(rows, key=lambda row: row["fid"]),
         "rows": table,

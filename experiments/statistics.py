@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.fabric import Fabric
 from torch import nn
 
 from enat.errors import InputError
+from enat.files import write_atomically
 from enat.metrics.images import Images
 from enat.metrics.processes import Processes
 from enat.metrics.summary import summarize
 from enat.metrics.tally import Plan
-from experiments.device import launch
 from experiments.evaluate import Unfinished
 from experiments.progress import ImageProgress
 
@@ -21,9 +22,7 @@ def statistics(
     features: nn.Module,
     block_size: int,
     max_features: int,
-    accelerator: str,
-    devices: int | str,
-    num_nodes: int,
+    fabric: Fabric,
     output: str,
 ) -> dict[str, Any]:
     """Computes mean and covariance of the features of a set of images, under each protocol.
@@ -33,7 +32,7 @@ def statistics(
         features: feature network, an `enat.metrics.features.FeatureNetwork`.
         block_size: images whose features are computed together.
         max_features: of so many images, spread evenly, the features are kept for KID, precision and recall.
-        accelerator, devices, num_nodes: as of Lightning's Trainer.
+        fabric: the processes, launched.
         output: folder of `statistics.npz`, and of unfinished work, so that the same command goes on. The first
             protocol has the keys of ADM's files: `mu`, `sigma`, `mu_s`, `sigma_s`; others are `PROTOCOL/mu` and so on.
 
@@ -45,7 +44,6 @@ def statistics(
     """
     if block_size < 1 or max_features < 0:
         raise InputError(f"block_size={block_size}, max_features={max_features}: expected at least 1 and 0.")
-    fabric = launch(accelerator, devices, num_nodes, "32-true")
     processes = Processes()
     network: Any = features.to(fabric.device).eval()
     identity = {"images": dict(images.identity), "features_sha256": network.sha256, "protocols": [*network.protocols]}
@@ -69,7 +67,8 @@ def statistics(
         if summary.features is not None:
             content[f"{prefix}features"] = summary.features
     path = Path(output) / "statistics.npz"
-    np.savez(path, **{name: np.asarray(value) for name, value in content.items()})  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in content.items()}
+    write_atomically(path, lambda file: np.savez(file, **arrays))
     return {
         "statistics": str(path),
         "num_images": count,

@@ -45,7 +45,7 @@ def resume_point(
         try:
             content = read_file(path)
         except InputError as error:
-            print(f"{error} Taking the one before.")
+            rank_zero_only(print)(f"{error} Taking the one before.")
             continue
         earlier = content.get("settings", {})
         changed = [name for name in SETTLED if earlier.get(name) != config[name]]
@@ -61,6 +61,18 @@ def resume_point(
     if found:
         raise InputError(f"output={folder.parent}: none of its checkpoints can be read; resume=false starts anew.")
     return None
+
+
+@rank_zero_only
+def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
+    """Says from where a run goes on, and whether it is bit for bit the run that would have been."""
+    print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
+    before = content.get("world_size", world_size)
+    if before != world_size:
+        print(
+            f"Note: {world_size} processes instead of {before}: the data go on in the same order, but masks and "
+            "dropout are drawn by process, so that this is not bit for bit the run that would have been."
+        )
 
 
 def build_trainer(
@@ -169,13 +181,7 @@ def train(
     for log in fitter.loggers:
         log.log_hyperparams(dict(settings))
     if found is not None:
-        rank_zero_only(print)(f"Going on from {found[0]}, step {found[1]['global_step']}; resume=false starts anew.")
-        before = found[1].get("world_size", fitter.world_size)
-        if before != fitter.world_size:
-            rank_zero_only(print)(
-                f"Note: {fitter.world_size} processes instead of {before}: the data go on in the same order, but masks "
-                "and dropout are drawn by process, so that this is not bit for bit the run that would have been."
-            )
+        announce(*found, fitter.world_size)
     fitter.fit(module, datamodule=data, ckpt_path=found and found[0], weights_only=True)
     last = folder / "checkpoints" / "last.ckpt"
     if not isinstance(checkpoints, Checkpoints):

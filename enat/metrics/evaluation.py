@@ -92,12 +92,11 @@ class Evaluation:
         num_images: int | None = None,
         seed: int | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        identity: Mapping[str, Any] | None = None,
     ) -> GeneratedImages:
         """The images of a network; without a number or seed, those that the constructor was told."""
         count, seed = self.num_images if num_images is None else num_images, self.seed if seed is None else seed
         sizes = (count, seed, self.block_size, self.batch_size)
-        return GeneratedImages(net, sampler, tokenizer, *sizes, context, identity)
+        return GeneratedImages(net, sampler, tokenizer, *sizes, context)
 
     def score(
         self,
@@ -214,7 +213,6 @@ class Evaluation:
         return {
             name: {
                 "num_images": found.pool.num_images,
-                "sfid": found.spatial is not None,
                 "images_sha256": found.sha256,
             }
             for name, found in reference.items()

@@ -81,7 +81,6 @@ class GeneratedImages:
         block_size: images with noise of their own.
         batch_size: images that are generated at a time, a multiple of `block_size`.
         context: entered for generation and decoding, such as autocast.
-        identity: what tells these images from others, such as the weights' sha256.
     """
 
     def __init__(
@@ -94,17 +93,11 @@ class GeneratedImages:
         block_size: int,
         batch_size: int,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        identity: Mapping[str, Any] | None = None,
     ):
         self.net, self.sampler, self.tokenizer, self.context = net, sampler, tokenizer, context
         self.num_images, self.seed, self.block_size = num_images, seed, block_size
         self.read_together = batch_size // block_size
-        self.identity: Mapping[str, Any] = {
-            "kind": "generated",
-            "seed": seed,
-            "block_size": block_size,
-            **(identity or {}),
-        }
+        self.identity: Mapping[str, Any] = {"kind": "generated", "seed": seed, "block_size": block_size}
 
     def token_ids(self, places: Sequence[range]) -> list[Tensor]:
         """Generates the token ids (b, L) of blocks, all in one batch; only the last of all may be cut short."""

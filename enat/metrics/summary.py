@@ -77,16 +77,6 @@ def summarize(
         tally = Tally(network, extra, count, plan, folder).to(device)
         return int(tally.done)
 
-    def add(parts: list[Measured]) -> None:
-        assert tally is not None
-        for part in parts:
-            if isinstance(part, str):
-                raise InputError(part)
-            for values, skipped in part:
-                tally.add(values, skipped)
-                watcher.on_images(len(values["numbers"]) + len(skipped))
-        tally.save(if_due=True)
-
     def finish() -> None:
         assert tally is not None
         tally.save()
@@ -98,9 +88,21 @@ def summarize(
     watcher.on_start(count, min(done * size, count))
     places = [range(first, min(first + size, count)) for first in range(done * size, count, size)]
     for parts in _measured(images, places, network, extra, processes, device, watcher):
-        processes.on_first(partial(add, parts))
+        processes.on_first(partial(_add, tally, parts, watcher))
     processes.on_first(finish)
     return result
+
+
+def _add(tally: Tally | None, parts: list[Measured], watcher: Watcher) -> None:
+    """Adds what the processes have measured, on rank 0, which has a tally."""
+    assert tally is not None
+    for part in parts:
+        if isinstance(part, str):
+            raise InputError(part)
+        for values, skipped in part:
+            tally.add(values, skipped)
+            watcher.on_images(len(values["numbers"]) + len(skipped))
+    tally.save(if_due=True)
 
 
 def _measured(

@@ -37,7 +37,7 @@ def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(InputError, match=r"last\.ckpt: can't be written: .*; earlier checkpoints are whole"):
+        with pytest.raises(InputError, match=r"last\.ckpt: can't be written: .*; what was there before is whole"):
             AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

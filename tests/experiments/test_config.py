@@ -1,7 +1,9 @@
 """Every YAML under conf/ is composed, checked and instantiated; every task and experiment fits together."""
 
 import functools
+import inspect
 from contextlib import nullcontext
+from inspect import isfunction
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import save_file
 
 from data.images import ImageList, PlainAndFlipped
 from data.tokenization import ImageSource, write_shards
@@ -29,6 +32,9 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
 EXTRA = {  # what else a choice needs
     "metrics/none": ["callbacks.generation_metrics=null"],
     "features/inception": ["task=statistics", "scored.path=images"],
+    "fabric/default": ["task=score", "scored.path=images"],
+    "task/evaluate": ["weights=digits.safetensors"],
+    "task/sampler_sweep": ["weights=digits.safetensors"],
     "task/statistics": ["scored.path=images"],
     "task/score": ["scored.path=images"],
     "scored/folder": ["task=score", "metrics=inception", "scored.path=images"],
@@ -46,9 +52,10 @@ PLACES = {"protocol": "protocols"}  # where a group's choice says itself that it
 
 
 @pytest.fixture(scope="session")
-def assets(tmp_path_factory, inception):
-    """Stand-ins for the files that can't be shipped: a VQGAN checkpoint, Inception weights, a reference."""
+def assets(tmp_path_factory, inception, compose_config):
+    """Stand-ins for the files that can't be shipped: a VQGAN checkpoint, Inception weights, a reference, weights."""
     folder = tmp_path_factory.mktemp("with_assets")
+    save_file(instantiate(compose_config().module.net).state_dict(), folder / "digits.safetensors")
     (folder / "assets").mkdir()
     torch.save({"state_dict": VQGAN().state_dict()}, folder / "assets/vqgan_jax_strongaug.ckpt")
     (folder / "assets/weights-inception-2015-12-05-6726825d.pth").symlink_to(inception)
@@ -84,8 +91,11 @@ def test_every_yaml_is_instantiated(compose_config, file):
     if target is None:  # a dict by name
         assert set(built) == set(node)
     else:
-        made = built.func if isinstance(built, functools.partial) else type(built)
-        assert made is get_object(target)
+        expected = get_object(target)
+        if isinstance(built, functools.partial):
+            assert built.func is expected
+        else:
+            assert type(built) is (inspect.signature(expected).return_annotation if isfunction(expected) else expected)
 
 
 def test_no_yaml_is_forgotten():

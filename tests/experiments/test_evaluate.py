@@ -18,6 +18,7 @@ from skimage import data as photos
 from data.digits import DigitFeatures
 from enat.metrics import inception as protocols
 from enat.metrics.inception import InceptionFeatures, to_bytes
+from experiments import evaluate
 
 ROOT = Path(__file__).parents[2]
 DEBUG = ("experiment=debug", "task=evaluate")
@@ -195,6 +196,23 @@ def test_killed_work_goes_on(command, checkpoint, tmp_path):
     assert not (tmp_path / "b" / "unfinished").exists()
 
 
+def test_killed_when_all_is_scored(command, checkpoint, monkeypatch, tmp_path):
+    options = [*DEBUG, f"weights={checkpoint}", "seeds=[0,1]"]
+    expected = command(*options, f"output={tmp_path}/a").results
+
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(evaluate, "print_scores", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        command(*options, f"output={tmp_path}/b")
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    again = command(*options, f"output={tmp_path}/b").results
+    for name in ("by_seed", "reference", "notes", "images_sha256"):
+        assert again[name] == expected[name], name
+
+
 def test_seeds(command, checkpoint, tmp_path):
     options = [*DEBUG, f"weights={checkpoint}"]
     both = command(*options, "seeds=[3,4]", f"output={tmp_path}/a").results
@@ -308,8 +326,8 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     assert "truncated or no checkpoint" in sentence(
         scored(folder, *good[:-1], f"metrics.evaluation.features.weights={inception_cut}")
     )
-    assert "precision=64-true: expected one of 32-true" in sentence(
-        command(*DEBUG, f"weights={checkpoint}", "precision=64-true")
+    assert "fabric.precision=64-true: expected one of 32-true" in sentence(
+        command(*DEBUG, f"weights={checkpoint}", "fabric.precision=64-true")
     )
     assert "expected different integers" in sentence(command(*DEBUG, f"weights={checkpoint}", "seeds=[1,1]"))
 
