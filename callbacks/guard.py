@@ -7,6 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from enat.errors import InputError
+from enat.module import MaskedTokenModule
 
 
 class NonFiniteGuard(L.Callback):
@@ -28,12 +29,13 @@ class NonFiniteGuard(L.Callback):
         self.max_skipped, self.skipped, self.in_a_row = max_skipped, 0, 0
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        assert isinstance(pl_module, MaskedTokenModule)
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        pl_module.log("train/grad_norm", norm)
         self.in_a_row = 0 if norm.isfinite() else self.in_a_row + 1
         self.skipped += bool(self.in_a_row)
-        pl_module.log("train/skipped_steps", float(self.skipped))
+        if pl_module.logs_this_step:
+            pl_module.log_dict({"train/grad_norm": norm, "train/skipped_steps": float(self.skipped)})
         if self.in_a_row > self.max_skipped:
             raise InputError(
                 f"step {trainer.global_step}: the gradient is not finite, for {self.in_a_row} steps in a row; expected "

@@ -1,9 +1,11 @@
 """The LightningDataModule of token ids, whatever they come from."""
 
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -24,19 +26,45 @@ def _ignore_signals(worker: int) -> None:
 
 
 class HeldOut(Dataset[tuple[Tensor, Tensor]]):
-    """Every `world_size`-th held-out sample in order, in its first view: token ids (L,) and class id."""
+    """The held-out samples in order, in their first view: token ids (L,) and class id."""
 
-    def __init__(self, packs: Packs, rank: int, world_size: int):
+    def __init__(self, packs: Packs):
         parts = [packs.read(pack) for pack in range(len(packs.sizes))]
         self.token_ids = torch.cat([torch.from_numpy(tokens[:, 0].astype("int64")) for tokens, _ in parts])
         self.class_ids = torch.cat([torch.from_numpy(classes.astype("int64")) for _, classes in parts])
-        self.index = range(rank, len(self.class_ids), world_size)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.class_ids)
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        return self.token_ids[self.index[item]], self.class_ids[self.index[item]]
+        return self.token_ids[item], self.class_ids[item]
+
+    def blocks(self, rank: int, world_size: int) -> list[range]:
+        """Blocks of 16 samples, dealt out to the ranks; of fewer blocks than ranks, some see one again: none waits."""
+        starts = range(0, len(self), 16)
+        mine = range(rank, max(len(starts), world_size), world_size)
+        return [range(len(self))[start : start + 16] for start in (starts[block % len(starts)] for block in mine)]
+
+
+class TimedLoader(DataLoader):
+    """A DataLoader that adds up for how long its batches were waited for, in seconds.
+
+    Raises:
+        InputError: as its worker raised it, without the worker's traceback.
+    """
+
+    waited_s = 0.0
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        while True:
+            begun = time.perf_counter()
+            try:
+                batch = next(batches)  # training data have no end
+            except InputError as error:
+                raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
+            self.waited_s += time.perf_counter() - begun
+            yield batch
 
 
 class TokenDataModule(L.LightningDataModule, ABC):
@@ -74,7 +102,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
             first_batch=trainer.global_step * accumulate,
         )
         stream = TokenStream(self.packs("train"), self.num_classes, self.class_dropout, self.seed)
-        return DataLoader(
+        return TimedLoader(
             stream,
             batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
             collate_fn=default_convert,
@@ -87,8 +115,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def val_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
-        held_out = HeldOut(self.packs("held_out"), trainer.global_rank, trainer.world_size)
-        return DataLoader(held_out, batch_size=128)
+        held_out = HeldOut(self.packs("held_out"))
+        return DataLoader(held_out, batch_sampler=held_out.blocks(trainer.global_rank, trainer.world_size))  # type: ignore[arg-type]
 
 
 class ShardsDataModule(TokenDataModule):

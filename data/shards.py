@@ -183,13 +183,22 @@ class ShardPacks:
         return f"{self.folder / self.places[pack][0]}, pack {pack}"
 
     def read(self, pack: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (n, V, L) and class ids (n,) of a pack.
+
+        Raises:
+            InputError: if the shard is gone or damaged.
+        """
         shard, arrays = self.places[pack]
-        with (self.folder / shard).open("rb") as file:
-            loaded = []
-            for array in ("tokens.npy", "classes.npy"):
-                offset, size = arrays[array]
-                file.seek(offset)
-                loaded.append(np.load(io.BytesIO(file.read(size)), allow_pickle=False))
+        loaded = []
+        try:
+            with (self.folder / shard).open("rb") as file:
+                for array in ("tokens.npy", "classes.npy"):
+                    offset, size = arrays[array]
+                    file.seek(offset)
+                    loaded.append(np.load(io.BytesIO(file.read(size)), allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or "it is damaged"
+            raise InputError(f"{self.name(pack)}: can't be read: {reason}.") from error
         return loaded[0], loaded[1]
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from enat.errors import InputError
+from enat.flops import training_flops
 from enat.masking import RandomMasking
 from enat.net import ENAT
 from enat.randomness import rng_for
@@ -21,8 +22,10 @@ Batch = tuple[Tensor, Tensor]  # token ids (B, L) and class ids (B,)
 class MaskedTokenModule(L.LightningModule):
     """Trains a network to predict masked tokens (SPEC 3).
 
-    Every random number of a training step is a function of (seed, rank, step): a resumed run draws what the
-    uninterrupted one would have drawn, and nothing that runs between two steps can change it.
+    The global batch falls into groups of equal size, each with a mask ratio, a draw of reuse and dropout of its own.
+    Every random number of a training step is a function of (seed, group, step): a resumed run draws what the
+    uninterrupted one would have drawn, nothing that runs between two steps can change it, and any layout of devices
+    and accumulated batches computes the same groups.
 
     Args:
         net: the network.
@@ -30,9 +33,14 @@ class MaskedTokenModule(L.LightningModule):
         loss: callable on logits (B, M, K) and targets (B, M).
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped once per step, from the optimiser.
+        mask_groups: groups of the global batch; None for one per device and accumulated batch, as in the official
+            program, whose recipe (16 devices) any smaller number of devices repeats with `mask_groups=16`.
         seed: of masks, reuse and dropout.
         cache_from_ema: whether the EMA network makes the cached features of a step with reuse, as in the
             official recipe; otherwise the network itself does, in training mode.
+
+    Raises:
+        InputError: when training starts, for a number of groups that the devices can't share.
     """
 
     ema_net: ENAT | None  # set by callbacks.EMA; no submodule, so that checkpoints and DDP leave it alone
@@ -44,13 +52,16 @@ class MaskedTokenModule(L.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
+        mask_groups: int | None = None,
         seed: int = 0,
         cache_from_ema: bool = True,
     ):
         super().__init__()
         self.net, self.masking, self.loss = net, masking, loss
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed, self.cache_from_ema = seed, cache_from_ema
+        self.mask_groups, self.seed, self.cache_from_ema = mask_groups, seed, cache_from_ema
+        self.window: list[dict[str, Tensor]] = []  # what the accumulated batches of a step gave
+        self.flops = 0.0  # of the training steps so far, on this device
         self.__dict__["ema_net"] = None
 
     @property
@@ -58,15 +69,31 @@ class MaskedTokenModule(L.LightningModule):
         """The network that generates: the EMA network where there is one."""
         return self.net if self.ema_net is None else self.ema_net
 
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether the loggers see the step that is computed now."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
     def on_fit_start(self) -> None:
         if self.cache_from_ema and self.ema_net is None and self.masking.reuse_prob:
             raise InputError("callbacks.ema=null: expected module.cache_from_ema=false with it.")
+        devices, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        groups = devices * accumulated if self.mask_groups is None else self.mask_groups
+        if groups < 1 or groups % (devices * accumulated):
+            raise InputError(
+                f"module.mask_groups={groups}: expected a multiple of {devices} devices x {accumulated} "
+                "accumulated batches."
+            )
+        self.groups_here = groups // (devices * accumulated)
 
     def predict_masked(self, net: ENAT, batch: Batch, rng: np.random.Generator) -> dict[str, Any]:
         """One masked prediction: loss, accuracy on masked tokens, and mask ratio."""
         token_ids, class_ids = batch
         part = self.masking(rng, token_ids.shape[0], token_ids.shape[1], token_ids.device)
         cached = None
+        if net.training:
+            self.flops += training_flops(net, part)
         if part.cached is not None:
             cache_net = self.averaged_net if self.cache_from_ema else net
             with torch.no_grad():
@@ -76,25 +103,37 @@ class MaskedTokenModule(L.LightningModule):
         return {
             "loss": self.loss(logits, targets),
             "accuracy": (logits.detach().argmax(dim=2) == targets).float().mean(),
-            "mask_ratio": part.masked.shape[1] / token_ids.shape[1],
+            "mask_ratio": torch.tensor(part.masked.shape[1] / token_ids.shape[1]),
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-        rng = rng_for("training", self.seed, self.global_rank, self.global_step, micro_batch)
-        torch.manual_seed(int(rng.integers(2**63)))  # for dropout
-        values = self.predict_masked(self.net, batch, rng)
-        self.log_dict({f"train/{name}": value for name, value in values.items() if name != "loss"})
-        self.log("train/loss", values["loss"], prog_bar=True)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log("step", float(self.global_step + 1))  # the loggers' axis: optimiser steps done
+        if len(batch[0]) % self.groups_here:
+            raise InputError(f"module.mask_groups={self.mask_groups}: expected a divisor of data.batch_size.")
+        accumulated = self.trainer.accumulate_grad_batches
+        micro_batch = batch_idx % accumulated
+        first = (micro_batch * self.trainer.world_size + self.global_rank) * self.groups_here
+        found = []
+        for group, part in enumerate(zip(*(x.chunk(self.groups_here) for x in batch), strict=True), first):
+            rng = rng_for("training", self.seed, group, self.global_step, 0)  # the 0 is of an older layout of the key
+            torch.manual_seed(int(rng.integers(2**63)))  # for dropout
+            found.append(self.predict_masked(self.net, part, rng))
+        values = {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
+        self.window.append({name: value.detach() for name, value in values.items()})
+        if micro_batch == accumulated - 1:
+            if self.logs_this_step:
+                means = {f"train/{name}": torch.stack([one[name] for one in self.window]).mean() for name in values}
+                self.log_dict(means, sync_dist=True)
+                self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+                self.log("step", float(self.global_step + 1))  # the loggers' axis: optimiser steps done
+            self.window.clear()
         return values["loss"]
 
     def on_validation_epoch_end(self) -> None:
         self.log("step", float(self.global_step))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        rng = rng_for("validation", self.seed, self.global_rank, batch_idx)  # the same masks every time
+        block = batch_idx * self.trainer.world_size + self.global_rank
+        rng = rng_for("validation", self.seed, 0, block)  # the same masks every time, on any number of devices
         values = self.predict_masked(self.averaged_net, batch, rng)
         self.log_dict(
             {f"val/{name}": value for name, value in values.items()}, sync_dist=True, batch_size=len(batch[0])

@@ -82,8 +82,8 @@ class ENAT(nn.Module):
             raise InputError(f"width={width}: expected a multiple of num_heads={num_heads}.")
         self.codebook_size, self.mask_token_id = codebook_size, codebook_size
         self.num_classes, self.null_class_id = num_classes, num_classes
-        self.num_tokens, self.width, self.encoder_depth = num_tokens, width, encoder_depth
-        self.class_dropout = class_dropout
+        self.num_tokens, self.width = num_tokens, width
+        self.encoder_depth, self.decoder_depth, self.class_dropout = encoder_depth, decoder_depth, class_dropout
 
         self.token_embedding = nn.Embedding(codebook_size + 1, width)
         self.position_embedding = nn.Embedding(num_tokens, width)

@@ -1,0 +1,42 @@
+"""FLOPs that are counted from sizes are those that torch counts while running."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from enat.flops import condition_flops, decode_flops, encode_flops, measured_peak, training_flops
+from enat.masking import Partition
+
+
+@pytest.mark.parametrize(("new", "reused"), [(5, 0), (3, 4), (0, 6), (0, 0)])
+def test_forward(small_net, new, reused):
+    batch, masked = 3, 16 - new - reused
+    positions = torch.arange(16).expand(batch, -1)
+    token_ids = torch.zeros(batch, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        condition = small_net.condition(torch.zeros(batch, dtype=torch.long))
+        cached = torch.randn(batch, reused, 32)
+        small_net(token_ids, positions[:, masked : masked + new], positions[:, :masked], condition, cached)
+    parts = (
+        condition_flops(small_net),
+        encode_flops(small_net, new, reused),
+        decode_flops(small_net, masked, new + reused),
+    )
+    assert counter.get_total_flops() == batch * sum(parts)
+
+
+def test_training_without_reuse(small_net):
+    """Three times the forward pass, but for what needs no gradient: the codebook and the class embedding's input."""
+    small_net.train()
+    part = Partition(*torch.arange(16).expand(4, -1).split([10, 6], dim=1), None)
+    token_ids, class_ids = torch.zeros(4, 16, dtype=torch.long), torch.zeros(4, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        logits, _ = small_net(token_ids, part.revealed, part.masked, small_net.condition(class_ids))
+        logits.sum().backward()
+    codebook = 2 * 32 * 12 * 4 * 10
+    assert counter.get_total_flops() == pytest.approx(training_flops(small_net, part) - codebook, rel=1e-6)
+
+
+def test_peak():
+    assert 1e8 < measured_peak(torch.device("cpu"), torch.float32, 256) < 1e15

@@ -1,0 +1,101 @@
+"""Disks that are full, read-only or lose files: one sentence, and the same command goes on once there is help."""
+
+import os
+import subprocess
+from functools import partial
+
+import pytest
+
+from data import module
+from data.photos import cut_photos
+from data.stream import TokenStream
+from enat.module import MaskedTokenModule
+from enat.weights import read_file
+
+from .test_checkpoints import same
+
+DEBUG = ["experiment=debug", "callbacks.sample_grid=null", "callbacks.checkpoint.every_n_steps=1"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB, which not everybody may mount."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def sentence(outcome) -> str:
+    assert outcome.status == 1
+    assert outcome.err.strip().splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in outcome.err
+    return outcome.err
+
+
+def test_a_full_disk(command, small_disk, tmp_path):
+    """There is room for two checkpoints of 1.3 MB; the next one needs a third before an old one goes."""
+    command(*DEBUG, f"output={tmp_path}/expected")
+    run = [*DEBUG, f"output={small_disk}/run"]
+    assert "ckpt: can't be written: No space left on device" in sentence(command(*run))
+    kept = sorted(path.name for path in (small_disk / "run" / "checkpoints").iterdir())
+    assert kept == ["best.ckpt", "last.ckpt", "step_0000001.ckpt", "step_0000002.ckpt"]
+    assert read_file(small_disk / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    outcome = command(*run)
+    assert ".ckpt, step 2; resume=false" in outcome.out
+    assert same(tmp_path / "expected", small_disk / "run")
+
+
+def test_a_disk_that_becomes_read_only(command, small_disk):
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    run = [*DEBUG, f"output={small_disk}/run"]
+    command(*run, "trainer.max_steps=2")
+    files = {path: path.read_bytes() for path in (small_disk / "run" / "checkpoints").iterdir()}
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert "Read-only file system" in sentence(command(*run))
+    assert {path: path.read_bytes() for path in (small_disk / "run" / "checkpoints").iterdir()} == files
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(command, tmp_path):
+    tmp_path.chmod(0o555)
+    assert "Permission denied" in sentence(command(*DEBUG, f"output={tmp_path}/run"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_vanishes_while_training(command, monkeypatch, tmp_path, workers):
+    """Packs are read when their turn comes; the last shard is gone by then, and comes back."""
+    cut_photos(tmp_path / "images")
+    command(
+        "task=tokenize", "tokenizer=vqgan_tiny", f"images={tmp_path}/images", f"output={tmp_path}/shards",
+        "held_out=0.1", "shard_size=100", "pack_size=20", "num_workers=0",
+    )  # fmt: skip
+    shards = sorted((tmp_path / "shards").rglob("*train*.tar"))
+    assert len(shards) > 1
+    monkeypatch.setattr(module, "TokenStream", partial(TokenStream, pool_bytes=1))
+    run = ["experiment=photos", "data=shards", f"data.shards={tmp_path}/shards", "data.batch_size=16"]
+    run += [f"data.num_workers={workers}", "trainer.val_check_interval=100", "callbacks.checkpoint.every_n_steps=1"]
+    run += ["trainer.max_steps=30", "callbacks.sample_grid=null"]
+    command(*run, f"output={tmp_path}/expected")
+    step = MaskedTokenModule.training_step
+
+    def lose(self, batch, batch_idx):
+        if self.global_step == 3 and shards[0].exists():
+            for shard in shards:
+                shard.rename(shard.with_suffix(".away"))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(MaskedTokenModule, "training_step", lose)
+    error = sentence(command(*run, f"output={tmp_path}/run"))
+    assert "can't be read: No such file or directory." in error
+    assert str(tmp_path / "shards") in error
+    assert len(error.strip().splitlines()[-1]) < 300
+    assert read_file(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] >= 3
+    monkeypatch.setattr(MaskedTokenModule, "training_step", step)
+    for shard in shards:
+        shard.with_suffix(".away").rename(shard)
+    assert command(*run, f"output={tmp_path}/run").results["steps"] == 30
+    assert same(tmp_path / "expected", tmp_path / "run")
