@@ -36,7 +36,7 @@ class EMA(L.Callback):
         pl_module.__dict__["ema_net"] = self.net  # past nn.Module's registration of submodules
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.net.to(pl_module.device)
+        self.net.to(next(pl_module.parameters()))  # device and precision
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.last_step = trainer.global_step  # restored by now, other than in on_fit_start

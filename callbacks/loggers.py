@@ -21,7 +21,8 @@ class StepWandbLogger(WandbLogger):
         project, name: of the run.
         save_dir: the run's folder.
         offline: True needs no account; `wandb sync` uploads it later.
-        group, job_type: of runs that belong together, such as a sweep's.
+        group: of runs that belong together, such as a sweep's, whose runs have the job type `sweep`.
+        job: what tells the run from others of the group; joins the name.
     """
 
     def __init__(
@@ -31,19 +32,19 @@ class StepWandbLogger(WandbLogger):
         save_dir: str,
         offline: bool,
         group: str | None = None,
-        job_type: str | None = None,
+        job: str | None = None,
     ):
         folder = Path(save_dir).absolute()
         identity = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         super().__init__(
-            name=name,
+            name=name if job is None else f"{name}-{job}",
             save_dir=save_dir,
             project=project,
             offline=offline,
             id=identity,
             resume="allow",
             group=group,
-            job_type=job_type,
+            job_type="train" if group is None else "sweep",
         )
         self.record = folder / "wandb_steps.json"  # the last step logged of train/..., val/... and so on
         self.logged: dict[str, int] = json.loads(self.record.read_text()) if self.record.exists() else {}

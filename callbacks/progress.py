@@ -28,10 +28,17 @@ class TrainingProgress(ProgressBar):
         super().__init__()
         self.seconds_between_lines = seconds_between_lines
         self.console = Console(stderr=True)
+        self.is_enabled = True  # Lightning asks for silence on all ranks but one
         self.bar = Progress(*COLUMNS, TimeElapsedColumn(), console=self.console, disable=not self.console.is_terminal)
 
+    def disable(self) -> None:
+        self.is_enabled = False
+
+    def enable(self) -> None:
+        self.is_enabled = True
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not self.is_enabled:
             return
         self.console.print(self.summary(trainer, pl_module))
         self.begun, self.first_step, self.last_line = time.monotonic(), trainer.global_step, time.monotonic()
@@ -67,7 +74,7 @@ class TrainingProgress(ProgressBar):
         return f"{'' if loss is None else f'loss {float(loss):.3f}, '}{steps / seconds:.1f} steps/s, {left} left"
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if not trainer.is_global_zero or trainer.global_step == self.first_step:
+        if not self.is_enabled or trainer.global_step == self.first_step:
             return
         if not self.bar.disable:
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -79,11 +86,11 @@ class TrainingProgress(ProgressBar):
             self.console.print(f"step {trainer.global_step:,} of {trainer.max_steps:,}: {self.shown(trainer)}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.training:
+        if self.is_enabled and trainer.training:
             self.bar.update(self.task, description="validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.training:
+        if self.is_enabled and trainer.training:
             self.bar.update(self.task, description="training")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

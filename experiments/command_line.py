@@ -17,6 +17,7 @@ import lightning as L
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -41,8 +42,16 @@ def _run_folder(folder: str, resume: bool) -> str:
     return free
 
 
+def _sweep_of(setting: str) -> str | None:
+    """In a multirun, the name of its folder (`group`) or the number of the job (`job`); otherwise None."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name if setting == "group" else f"{HydraConfig.get().job.num}"
+
+
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
 OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_of", _sweep_of, replace=True)
 
 
 def run_task(config: DictConfig) -> None:

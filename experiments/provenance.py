@@ -14,7 +14,7 @@ import torch
 PACKAGES = ("torch", "torchvision", "lightning", "torch-fidelity", "numpy", "pillow")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of this code, with a mark if files were changed; None without git."""
     folder = Path(__file__).parent
     try:
@@ -33,7 +33,7 @@ def provenance(device: torch.device, processes: int) -> dict[str, Any]:
         "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 

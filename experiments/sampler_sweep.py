@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger, WandbLogger
 from matplotlib.figure import Figure
 
 from enat.errors import InputError
@@ -58,6 +59,7 @@ def sampler_sweep(
     sampler: Callable[..., Sampler],
     evaluation: Evaluation,
     vary: Mapping[str, Sequence[float] | None],
+    logger: Mapping[str, Logger | None],
     output: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def sampler_sweep(
         sampler: makes a sampler with those options changed.
         evaluation: scores the images.
         vary: values by option; None leaves one as it is.
+        logger: by name; Weights & Biases gets the table and the plot.
         output: folder of `table.csv` and `fid_is.png`; the same command goes on where the work is.
         settings: the whole configuration.
 
@@ -101,6 +104,11 @@ def sampler_sweep(
     main = table[0]["protocol"]
     rows = [row for row in table if row["protocol"] == main]
     plot(rows, names, main, folder / "fid_is.png")
+    for log in logger.values():
+        if isinstance(log, WandbLogger):
+            log.log_table("sampler settings", list(table[0]), [list(row.values()) for row in table])
+            log.log_image("FID over Inception Score", [str(folder / "fid_is.png")])
+            log.experiment.finish()
     return {
         "best": min(rows, key=lambda row: row["fid"]),
         "rows": table,

@@ -28,6 +28,7 @@ from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 from enat.weights import read_file
 from experiments.evaluate import print_scores, score
+from experiments.provenance import commit
 
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
 
@@ -179,7 +180,7 @@ def train(
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
     untrained = deepcopy(module.net)
     for log in fitter.loggers:
-        log.log_hyperparams(dict(settings))
+        log.log_hyperparams({**settings, "commit": commit()})
     if found is not None:
         announce(*found, fitter.world_size)
     fitter.fit(module, datamodule=data, ckpt_path=found and found[0], weights_only=True)

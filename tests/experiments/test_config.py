@@ -35,6 +35,7 @@ EXTRA = {  # what else a choice needs
     "fabric/default": ["task=score", "scored.path=images"],
     "task/evaluate": ["weights=digits.safetensors"],
     "task/sampler_sweep": ["weights=digits.safetensors"],
+    "task/report": ["runs=images"],
     "task/statistics": ["scored.path=images"],
     "task/score": ["scored.path=images"],
     "scored/folder": ["task=score", "metrics=inception", "scored.path=images"],

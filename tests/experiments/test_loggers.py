@@ -2,9 +2,20 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from wandb.proto import wandb_internal_pb2
+
+from experiments.dashboard import layout
+from experiments.provenance import commit
+from experiments.report import PANELS, read_scalars
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_csv(command, tmp_path):
@@ -20,9 +31,9 @@ def test_csv(command, tmp_path):
     assert abs(values["val/fid"][-1] - results["fid"]) < 1e-4 * results["fid"]  # the same images
 
 
-def history(path):
-    """The scalars of an offline run: a log of 32 kB blocks, as LevelDB writes them, of protocol buffers."""
-    content, place, record, rows = path.read_bytes(), 7, b"", []
+def records_of(path):
+    """The records of an offline run: a log of 32 kB blocks, as LevelDB writes them, of protocol buffers."""
+    content, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
         if 32768 - place % 32768 < 7:
             place += 32768 - place % 32768
@@ -31,11 +42,16 @@ def history(path):
         record += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            parsed = wandb_internal_pb2.Record.FromString(record)
-            if parsed.history.item:
-                items = {item.key or item.nested_key[0]: item.value_json for item in parsed.history.item}
-                rows.append({name: json.loads(value) for name, value in items.items()})
+            yield wandb_internal_pb2.Record.FromString(record)
             record = b""
+
+
+def history(path):
+    """The scalars of an offline run, a row for each time that they were logged."""
+    rows = []
+    for record in records_of(path):
+        items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+        rows += [{name: json.loads(value) for name, value in items.items()}] if items else []
     return rows
 
 
@@ -60,11 +76,17 @@ def test_wandb_offline_without_an_account(command, tmp_path, monkeypatch):
             series.setdefault(name, []).append((row.get("step"), value))
     assert [step for step, _ in series["train/loss"]] == [1, 2, 3, 4]
     assert [step for step, _ in series["val/fid"]] == [2, 4]
-    for name in ("train/accuracy", "train/grad_norm", "train/learning_rate", "train/skipped_steps"):
-        assert [step for step, _ in series[name]] == [1, 2, 3, 4], name
+    for name in (name for section in PANELS.values() for panel in section.values() for name in panel):
+        steps = [1, 2, 3, 4] if name.startswith("train/") else [2, 4]
+        assert [step for step, _ in series[name]] == steps, name
+    assert all(0 <= value < 1 for name in ("data_wait", "utilization") for _, value in series[f"train/{name}"])
+    assert all(value > 0.1 for _, value in series["train/memory_gb"] + series["train/samples_per_second"])
     assert series["val/fid"][-1][1] == pytest.approx(outcome.results["fid"], rel=1e-5)
     content = b"".join(path.read_bytes() for path in records)
     assert b"reuse_prob" in content  # the configuration
+    assert commit().encode() in content
+    run = next(record.run for record in records_of(records[0]) if record.run.run_id)
+    assert (run.run_group, run.job_type, run.display_name) == ("", "train", "debug")
     assert len(list(tmp_path.rglob("media/images/samples*.png"))) == 4
 
 
@@ -77,3 +99,58 @@ def test_tensorboard_has_the_same_scalars(command, tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
     assert events.Scalars("val/fid")[-1].value == pytest.approx(results["fid"], rel=1e-5)
+
+
+def test_a_sweep_is_a_group(tmp_path):
+    """Each run of a multirun is one of the group, with a name of its own."""
+    options = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=1", "trainer.val_check_interval=1"]
+    arguments = [sys.executable, "run.py", "-m", "experiment=debug", "seed=0,1", *options]
+    ran = subprocess.run([*arguments, f"output={tmp_path}/runs"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    runs = [
+        next(record.run for record in records_of(path) if record.run.run_id)
+        for path in sorted(tmp_path.rglob("*.wandb"))
+    ]
+    assert {run.run_group for run in runs} == {"runs-sweep"}
+    assert {run.job_type for run in runs} == {"sweep"}
+    assert {run.display_name for run in runs} == {"debug-0", "debug-1"}
+
+
+def test_sampler_settings_are_a_table(command, tmp_path):
+    run = command("experiment=debug", "trainer.max_steps=1", "trainer.val_check_interval=1", f"output={tmp_path}/a")
+    sweep = ["experiment=debug", "task=sampler_sweep", f"weights={run.results['checkpoint']}"]
+    sweep += ["vary.num_steps=[1,2]", "logger=wandb", "logger.wandb.offline=true", f"output={tmp_path}/s"]
+    assert command(*sweep).status == 0
+    table = json.loads(next(tmp_path.rglob("media/table/*.table.json")).read_text())
+    assert [row[table["columns"].index("num_steps")] for row in table["data"]] == [1, 2]
+    assert "fid" in table["columns"]
+
+
+def test_report_and_dashboard_have_the_same_panels(command, tmp_path):
+    run = ["experiment=debug", f"output={tmp_path}/a", "callbacks.checkpoint.every_n_steps=1"]
+    command(*run, "trainer.max_steps=3")
+    for path in (tmp_path / "a" / "checkpoints").iterdir():
+        if "2" not in path.name:
+            path.unlink()
+    command(*run)  # from step 2: the third step is logged twice
+    scalars = read_scalars(tmp_path / "a")
+    assert list(scalars["train/loss"].dropna().index) == [1, 2, 3, 4]
+    assert list(scalars["val/fid"].dropna().index) == [2, 4]
+    results = command("task=report", f"runs={tmp_path}").results
+    assert results["runs"] == [f"{tmp_path}/a"]
+    with Image.open(results["panels"]) as picture:
+        assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
+    shown = str(layout("someone", "enat", "ENAT")._to_model())
+    assert all(name in shown for section in PANELS.values() for panel in section.values() for name in panel)
+    nothing = command("task=report", f"runs={tmp_path}/a/samples", f"output={tmp_path}/none")
+    assert (nothing.status, "there is no run with metrics in it" in nothing.err) == (1, True)
+
+
+def test_the_terminal(command, tmp_path):
+    """Sizes at the start; then lines with loss, speed and time left."""
+    options = ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4", f"output={tmp_path}"]
+    err = command("experiment=debug", *options, "callbacks.progress.seconds_between_lines=0").err
+    assert "82,066" in err
+    assert "1 x CPU, precision 32-true" in err
+    assert "16 = 1 (devices) x 2 (accumulated) x 8" in err
+    assert re.search(r"step 2 of 4: loss \d\.\d+, [\d.]+ steps/s, 0:00:\d\d left", err)
