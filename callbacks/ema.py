@@ -40,12 +40,13 @@ class EMA(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.last_step = trainer.global_step  # restored by now, other than in on_fit_start
+        assert isinstance(pl_module, MaskedTokenModule)
+        self.parameters = list(self.net.parameters()), list(pl_module.net.parameters())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step > self.last_step:  # not within an accumulation window
             self.last_step = trainer.global_step
-            assert isinstance(pl_module, MaskedTokenModule)
-            self.average(list(self.net.parameters()), list(pl_module.net.parameters()), self.last_step)
+            self.average(*self.parameters, self.last_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.net.state_dict()}

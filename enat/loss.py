@@ -1,5 +1,6 @@
 """The training loss. Shapes: `B` batch, `M` masked tokens, `K` codebook size."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,5 +23,6 @@ class MaskedCrossEntropy:
         self.label_smoothing = label_smoothing
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits (B, M, K), in float32 whatever their precision, and token ids (B, M) -> scalar, in nats."""
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=self.label_smoothing)
+        """Logits (B, M, K), in float32 at least, and token ids (B, M) -> scalar, in nats."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)

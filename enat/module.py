@@ -14,7 +14,7 @@ from enat.errors import InputError
 from enat.flops import training_flops
 from enat.masking import RandomMasking
 from enat.net import ENAT
-from enat.randomness import rng_for
+from enat.randomness import rng_for, seed_default_generator
 
 Batch = tuple[Tensor, Tensor]  # token ids (B, L) and class ids (B,)
 
@@ -38,6 +38,7 @@ class MaskedTokenModule(L.LightningModule):
         seed: of masks, reuse and dropout.
         cache_from_ema: whether the EMA network makes the cached features of a step with reuse, as in the
             official recipe; otherwise the network itself does, in training mode.
+        compile: whether torch compiles the blocks, once for all of them and any number of tokens.
 
     Raises:
         InputError: when training starts, for a number of groups that the devices can't share.
@@ -55,12 +56,18 @@ class MaskedTokenModule(L.LightningModule):
         mask_groups: int | None = None,
         seed: int = 0,
         cache_from_ema: bool = True,
+        compile: bool = False,
     ):
         super().__init__()
         self.net, self.masking, self.loss = net, masking, loss
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.mask_groups, self.seed, self.cache_from_ema = mask_groups, seed, cache_from_ema
-        self.window: list[dict[str, Tensor]] = []  # what the accumulated batches of a step gave
+        self.mask_groups, self.seed, self.cache_from_ema, self.compile_blocks = (
+            mask_groups,
+            seed,
+            cache_from_ema,
+            compile,
+        )
+        self.window: list[dict[str, Tensor]] = []  # what the groups of a step gave
         self.flops = 0.0  # of the training steps so far, on this device
         self.__dict__["ema_net"] = None
 
@@ -86,6 +93,9 @@ class MaskedTokenModule(L.LightningModule):
                 "accumulated batches."
             )
         self.groups_here = groups // (devices * accumulated)
+        if self.compile_blocks:
+            for block in [*self.net.blocks, *self.averaged_net.blocks]:
+                block.compile(dynamic=True)  # in place: the weights keep their names
 
     def predict_masked(self, net: ENAT, batch: Batch, rng: np.random.Generator) -> dict[str, Any]:
         """One masked prediction: loss, accuracy on masked tokens, and mask ratio."""
@@ -115,18 +125,17 @@ class MaskedTokenModule(L.LightningModule):
         found = []
         for group, part in enumerate(zip(*(x.chunk(self.groups_here) for x in batch), strict=True), first):
             rng = rng_for("training", self.seed, group, self.global_step, 0)  # the 0 is of an older layout of the key
-            torch.manual_seed(int(rng.integers(2**63)))  # for dropout
+            seed_default_generator(self.device, int(rng.integers(2**63)))  # for dropout
             found.append(self.predict_masked(self.net, part, rng))
-        values = {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
-        self.window.append({name: value.detach() for name, value in values.items()})
-        if micro_batch == accumulated - 1:
-            if self.logs_this_step:
-                means = {f"train/{name}": torch.stack([one[name] for one in self.window]).mean() for name in values}
+        if self.logs_this_step:
+            self.window += [{name: value.detach() for name, value in one.items()} for one in found]
+            if micro_batch == accumulated - 1:
+                means = {f"train/{name}": torch.stack([one[name] for one in self.window]).mean() for name in found[0]}
+                self.window.clear()
                 self.log_dict(means, sync_dist=True)
                 self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
                 self.log("step", float(self.global_step + 1))  # the loggers' axis: optimiser steps done
-            self.window.clear()
-        return values["loss"]
+        return torch.stack([one["loss"] for one in found]).mean() if len(found) > 1 else found[0]["loss"]
 
     def on_validation_epoch_end(self) -> None:
         self.log("step", float(self.global_step))
