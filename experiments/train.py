@@ -70,10 +70,11 @@ def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
     print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
     before = content.get("world_size", world_size)
     if before != world_size:
-        print(
-            f"Note: {world_size} processes instead of {before}: the data go on in the same order, but masks and "
-            "dropout are drawn by process, so that this is not bit for bit the run that would have been."
-        )
+        if content["settings"]["module"]["mask_groups"] is None:
+            masks = "masks and dropout are drawn by process (module.mask_groups=null), so that this is another run now."
+        else:
+            masks = "and so do the masks; only sums are in another order, and not the same to the last bit."
+        print(f"Note: {world_size} processes instead of {before}: the data go on in the same order, {masks}")
 
 
 def build_trainer(

@@ -62,6 +62,22 @@ def test_files_kept(command, tmp_path):
     assert best["global_step"] in (4, 8)
 
 
+@pytest.mark.parametrize(
+    ("groups", "sentence"), [("null", "masks and dropout are drawn by process"), ("1", "only sums")]
+)
+def test_another_number_of_processes_is_told(command, tmp_path, groups, sentence):
+    run = [DEBUG, f"module.mask_groups={groups}", f"output={tmp_path}"]
+    assert "instead of" not in command(*run, "trainer.max_steps=2").out
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = read_file(path)
+    assert content["world_size"] == 1
+    path.unlink()
+    torch.save(content | {"world_size": 16}, path)
+    out = command(*run).out
+    assert "Note: 1 processes instead of 16: the data go on in the same order, " in out
+    assert sentence in out
+
+
 def test_damaged_and_missing_files(command, tmp_path):
     run = [DEBUG, f"output={tmp_path}/b"]
     command(DEBUG, f"output={tmp_path}/a")
