@@ -135,7 +135,7 @@ class LeaveOnSignal(L.Callback):
         self.group: Any = None
         self.earlier: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # before workers start
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")
         self.earlier = {

@@ -1,5 +1,7 @@
 """The LightningDataModule of token ids, whatever they come from."""
 
+import atexit
+import multiprocessing
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -20,9 +22,15 @@ from enat.tokenizer import Tokenizer
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to all processes is the matter of the one that trains; workers end with it."""
+    """A signal to all processes is the matter of the one that trains, which also ends its workers."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """Ends workers that an interrupted start has left: Python would wait for them, and they ignore its SIGTERM."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class HeldOut(Dataset[tuple[Tensor, Tensor]]):
@@ -102,6 +110,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
             first_batch=trainer.global_step * accumulate,
         )
         stream = TokenStream(self.packs("train"), self.num_classes, self.class_dropout, self.seed)
+        atexit.register(_end_workers)
         return TimedLoader(
             stream,
             batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists

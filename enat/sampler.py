@@ -6,6 +6,7 @@ Shapes: `B` batch, `L` tokens of an image, `M` masked tokens at the current step
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ MIN_TEMPERATURE = 1e-3
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def gumbel_like(x: Tensor, generators: Generators) -> Tensor:
-    """Standard Gumbel noise of the shape of `x`, in float32; several generators share the rows evenly, in order."""
-    noise = torch.empty_like(x, dtype=torch.float32)
+def gumbel(shape: tuple[int, ...], device: torch.device, generators: Generators) -> Tensor:
+    """Standard Gumbel noise in float32; several generators share the rows evenly, in order."""
+    noise = torch.empty(shape, device=device)
     if generators is None or isinstance(generators, torch.Generator):
         noise.exponential_(generator=generators)
     else:
@@ -31,13 +32,30 @@ def gumbel_like(x: Tensor, generators: Generators) -> Tensor:
     return -noise.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
+class State(NamedTuple):
+    """What a step leaves to the next."""
+
+    token_ids: Tensor  # (B, L), [MASK] where masked
+    revealed: Tensor  # positions that the last step revealed, (B, N)
+    masked: Tensor  # positions that are still masked, (B, M)
+    cached: Tensor | None  # features of the tokens visible before, of both branches if there are two, (B or 2B, P, D)
+
+    @classmethod
+    def start(cls, batch: int, net: ENAT, device: torch.device) -> "State":
+        """All tokens masked."""
+        token_ids = torch.full((batch, net.num_tokens), net.mask_token_id, device=device)
+        masked = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
+        return cls(token_ids, masked[:, :0], masked, None)
+
+
 class Sampler:
     """ENAT's sampler (SPEC 5): iterative parallel decoding with guidance and reuse of features.
 
     It does only the work that its result needs: the number of tokens revealed at each step is fixed
     beforehand, head and softmax run at masked positions only, both branches of the guidance share their
     masks and one batch, adaLN is computed once, and the unconditional branch is left out of a first step
-    without guidance. Nothing waits for the device.
+    without guidance. Nothing waits for the device. All shapes of a step are known beforehand, so that it can be
+    compiled whole.
 
     Args:
         num_steps: `T`.
@@ -46,6 +64,8 @@ class Sampler:
         gumbel_temperature: of the noise on the confidence, times its schedule at (s+1)/T.
         mask_schedule: the share of tokens still masked after step s, at (s+1)/T; must fall to 0.
         guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: see above.
+        compile: whether torch compiles the steps, each once for a batch size; as CUDA graphs on GPUs. It takes a minute
+            or more, and rounding differs from that of the uncompiled steps.
 
     Raises:
         InputError: for a setting out of range.
@@ -61,6 +81,7 @@ class Sampler:
         guidance_schedule: Schedule,
         sampling_temperature_schedule: Schedule,
         gumbel_temperature_schedule: Schedule,
+        compile: bool = False,
     ):
         if num_steps < 1:
             raise InputError(f"num_steps={num_steps}: expected at least 1.")
@@ -82,6 +103,7 @@ class Sampler:
             max(sampling_temperature * sampling_temperature_schedule(r), MIN_TEMPERATURE) for r in progress
         ]
         self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in progress]
+        self.compile = compile
 
     def mask_counts(self, num_tokens: int) -> list[int]:
         """The number of tokens still masked after each of the steps; the last is 0."""
@@ -112,34 +134,64 @@ class Sampler:
         if guided:
             class_ids = torch.cat([class_ids, torch.full_like(class_ids, net.null_class_id)])
         condition = net.condition(class_ids)  # (blocks, B or 2B, 8, D)
-        token_ids = torch.full((batch, net.num_tokens), net.mask_token_id, device=device)
-        masked = torch.arange(net.num_tokens, device=device).expand(batch, -1)  # positions, (B, M)
-        revealed = masked[:, :0]
-        cached = None
-        for step, num_left in enumerate(self.mask_counts(net.num_tokens)):
+        state = State.start(batch, net, device)
+        advance = self._compiled(device) if self.compile else self._advance
+        counts = [net.num_tokens, *self.mask_counts(net.num_tokens)]
+        for step, (num_masked, num_left) in enumerate(pairwise(counts)):
             if record is not None:
-                record.append(token_ids)
-            if not masked.shape[1]:
+                record.append(state.token_ids)
+            if not num_masked:
                 continue  # more steps than tokens
             # In the first step nothing is visible: without guidance, the unconditional branch has no use.
             branches = 2 if guided and (step > 0 or self.guidance_scales[0]) else 1
-            logits, cached = net(
-                token_ids.repeat(branches, 1),
-                revealed.repeat(branches, 1),
-                masked.repeat(branches, 1),
-                condition[:, : branches * batch],
-                cached,
+            token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
+            order_noise = gumbel((batch, num_masked), device, generator)
+            state = advance(
+                net, state, condition[:, : branches * batch], token_noise, order_noise, step, num_left, branches
             )
-            log_probs = self._guide(logits.float(), step, branches)  # (B, M, K)
-            noise = gumbel_like(log_probs, generator)
-            drawn = (log_probs / self.sampling_temperatures[step] + noise).argmax(dim=2)  # (B, M)
-            confidence = log_probs.gather(2, drawn.unsqueeze(2)).squeeze(2)
-            confidence = confidence + self.gumbel_temperatures[step] * gumbel_like(confidence, generator)
-            order = confidence.argsort(dim=1, descending=True)
-            reveal, leave = order.split([order.shape[1] - num_left, num_left], dim=1)
-            revealed, masked = masked.gather(1, reveal), masked.gather(1, leave)
-            token_ids = token_ids.scatter(1, revealed, drawn.gather(1, reveal))
-        return token_ids
+        return state.token_ids
+
+    def _advance(
+        self,
+        net: ENAT,
+        state: State,
+        condition: Tensor,
+        token_noise: Tensor,
+        order_noise: Tensor,
+        step: int,
+        num_left: int,
+        branches: int,
+    ) -> State:
+        """A step: all of its shapes follow from the arguments', `num_left` and `branches`."""
+        token_ids, revealed, masked, cached = state
+        logits, cached = net(
+            token_ids.repeat(branches, 1), revealed.repeat(branches, 1), masked.repeat(branches, 1), condition, cached
+        )
+        log_probs = self._guide(logits.float(), step, branches)  # (B, M, K)
+        drawn = (log_probs / self.sampling_temperatures[step] + token_noise).argmax(dim=2)  # (B, M)
+        confidence = log_probs.gather(2, drawn.unsqueeze(2)).squeeze(2)
+        confidence = confidence + self.gumbel_temperatures[step] * order_noise
+        order = confidence.argsort(dim=1, descending=True)
+        reveal, leave = order.split([order.shape[1] - num_left, num_left], dim=1)
+        revealed, masked = masked.gather(1, reveal), masked.gather(1, leave)
+        return State(token_ids.scatter(1, revealed, drawn.gather(1, reveal)), revealed, masked, cached)
+
+    def _compiled(self, device: torch.device) -> Callable[..., State]:
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        compiled = torch.compile(self._advance, dynamic=False, mode=mode)
+
+        def advance(*arguments: Any) -> State:
+            if device.type == "cuda":
+                torch.compiler.cudagraph_mark_step_begin()
+            with torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=8192):
+                state = compiled(*arguments)
+            if device.type != "cuda":
+                return state
+            # What a graph returns lies in memory that its next call overwrites.
+            token_ids, revealed, masked, cached = (x if x is None else x.clone() for x in state)
+            return State(token_ids, revealed, masked, cached)  # type: ignore[arg-type]  # only cached may be None
+
+        return advance
 
     def _guide(self, logits: Tensor, step: int, branches: int) -> Tensor:
         """Logits of the branches (B or 2B, M, K) -> guided log-probabilities (B, M, K), in float32."""

@@ -17,7 +17,7 @@ K, L = 5, 12
 class KnownNet:
     """Stands in for the network: fixed logits per class and position; remembers how it was called."""
 
-    num_tokens, mask_token_id, null_class_id, num_classes = L, K, 2, 2
+    num_tokens, codebook_size, mask_token_id, null_class_id, num_classes = L, K, K, 2, 2
 
     def __init__(self, seed=0, scale=1.0):
         self.table = torch.randn(3, L, K, generator=torch.Generator().manual_seed(seed)) * scale
@@ -126,6 +126,16 @@ def test_generator_decides(small_net):
     assert not torch.equal(draw[0], draw[2])
     assert draw[0].min() >= 0
     assert draw[0].max() < small_net.codebook_size
+
+
+def test_compiled_steps_draw_the_same(small_net):
+    classes = torch.tensor([0, 1, 4])
+    settings = {"num_steps": 3, "sampling_temperature": 6.0, "gumbel_temperature": 1.5}
+    plain, compiled = (
+        make(**settings, compile=compile)(small_net, classes, torch.Generator().manual_seed(0))
+        for compile in (False, True)
+    )
+    assert torch.equal(plain, compiled)
 
 
 def test_several_generators_share_the_rows(small_net):
