@@ -177,6 +177,8 @@ def plot(by_precision: Mapping[str, Mapping[str, Any]], steps: Sequence[Mapping[
         rows = found["sampling"]["by_batch"]
         left.plot([row["batch"] for row in rows], [row["images_per_second"] for row in rows], "o-", label=name)
     left.set(xlabel="batch", ylabel="images/s, without decoding", title="Sampling", xscale="log", ylim=(0, None))
+    left.set_xticks([row["batch"] for row in rows], [str(row["batch"]) for row in rows])
+    left.minorticks_off()
     left.legend()
     names = ("encoded", "reused", "decoded")
     bottom = [0.0] * len(steps)
@@ -187,8 +189,8 @@ def plot(by_precision: Mapping[str, Mapping[str, Any]], steps: Sequence[Mapping[
     cost = right.twinx()
     cost.plot([row["step"] for row in steps], [row["gflop"] for row in steps], "ko-", label="GFLOP")
     cost.set(ylim=(0, None), ylabel="GFLOP per image")
-    right.set(xlabel="step", ylabel="tokens", title="What a step computes")
-    right.legend(loc="lower left")
+    right.set(xlabel="step", ylabel="tokens", title="What a step computes", xticks=[row["step"] for row in steps])
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     figure.savefig(path, dpi=120)
 
 
@@ -204,7 +206,31 @@ def print_table(by_precision: Mapping[str, Mapping[str, Any]]) -> None:
             rest = f"{more.removesuffix('_s')} {1e3 * row[more]:.1f} ms" if more else ""
             table.add_row(kind, precision, f"{rate:,.2f}", flops, f"{row['utilization']:.1%}", rest)
         table.add_row("matrix product", precision, "", "", f"{found['peak_tflops']:.3f} TFLOP/s", "")
-    Console().print(table)
+    Console(width=max(Console().width, 100)).print(table)
+
+
+def measure(
+    module: MaskedTokenModule,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    batch_sizes: Sequence[int],
+    train_batch: int,
+    clock: Clock,
+) -> dict[str, Any]:
+    """All kinds of work in the precision of the clock; leaves its arguments alone."""
+    device, dtype, sizes = clock.device, clock.dtype, module.net.sizes
+    net, coder = deepcopy(module.net).to(device, dtype).eval(), deepcopy(tokenizer).to(device, dtype)
+    found: dict[str, Any] = {"sampling": time_sampling(net, sampler, batch_sizes, clock)}
+    token_ids = torch.randint(sizes["codebook_size"], (max(batch_sizes), sizes["num_tokens"]), device=device)
+    found["decode"] = time_tokenizer(coder.decode, token_ids, clock)
+    found["encode"] = time_tokenizer(coder.encode, coder.decode(token_ids), clock)
+    del net, coder
+
+    def autocast() -> AbstractContextManager[Any]:
+        return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+    found["train"] = time_training(deepcopy(module), train_batch, autocast, clock)
+    return {"peak_tflops": max(clock.peaks) / 1e12, **found}
 
 
 def benchmark(
@@ -241,24 +267,10 @@ def benchmark(
     if min([train_batch, *batch_sizes], default=0) < 1 or seconds <= 0:
         raise InputError(f"train_batch={train_batch}, batch_sizes={batch_sizes}, seconds={seconds}: expected above 0.")
     device, net = fabric.device, module.net
-    images = torch.rand(max(batch_sizes), 3, tokenizer.resolution, tokenizer.resolution, device=device)
     by_precision: dict[str, dict[str, Any]] = {}
     for name in precisions:
-        dtype = DTYPES[name]
-        clock = Clock(device, dtype, seconds)
-        sampled, coder = deepcopy(net).to(device, dtype).eval(), deepcopy(tokenizer).to(device, dtype)
-        found: dict[str, Any] = {"sampling": time_sampling(sampled, sampler, batch_sizes, clock)}
-        ids = torch.randint(net.codebook_size, (len(images), net.num_tokens), device=device)
-        found["decode"] = time_tokenizer(coder.decode, ids, clock)
-        channels = coder.decode(ids[:1]).shape[1]
-        found["encode"] = time_tokenizer(coder.encode, images[:, :channels].to(dtype), clock)
-        del sampled, coder
-
-        def autocast(dtype: torch.dtype = dtype) -> AbstractContextManager[Any]:
-            return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-
-        found["train"] = time_training(deepcopy(module), train_batch, autocast, clock)
-        by_precision[name] = {"peak_tflops": max(clock.peaks) / 1e12, **found}
+        clock = Clock(device, DTYPES[name], seconds)
+        by_precision[name] = measure(module, sampler, tokenizer, batch_sizes, train_batch, clock)
         (Path(output) / "benchmark.json").write_text(json.dumps(by_precision, indent=1))  # so far
     steps, path = sampling_steps(net, sampler), Path(output) / "benchmark.png"
     print_table(by_precision)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ def score(
     processes: Processes,
     unfinished: Unfinished | None = None,
     writer: ImageWriter | None = None,
-    finish: Callable[[ImageWriter], list[str]] = lambda writer: [],
+    finish: Callable[[ImageWriter], str] | None = None,
     full: bool = True,
 ) -> Result:
     """Scores images with a progress bar; all processes have to call it. See `Evaluation.score`.
@@ -105,7 +106,7 @@ def score(
     Args:
         unfinished: where work is kept by title; None to keep nothing.
         writer: writes the images too.
-        finish: what is done with the writer in the end, to name the files.
+        finish: what is done with the writer in the end; names what it has written.
     """
     name = "".join(c if c.isalnum() or c in "=.-" else "_" for c in title)
     folder = unfinished.folder if unfinished else None
@@ -118,7 +119,7 @@ def score(
         if writer is not None:
             watchers[1].on_block = writer.write
         scores = evaluation.score(images, device, processes, full, folder, name, watchers)
-    files = processes.on_first(lambda: finish(writer) if writer else [])
+    files = processes.on_first(lambda: [finish(writer)] if writer and finish else [])
     reference, notes = processes.on_first(lambda: (evaluation.facts(), evaluation.notes(scores)))
     result = Result(scores, watchers[0].skipped + watchers[1].skipped, files, watchers[1].sha256, reference, notes)
     if unfinished:
@@ -232,10 +233,7 @@ def evaluate(
     processes, options = checkpoint.processes, sampler_settings(settings)
     identity = checkpoint.identity(evaluation, options)
     unfinished = Unfinished(output, {**identity, "png": png, "npz": npz}, processes)
-
-    def finish(writer: ImageWriter) -> list[str]:
-        return [writer.finish(evaluation.num_images, npz, keep=png)]
-
+    finish = partial(ImageWriter.finish, num_images=evaluation.num_images, npz=npz, keep=png)
     results = []
     for seed in seeds:
         images = checkpoint.images(evaluation, sampler, seed)

@@ -101,14 +101,9 @@ def sampler_sweep(
     if processes.rank > 0:
         return {}
     print_scores(done, found.notes, skipped)
-    main = table[0]["protocol"]
-    rows = [row for row in table if row["protocol"] == main]
-    plot(rows, names, main, folder / "fid_is.png")
-    for log in logger.values():
-        if isinstance(log, WandbLogger):
-            log.log_table("sampler settings", list(table[0]), [list(row.values()) for row in table])
-            log.log_image("FID over Inception Score", [str(folder / "fid_is.png")])
-            log.experiment.finish()
+    rows = [row for row in table if row["protocol"] == table[0]["protocol"]]
+    plot(rows, names, table[0]["protocol"], folder / "fid_is.png")
+    log_table(logger, table, folder / "fid_is.png")
     return {
         "best": min(rows, key=lambda row: row["fid"]),
         "rows": table,
@@ -119,6 +114,15 @@ def sampler_sweep(
         **checkpoint.facts,
         **provenance(checkpoint.device, processes.size),
     }
+
+
+def log_table(logger: Mapping[str, Logger | None], rows: Sequence[Mapping[str, Any]], picture: Path) -> None:
+    """Gives rows and picture to Weights & Biases, if it is among the loggers."""
+    for log in logger.values():
+        if isinstance(log, WandbLogger):
+            log.log_table("sampler settings", list(rows[0]), [list(row.values()) for row in rows])
+            log.log_image("FID over Inception Score", [str(picture)])
+            log.experiment.finish()
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
