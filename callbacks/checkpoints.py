@@ -135,12 +135,18 @@ class LeaveOnSignal(L.Callback):
         self.group: Any = None
         self.earlier: dict[int, Any] = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # before workers start
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")
-        self.earlier = {
-            number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        }
+        self.earlier = self._install()  # before data workers start
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._install()  # Lightning has put its own in front of SIGTERM's
+
+    def _install(self) -> dict[int, Any]:
+        """Sets the handlers; returns those that there were."""
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        return {number: signal.signal(number, self._receive) for number in numbers}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
