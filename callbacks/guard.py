@@ -14,7 +14,7 @@ class NonFiniteGuard(L.Callback):
     """Skips a step whose gradient is not finite, counts such steps, and ends a run of too many.
 
     It also logs the gradient's norm. With DDP, gradients are the same on all ranks, and so is what becomes of them.
-    With fp16, the loss scaler skips steps as a matter of course, and they count as well.
+    With fp16, it is the loss scaler that skips steps, as a matter of course; they count as well.
 
     Args:
         max_skipped: so many steps in a row are skipped before the run ends; 0 ends it at the first.
@@ -32,6 +32,9 @@ class NonFiniteGuard(L.Callback):
         assert isinstance(pl_module, MaskedTokenModule)
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / scaler.get_scale()  # a fused optimiser takes the scale away by itself, later
         self.in_a_row = 0 if norm.isfinite() else self.in_a_row + 1
         self.skipped += bool(self.in_a_row)
         if pl_module.logs_this_step:
@@ -42,7 +45,7 @@ class NonFiniteGuard(L.Callback):
                 "at most callbacks.guard.max_skipped of them. A lower module.optimizer.lr or trainer.precision="
                 "32-true may help."
             )
-        if self.in_a_row:
+        if self.in_a_row and scaler is None:
             optimizer.zero_grad(set_to_none=True)  # the optimiser leaves weights without a gradient as they are
 
     def state_dict(self) -> dict[str, Any]:

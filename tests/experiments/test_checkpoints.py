@@ -8,10 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from hydra.utils import instantiate
+from lightning.pytorch.plugins import MixedPrecision
 
 from callbacks.checkpoints import AtomicCheckpointIO
+from callbacks.guard import NonFiniteGuard
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.weights import read_file, select_state
@@ -146,6 +150,28 @@ def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed):
     rows = (tmp_path / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("train/skipped_steps")
     assert [row.split(",")[column] for row in rows[1:] if row.split(",")[column]] == ["0.0", "0.0", "1.0", "1.0"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_loss_scaling_finds_its_scale(compose_config, tmp_path, fused):
+    """fp16 with a scale that is far too high: steps are skipped until it fits, and the guard only counts them."""
+    config = compose_config(DEBUG, f"module.optimizer.fused={fused}", f"output={tmp_path}")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    guard = NonFiniteGuard(max_skipped=60)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=80, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, log_every_n_steps=1, callbacks=[guard, instantiate(config.callbacks.ema)],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)], enable_model_summary=False,
+    )  # fmt: skip
+    module = instantiate(config.module)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer.fit(module, datamodule=instantiate(config.data))
+    assert 5 < guard.skipped < 80
+    assert scaler.get_scale() == 2.0 ** (40 - guard.skipped)
+    assert 0.01 < trainer.callback_metrics["train/grad_norm"] < 100
+    changed = {name: tensor for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert len(changed) > 10
+    assert all(tensor.isfinite().all() for tensor in changed.values())
 
 
 def test_multirun_with_several_devices_is_refused(tmp_path):
