@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -125,19 +126,20 @@ class LeaveOnSignal(L.Callback):
 
     Args:
         every_n_steps: between two agreements.
+        timeout_minutes: a rank that does not answer for so long ends the run with a message.
     """
 
-    def __init__(self, every_n_steps: int):
+    def __init__(self, every_n_steps: int, timeout_minutes: float):
         if every_n_steps < 1:
             raise InputError(f"callbacks.leave_on_signal.every_n_steps={every_n_steps}: expected at least 1.")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.timeout = every_n_steps, timedelta(minutes=timeout_minutes)
         self.received = 0  # the signal's number
         self.group: Any = None
         self.earlier: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            self.group = dist.new_group(backend="gloo")
+            self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.earlier = self._install()  # before data workers start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
