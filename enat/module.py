@@ -61,12 +61,8 @@ class MaskedTokenModule(L.LightningModule):
         super().__init__()
         self.net, self.masking, self.loss = net, masking, loss
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.mask_groups, self.seed, self.cache_from_ema, self.compile_blocks = (
-            mask_groups,
-            seed,
-            cache_from_ema,
-            compile,
-        )
+        self.mask_groups, self.seed = mask_groups, seed
+        self.cache_from_ema, self.compile_blocks = cache_from_ema, compile
         self.window: list[dict[str, Tensor]] = []  # what the groups of a step gave
         self.flops = 0.0  # of the training steps so far, on this device
         self.__dict__["ema_net"] = None
