@@ -78,7 +78,7 @@ class TrainingProgress(ProgressBar):
             return
         if not self.bar.disable:
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if trainer.global_step % every == 0:  # the loss is on its way to the loggers at this step
+            if every and trainer.global_step % every == 0:  # the loss is on its way to the loggers at this step
                 self.bar.update(self.task, shown=self.shown(trainer))
             self.bar.update(self.task, completed=trainer.global_step)
         elif time.monotonic() - self.last_line > self.seconds_between_lines:
