@@ -3,12 +3,18 @@
 Shapes: `B` batch, `N` tokens being computed, `P` context tokens (only attended to), `D` width, `H` heads.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+from enat.attention import Attention, sdpa
 
 EPS = 1e-6  # of every layer norm but the two in the head
+ONEDNN_TYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -21,16 +27,48 @@ def modulate(normalized: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return normalized * (1 + scale) + shift
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention with scale (D/H)^-1/2: (B, H, N, D/H), (B, H, P+N, D/H) twice -> (B, H, N, D/H)."""
-    return F.scaled_dot_product_attention(query, key, value)
+class Linear(nn.Linear):
+    """`nn.Linear`; on a CPU, where no gradient is needed, computed by oneDNN.
+
+    For float32, torch asks MKL, which is slower on AMD processors and rounds a row according to how many there are.
+    oneDNN does neither, and takes the activation along. `torch.backends.mkldnn.flags(enabled=False)` leaves it out.
+    """
+
+    def forward(self, x: Tensor, gelu: nn.GELU | None = None) -> Tensor:
+        """(..., in) -> (..., out), then through the activation, if one is given."""
+        if not torch.compiler.is_compiling() and self._by_onednn(x):
+            kind, variant = ("none", "") if gelu is None else ("gelu", gelu.approximate)
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], variant)
+        x = super().forward(x)
+        return x if gelu is None else gelu(x)
+
+    def _by_onednn(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and x.dtype == self.weight.dtype
+            and x.dtype in ONEDNN_TYPES
+            and bool(torch.backends.mkldnn.enabled)
+            and x.numel() > 0
+        )
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """For `torch.utils.flop_counter`, which does not know oneDNN's."""
+    return 2 * x.numel() * weight[0]
 
 
 class MLP(nn.Sequential):
     """Linear, tanh-GELU, linear: (..., D) -> (..., 4D) -> (..., D)."""
 
     def __init__(self, width: int):
-        super().__init__(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        super().__init__(Linear(width, 4 * width), nn.GELU(approximate="tanh"), Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        into, gelu, out = self
+        return out(into(x, gelu))
 
 
 class SelfCrossAttention(nn.Module):
@@ -40,13 +78,13 @@ class SelfCrossAttention(nn.Module):
     with a projection of its own.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, attention: Attention = sdpa):
         super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(width, width)
-        self.context_kv = nn.Linear(width, 2 * width)
-        self.self_kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.num_heads, self.attention = num_heads, attention
+        self.query = Linear(width, width)
+        self.context_kv = Linear(width, 2 * width)
+        self.self_kv = Linear(width, 2 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """(B, N, D), (B, P, D) -> (B, N, D). Without a context this is self-attention."""
@@ -55,7 +93,7 @@ class SelfCrossAttention(nn.Module):
         if context is not None:
             key_value = torch.cat([self.context_kv(context), key_value], dim=1)
         key, value = rearrange(key_value, "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
-        return self.out(rearrange(attention(query, key, value), "b h n d -> b n (h d)"))
+        return self.out(rearrange(self.attention(query, key, value), "b h n d -> b n (h d)"))
 
 
 class Block(nn.Module):
@@ -66,10 +104,10 @@ class Block(nn.Module):
     untrained block is the identity.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, attention: Attention = sdpa):
         super().__init__()
-        self.modulation = nn.Linear(width, 8 * width)
-        self.attention = SelfCrossAttention(width, num_heads)
+        self.modulation = Linear(width, 8 * width)
+        self.attention = SelfCrossAttention(width, num_heads, attention)
         self.mlp = MLP(width)
 
     def forward(self, x: Tensor, context: Tensor | None, condition: Tensor) -> Tensor:

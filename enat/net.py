@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from enat.attention import Attention, sdpa
 from enat.errors import InputError
-from enat.layers import EPS, MLP, Block, normalize
+from enat.layers import EPS, MLP, Block, Linear, normalize
 
 
 class FeatureReuse(nn.Module):
@@ -43,6 +44,7 @@ class ENAT(nn.Module):
         decoder_depth: blocks over masked tokens.
         dropout: on the embedding, while training.
         class_dropout: share of classes replaced by the null class, while training.
+        attention: of `enat.attention`; the choice changes the speed, not the result.
 
     Raises:
         InputError: for sizes that do not fit together.
@@ -59,6 +61,7 @@ class ENAT(nn.Module):
         decoder_depth: int,
         dropout: float = 0.1,
         class_dropout: float = 0.1,
+        attention: Attention = sdpa,
     ):
         super().__init__()
         sizes = {
@@ -92,9 +95,9 @@ class ENAT(nn.Module):
         self.class_embedding = nn.Embedding(num_classes + 1, width)
         self.reuse = FeatureReuse(width)
         depth = encoder_depth + decoder_depth
-        self.blocks: Sequence[Block] = nn.ModuleList(Block(width, num_heads) for _ in range(depth))  # type: ignore[assignment]
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(width, num_heads, attention) for _ in range(depth))  # type: ignore[assignment]
         self.head = nn.Sequential(
-            nn.LayerNorm(width, eps=1e-5), nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-5)
+            nn.LayerNorm(width, eps=1e-5), Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-5)
         )
         self.head_bias = nn.Parameter(torch.zeros(codebook_size + 1))
         self.reset_parameters()

@@ -25,6 +25,7 @@ FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.
 PACKAGES = {  # group -> the place of its choice, and what else must be chosen for it
     "net": ("module.net", ()),
     "optimizer": ("module.optimizer", ()),
+    "attention": ("module.net.attention", ()),
     "scheduler": ("module.scheduler", ()),
     "schedule": ("sampler.guidance_schedule", ()),
     "reader": ("data.reader", ("data=shards",)),

@@ -1,0 +1,58 @@
+"""Softmax attention behind one signature, by several implementations; a network is given the one it uses.
+
+Each takes queries (B, H, N, d), keys and values (B, H, S, d) and gives (B, H, N, d), with scale d^-1/2. `sdpa` is the
+oracle; the others compute the same and are worth their name on GPUs.
+
+Shapes: `B` batch, `H` heads, `N` tokens that attend, `S` tokens attended to, `d = D/H`.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from enat.errors import InputError
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+FASTEST_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Torch's own, by the kernel that torch prefers."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def cudnn_first(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Torch's own, by cuDNN's kernel where it can: the fastest in half precision on Hopper GPUs.
+
+    Where it can't (a CPU, float32), the next one that can.
+    """
+    with sdpa_kernel(FASTEST_FIRST, set_priority=True):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """xformers' memory-efficient attention (`pip install xformers`); on GPUs only.
+
+    Raises:
+        InputError: where it is not installed, or on another device.
+    """
+    if query.device.type != "cuda":
+        raise InputError("attention=xformers: it runs on a GPU only; expected attention=sdpa or auto here.")
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:
+        raise InputError("attention=xformers: it is not installed; expected pip install 'enat[xformers]'.") from error
+    rows = (x.transpose(1, 2) for x in (query, key, value))  # (B, N, H, d)
+    return memory_efficient_attention(*rows).transpose(1, 2)
+
+
+def auto(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`cudnn_first` on GPUs, `sdpa` elsewhere."""
+    return (cudnn_first if query.device.type == "cuda" else sdpa)(query, key, value)
