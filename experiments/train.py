@@ -33,6 +33,13 @@ from experiments.provenance import commit
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
 
 
+def without_speed(options: Any) -> Any:
+    """Options without those that change how fast a network computes, not what: a run may go on with others."""
+    if not isinstance(options, Mapping):
+        return options
+    return {name: without_speed(value) for name, value in options.items() if name not in ("compile", "attention")}
+
+
 def resume_point(
     folder: Path, config: Mapping[str, Any], module: MaskedTokenModule
 ) -> tuple[Path, dict[str, Any]] | None:
@@ -49,7 +56,7 @@ def resume_point(
             rank_zero_only(print)(f"{error} Taking the one before.")
             continue
         earlier = content.get("settings", {})
-        changed = [name for name in SETTLED if earlier.get(name) != config[name]]
+        changed = [name for name in SETTLED if without_speed(earlier.get(name)) != without_speed(config[name])]
         if changed:
             raise InputError(
                 f"output={folder.parent}: the folder holds a run with other settings of {', '.join(changed)}; "

@@ -19,6 +19,7 @@ from callbacks.guard import NonFiniteGuard
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.weights import read_file, select_state
+from experiments.train import without_speed
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"
@@ -188,3 +189,11 @@ def test_export(command, tmp_path):
     for kind, name in (("safetensors", "raw"), ("official", "official")):
         scored = command(DEBUG, "task=evaluate", f"weights={made[kind]}", f"output={tmp_path}/{kind}").results
         assert (scored["fid"], scored["kind"]) == (run["fid"], name)
+
+
+def test_options_of_speed_do_not_keep_a_run_from_going_on():
+    settings = {"net": {"width": 8, "attention": {"_target_": "enat.attention.sdpa"}}, "compile": False}
+    others = {"net": {"width": 8, "attention": {"_target_": "enat.attention.auto"}}, "compile": True}
+    before_there_was_a_choice = {"net": {"width": 8}}
+    assert without_speed(settings) == without_speed(others) == before_there_was_a_choice
+    assert without_speed({"net": {"width": 16}}) != before_there_was_a_choice
