@@ -23,7 +23,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 def gumbel(shape: tuple[int, ...], device: torch.device, generators: Generators) -> Tensor:
     """Standard Gumbel noise in float32; several generators share the rows evenly, in order."""
-    noise = torch.empty(shape, device=device)
+    noise = torch.empty(shape, dtype=torch.float32, device=device)
     if generators is None or isinstance(generators, torch.Generator):
         noise.exponential_(generator=generators)
     else:

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from enat.errors import InputError
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
 
 def device_for(accelerator: str) -> torch.device:
@@ -42,7 +42,7 @@ def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str)
 
     Args:
         accelerator, devices, num_nodes: as of Lightning's Trainer.
-        precision: of network and tokenizer: 32-true, or bf16-mixed or 16-mixed inside of `Fabric.autocast`.
+        precision: of network and tokenizer: `..-true` casts the weights once, `..-mixed` at each product.
 
     Raises:
         InputError: for other values.

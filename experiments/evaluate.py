@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,15 +176,19 @@ class Checkpoint:
     def __init__(self, net: ENAT, tokenizer: Tokenizer, weights: str | None, fabric: Fabric):
         tokenizer.check_sizes(net.codebook_size, net.num_tokens)
         self.source = load_weights(net, weights)
-        self.net, self.tokenizer, self.context = net, tokenizer, fabric.autocast
         self.device, self.processes = fabric.device, Processes()
-        net.to(self.device)
+        precision = fabric._precision
         self.facts = {
             **self.source,
             "net": net.sizes,
-            "network_precision": fabric._precision.precision,
+            "network_precision": precision.precision,
             "tokenizer_sha256": tokenizer.fingerprint(),
         }
+        self.net, self.tokenizer = net, tokenizer
+        for part in (net, tokenizer):
+            precision.convert_module(part).to(self.device)
+        # With weights that are cast once, Fabric's context would change the default type, and that of the noise.
+        self.context = nullcontext if precision.precision.endswith("-true") else fabric.autocast
 
     def images(self, evaluation: Evaluation, sampler: Sampler, seed: int) -> GeneratedImages:
         """The images of a seed."""

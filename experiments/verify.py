@@ -168,28 +168,43 @@ def verify_training(golden: Golden) -> Iterator[Row]:
         yield Row(f"{len(relative)} gradients, relative, {kind}", max(relative, default=float("inf")), 1e-4)
 
 
+def greedy(num_steps: int) -> Sampler:
+    """The official schedules, without noise."""
+    return Sampler(
+        num_steps=num_steps,
+        guidance_scale=2.5,
+        sampling_temperature=0.0,
+        gumbel_temperature=0.0,
+        mask_schedule=cosine,
+        guidance_schedule=rising,
+        sampling_temperature_schedule=falling,
+        gumbel_temperature_schedule=falling,
+    )
+
+
 def verify_generation(golden: Golden) -> Iterator[Row]:
     """The token ids that each step of a generation starts from, and its result."""
     generation = golden.load("generation")
     for num_steps in golden.config["steps"]:
         net = golden.net(f"generator_{num_steps}")
         record: list[Tensor] = []
-        sampler = Sampler(
-            num_steps=num_steps,
-            guidance_scale=2.5,
-            sampling_temperature=0.0,
-            gumbel_temperature=0.0,
-            mask_schedule=cosine,
-            guidance_schedule=rising,
-            sampling_temperature_schedule=falling,
-            gumbel_temperature_schedule=falling,
-        )
-        tokens = sampler(net, generation[f"{num_steps}.labels"], torch.Generator().manual_seed(0), record)
+        labels = generation[f"{num_steps}.labels"]
+        tokens = greedy(num_steps)(net, labels, torch.Generator().manual_seed(0), record)
         inputs = generation[f"{num_steps}.inputs"]
         different = int((torch.stack(record) != inputs).sum())
         yield Row(f"{num_steps} steps, different tokens given to a step", different, 0)
         different = int((tokens != generation[f"{num_steps}.tokens"]).sum())
         yield Row(f"{num_steps} steps, different tokens of the result", different, 0)
+
+
+def bfloat16_agreement(golden: Golden) -> dict[str, float]:
+    """By number of steps, the share of the result's tokens that weights in bfloat16 give too; no criterion."""
+    generation, shares = golden.load("generation"), {}
+    for num_steps in golden.config["steps"]:
+        net = golden.net(f"generator_{num_steps}").bfloat16()
+        tokens = greedy(num_steps)(net, generation[f"{num_steps}.labels"], torch.Generator().manual_seed(0))
+        shares[str(num_steps)] = (tokens == generation[f"{num_steps}.tokens"]).float().mean().item()
+    return shares
 
 
 @torch.no_grad()
@@ -262,7 +277,8 @@ def verify(golden: str) -> dict[str, Any]:
         golden: a folder of golden tensors.
 
     Returns:
-        `passed`, and a row per quantity; the command exits with status 1 where `passed` is false.
+        `passed`, a row per quantity, and the agreement in bfloat16; the command exits with status 1 where `passed` is
+        false.
 
     Raises:
         InputError: if the folder lacks a file.
@@ -270,13 +286,17 @@ def verify(golden: str) -> dict[str, Any]:
     opened = Golden(golden)
     try:
         rows = [row for part in PARTS for row in part(opened)]
+        agreement = bfloat16_agreement(opened)
     except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"golden={golden}: the tensors do not fit golden.json or each other: {error}.") from error
     table = Table("quantity", "worst error", "allowed", "")
     for row in rows:
         table.add_row(row.quantity, f"{row.error:.3g}", f"{row.allowed:.3g}", "pass" if row.passed else "[red]FAIL")
     Console().print(table)
+    for num_steps, share in agreement.items():
+        print(f"{num_steps} steps with weights in bfloat16: {share:.1%} of the official tokens.")
     return {
         "passed": all(row.passed for row in rows),
         "worst": [{**row._asdict(), "passed": row.passed} for row in rows],
+        "bfloat16_agreement": agreement,
     }

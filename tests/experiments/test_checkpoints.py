@@ -132,8 +132,11 @@ def test_a_signal_saves_and_the_run_goes_on(command, tmp_path):
     assert same(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("allowed", [0, 5])
-def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed):
+@pytest.mark.parametrize(
+    ("allowed", "fused", "every"),
+    [(0, True, 1), (0, True, 0), (0, False, 0), (5, True, 1), (5, False, 1), (5, True, 4)],
+)
+def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed, fused, every):
     calls, call = [], MaskedCrossEntropy.__call__
 
     def broken(self, logits, targets):
@@ -142,7 +145,7 @@ def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed):
 
     monkeypatch.setattr(MaskedCrossEntropy, "__call__", broken)
     run = [DEBUG, "trainer.val_check_interval=4", f"callbacks.guard.max_skipped={allowed}", f"output={tmp_path}"]
-    outcome = command(*run)
+    outcome = command(*run, f"module.optimizer.fused={fused}", f"trainer.log_every_n_steps={every}")
     if not allowed:
         assert (outcome.status, "step 2: the gradient is not finite, for 1 steps in a row" in outcome.err) == (1, True)
         return
@@ -150,7 +153,9 @@ def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed):
     assert all(tensor.isfinite().all() for tensor in learnt(tmp_path).values())
     rows = (tmp_path / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("train/skipped_steps")
-    assert [row.split(",")[column] for row in rows[1:] if row.split(",")[column]] == ["0.0", "0.0", "1.0", "1.0"]
+    assert [row.split(",")[column] for row in rows[1:] if row.split(",")[column]] == ["0.0", "0.0", "1.0", "1.0"][
+        every - 1 :
+    ]
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -223,6 +223,21 @@ def test_seeds(command, checkpoint, tmp_path):
     assert both["fid_std_over_seeds"] == pytest.approx(np.std(fids, ddof=1))
 
 
+def test_weights_cast_once(command, checkpoint, tmp_path):
+    """In half precision the network is another, but not the tokenizer it is scored with, nor the noise."""
+    runs = {
+        precision: command(
+            *DEBUG, f"weights={checkpoint}", f"fabric.precision={precision}", f"output={tmp_path}/{precision}"
+        ).results
+        for precision in ("32-true", "bf16-true")
+    }
+    full, half = runs["32-true"], runs["bf16-true"]
+    assert half["network_precision"] == "bf16-true"
+    assert half["tokenizer_sha256"] == full["tokenizer_sha256"]
+    assert half["images_sha256"] != full["images_sha256"]
+    assert half["fid"] == pytest.approx(full["fid"], rel=0.2)
+
+
 def test_sampler_sweep(command, checkpoint, tmp_path):
     vary = ["vary.gumbel_temperature=[0,20]", "vary.num_steps=[2,3]"]
     options = ["experiment=debug", "task=sampler_sweep", f"weights={checkpoint}", *vary, f"output={tmp_path}/s"]

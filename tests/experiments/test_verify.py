@@ -18,6 +18,7 @@ def test_golden_parity(command):
         matching = [row for name, row in rows.items() if word in name]
         assert matching
         assert all(row["error"] <= limit for row in matching), word
+    assert all(0.2 < share <= 1 for share in outcome.results["bfloat16_agreement"].values())
 
 
 @pytest.mark.parametrize(
