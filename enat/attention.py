@@ -6,8 +6,11 @@ oracle; the others compute the same and are worth their name on GPUs.
 Shapes: `B` batch, `H` heads, `N` tokens that attend, `S` tokens attended to, `d = D/H`.
 """
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,20 +40,24 @@ def cudnn_first(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value)
 
 
-def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """xformers' memory-efficient attention (`pip install xformers`); on GPUs only.
+def xformers_operations(device: torch.device) -> ModuleType:
+    """`xformers.ops`.
 
     Raises:
-        InputError: where it is not installed, or on another device.
+        InputError: where it is not installed, or for another device than a GPU.
     """
-    if query.device.type != "cuda":
+    if device.type != "cuda":
         raise InputError("attention=xformers: it runs on a GPU only; expected attention=sdpa or auto here.")
     try:
-        from xformers.ops import memory_efficient_attention
+        return importlib.import_module("xformers.ops")
     except ImportError as error:
         raise InputError("attention=xformers: it is not installed; expected pip install 'enat[xformers]'.") from error
+
+
+def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """xformers' memory-efficient attention (`pip install xformers`); on GPUs only, see `xformers_operations`."""
     rows = (x.transpose(1, 2) for x in (query, key, value))  # (B, N, H, d)
-    return memory_efficient_attention(*rows).transpose(1, 2)
+    return xformers_operations(query.device).memory_efficient_attention(*rows).transpose(1, 2)
 
 
 def auto(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -5,26 +5,29 @@ Shapes as in `enat.net`: `N` new, `P` reused, `M` masked, `V = P + N` visible to
 """
 
 import time
+from typing import Any
 
+import numpy as np
 import torch
 
-from enat.masking import Partition
 from enat.net import ENAT
 
+Number = Any  # of tokens: an int, or an array with one for each image
 
-def block_flops(width: int, tokens: int, context: int) -> int:
+
+def block_flops(width: int, tokens: Number, context: Number) -> Number:
     """Of a block on (1, tokens, D) that attends to (1, context, D) too."""
     projections = 12 * tokens + 2 * context  # queries, keys, values, output, 8 of the MLP; keys and values
     return 2 * width**2 * projections + 4 * width * tokens * (tokens + context)
 
 
-def encode_flops(net: ENAT, new: int, reused: int) -> int:
-    """Of `ENAT.encode` for one image; an encoder without new tokens does nothing."""
-    blocks = net.encoder_depth * block_flops(net.width, new, reused) if new else 0
+def encode_flops(net: ENAT, new: Number, reused: Number) -> Number:
+    """Of `ENAT.encode` for one image, or for each of several; an encoder without new tokens does nothing."""
+    blocks = net.encoder_depth * block_flops(net.width, new, reused) * (new > 0)
     return blocks + 16 * net.width**2 * reused
 
 
-def decode_flops(net: ENAT, masked: int, visible: int) -> int:
+def decode_flops(net: ENAT, masked: Number, visible: Number) -> Number:
     """Of `ENAT.decode` and `ENAT.logits` for one image."""
     head = 2 * net.width * masked * (net.width + net.codebook_size)
     return net.decoder_depth * block_flops(net.width, masked, visible) + head
@@ -35,13 +38,18 @@ def condition_flops(net: ENAT) -> int:
     return len(net.blocks) * 16 * net.width**2
 
 
-def training_flops(net: ENAT, part: Partition) -> int:
-    """Of a training step on a batch: three times the forward pass, and once the one that makes the cache."""
-    batch, masked = part.masked.shape
-    new, reused = part.revealed.shape[1], 0 if part.cached is None else part.cached.shape[1]
+def training_flops(net: ENAT, counts: tuple[Number, Number, Number], batch_size: int) -> int:
+    """Of a training step on a batch: three times the forward pass, and once the one that makes the cache.
+
+    Args:
+        net: the network.
+        counts: masked, new and reused tokens of each image, see `enat.masking.Partition`.
+        batch_size: images.
+    """
+    masked, new, reused = counts
     forward = condition_flops(net) + encode_flops(net, new, reused) + decode_flops(net, masked, new + reused)
-    cache = 0 if part.cached is None else condition_flops(net) + encode_flops(net, reused, 0)
-    return batch * (3 * forward + cache)
+    cache = (condition_flops(net) + encode_flops(net, reused, 0)) * np.any(reused)
+    return int(np.broadcast_to(3 * forward + cache, batch_size).sum())
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 Shapes: `B` batch, `N` tokens being computed, `P` context tokens (only attended to), `D` width, `H` heads.
 """
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from enat.attention import Attention, sdpa
+
+if TYPE_CHECKING:
+    from enat.packed import Packing
 
 EPS = 1e-6  # of every layer norm but the two in the head
 ONEDNN_TYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
@@ -86,14 +90,15 @@ class SelfCrossAttention(nn.Module):
         self.self_kv = Linear(width, 2 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, packing: "Packing | None" = None) -> Tensor:
         """(B, N, D), (B, P, D) -> (B, N, D). Without a context this is self-attention."""
         query = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.num_heads)
         key_value = self.self_kv(x)
         if context is not None:
             key_value = torch.cat([self.context_kv(context), key_value], dim=1)
         key, value = rearrange(key_value, "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
-        return self.out(rearrange(self.attention(query, key, value), "b h n d -> b n (h d)"))
+        attend = self.attention if packing is None else partial(packing.attend, self.attention)
+        return self.out(rearrange(attend(query, key, value), "b h n d -> b n (h d)"))
 
 
 class Block(nn.Module):
@@ -110,7 +115,7 @@ class Block(nn.Module):
         self.attention = SelfCrossAttention(width, num_heads, attention)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, context: Tensor | None, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, condition: Tensor, packing: "Packing | None" = None) -> Tensor:
         """Updates the tokens.
 
         Args:
@@ -118,14 +123,18 @@ class Block(nn.Module):
             context: tokens to attend to, (B, P, D), already through `normalize`: that norm has no
                 parameters, so that one serves every block that shares the context. None: no context.
             condition: what `modulation` makes of the class, (B, 8, D).
+            packing: of `enat.packed`, where the tokens of all images are in one line, (1, N, D) and (1, P, D).
 
         Returns:
             (B, N, D)
         """
-        shift, scale, context_shift, context_scale, gate, mlp_shift, mlp_scale, mlp_gate = condition.unsqueeze(
-            2
-        ).unbind(dim=1)  # eight of (B, 1, D)
+        if packing is None:
+            of_tokens = of_context = condition.unsqueeze(2)  # (B, 8, 1, D)
+        else:
+            of_tokens, of_context = packing.spread(condition)  # (N, 8, D), (P, 8, D)
+        shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = of_tokens.unbind(dim=1)
         if context is not None:
+            _, _, context_shift, context_scale, *_ = of_context.unbind(dim=1)
             context = modulate(context, context_shift, context_scale)
-        x = x + gate * self.attention(modulate(normalize(x), shift, scale), context)
+        x = x + gate * self.attention(modulate(normalize(x), shift, scale), context, packing)
         return x + mlp_gate * self.mlp(modulate(normalize(x), mlp_shift, mlp_scale))

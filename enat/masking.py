@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from enat.errors import InputError
+from enat.net import ENAT
 
 
 class Partition(NamedTuple):
@@ -19,6 +20,21 @@ class Partition(NamedTuple):
     masked: Tensor  # to be predicted
     revealed: Tensor  # visible, to be encoded
     cached: Tensor | None  # visible, with features from an earlier state; None where nothing is reused
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Masked, new and reused tokens of each image."""
+        return self.masked.shape[1], self.revealed.shape[1], 0 if self.cached is None else self.cached.shape[1]
+
+    def encode_cached(self, net: ENAT, token_ids: Tensor, condition: Tensor) -> Tensor:
+        """What a network knows of the cached tokens; `predict` may ask another one."""
+        assert self.cached is not None
+        return net.encode(token_ids, self.cached, condition)
+
+    def predict(self, net: ENAT, token_ids: Tensor, condition: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits of the masked tokens (B, M, K), and the ids that they should predict (B, M)."""
+        logits, _ = net(token_ids, self.revealed, self.masked, condition, cached)
+        return logits, token_ids.gather(1, self.masked)
 
 
 def num_masked(mask_ratio: float, num_tokens: int) -> int:

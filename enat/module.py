@@ -99,17 +99,16 @@ class MaskedTokenModule(L.LightningModule):
         part = self.masking(rng, token_ids.shape[0], token_ids.shape[1], token_ids.device)
         cached = None
         if net.training:
-            self.flops += training_flops(net, part)
+            self.flops += training_flops(net, part.counts, len(token_ids))
         if part.cached is not None:
             cache_net = self.averaged_net if self.cache_from_ema else net
             with torch.no_grad():
-                cached = cache_net.encode(token_ids, part.cached, cache_net.condition(class_ids))
-        logits, _ = net(token_ids, part.revealed, part.masked, net.condition(class_ids), cached)
-        targets = token_ids.gather(1, part.masked)
+                cached = part.encode_cached(cache_net, token_ids, cache_net.condition(class_ids))
+        logits, targets = part.predict(net, token_ids, net.condition(class_ids), cached)
         return {
             "loss": self.loss(logits, targets),
             "accuracy": (logits.detach().argmax(dim=2) == targets).float().mean(),
-            "mask_ratio": torch.tensor(part.masked.shape[1] / token_ids.shape[1]),
+            "mask_ratio": torch.tensor(targets.numel() / token_ids.numel()),
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,5 +1,6 @@
 """FLOPs that are counted from sizes are those that torch counts while running."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,7 +36,15 @@ def test_training_without_reuse(small_net):
         logits, _ = small_net(token_ids, part.revealed, part.masked, small_net.condition(class_ids))
         logits.sum().backward()
     codebook = 2 * 32 * 12 * 4 * 10
-    assert counter.get_total_flops() == pytest.approx(training_flops(small_net, part) - codebook, rel=1e-6)
+    assert counter.get_total_flops() == pytest.approx(training_flops(small_net, part.counts, 4) - codebook, rel=1e-6)
+
+
+def test_training_with_numbers_of_each_image(small_net):
+    """A batch of images with different numbers costs as much as the images, each alone."""
+    counts = np.array([10, 12, 9]), np.array([6, 1, 0]), np.array([0, 3, 7])
+    alone = [training_flops(small_net, tuple(map(int, numbers)), 1) for numbers in zip(*counts, strict=True)]
+    # the first, without reuse, is in the batch that makes the cache all the same, for its condition
+    assert training_flops(small_net, counts, 3) == sum(alone) + condition_flops(small_net)
 
 
 def test_peak():

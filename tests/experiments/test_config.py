@@ -26,6 +26,7 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
     "net": ("module.net", ()),
     "optimizer": ("module.optimizer", ()),
     "attention": ("module.net.attention", ()),
+    "masking": ("module.masking", ()),
     "scheduler": ("module.scheduler", ()),
     "schedule": ("sampler.guidance_schedule", ()),
     "reader": ("data.reader", ("data=shards",)),

@@ -80,6 +80,20 @@ def test_accumulation_resumes_too(command, tmp_path):
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+def test_a_mask_ratio_for_each_image(command, tmp_path):
+    """It trains like the official masks, and goes on exactly."""
+    run = [DEBUG, "masking@module.masking=per_sample", "trainer.val_check_interval=2", "trainer.max_steps=6"]
+    command(*run, f"output={tmp_path}/whole")
+    command(*run, "trainer.max_steps=2", f"output={tmp_path}/parts")
+    outcome = command(*run, f"output={tmp_path}/parts")
+    assert "Going on from" in outcome.out
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    with (tmp_path / "whole" / "metrics" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [float(row["train/loss"]) for row in rows] == pytest.approx([2.78] * 6, abs=0.05)
+    assert all(float(row["train/mask_ratio"]) == pytest.approx(0.8, abs=0.08) for row in rows)  # 16 images, each 0.1
+
+
 def test_pictures_and_metrics_do_not_touch_training(command, trained, tmp_path):
     folder, _ = trained
     command(
