@@ -5,12 +5,14 @@ Shapes as in `enat.net`: `N` new, `P` reused, `M` masked, `V = P + N` visible to
 """
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
 from enat.net import ENAT
+from enat.sampler import Sampler
 
 Number = Any  # of tokens: an int, or an array with one for each image
 
@@ -50,6 +52,29 @@ def training_flops(net: ENAT, counts: tuple[Number, Number, Number], batch_size:
     forward = condition_flops(net) + encode_flops(net, new, reused) + decode_flops(net, masked, new + reused)
     cache = (condition_flops(net) + encode_flops(net, reused, 0)) * np.any(reused)
     return int(np.broadcast_to(3 * forward + cache, batch_size).sum())
+
+
+def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
+    """What each step computes for one image: tokens encoded, reused and decoded, branches, and GFLOP."""
+    rows = []
+    encoded = reused = 0
+    for step, (masked, left) in enumerate(pairwise([net.num_tokens, *sampler.mask_counts(net.num_tokens)])):
+        if not masked:
+            break
+        branches = 1 if not any(sampler.guidance_scales) or (step == 0 and not sampler.guidance_scales[0]) else 2
+        flops = branches * (encode_flops(net, encoded, reused) + decode_flops(net, masked, encoded + reused))
+        rows.append(
+            {"step": step, "encoded": encoded, "reused": reused, "decoded": masked, "branches": branches}
+            | {"gflop": flops / 1e9}
+        )
+        encoded, reused = masked - left, encoded + reused
+    return rows
+
+
+def sampling_flops(net: ENAT, sampler: Sampler) -> float:
+    """Operations for one image, attention and the condition of both branches included."""
+    steps = sampling_steps(net, sampler)
+    return sum(1e9 * row["gflop"] for row in steps) + max(row["branches"] for row in steps) * condition_flops(net)
 
 
 @torch.no_grad()

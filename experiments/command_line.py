@@ -50,6 +50,7 @@ def _sweep_of(setting: str) -> str | None:
 
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
+warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # on CPUs, of `mkldnn.flags`
 OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("sweep_of", _sweep_of, replace=True)
 

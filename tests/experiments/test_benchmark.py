@@ -9,9 +9,17 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from enat.flops import condition_flops, decode_flops, encode_flops, sampling_flops, sampling_steps
 from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
-from experiments.benchmark import Clock, sampling_flops, sampling_steps
+from experiments.optimizations import (
+    CacheByTheWholeNetwork,
+    ConditionAtEachStep,
+    LogitsOfAllTokens,
+    TwoPasses,
+    WithoutReuse,
+)
+from experiments.workload import Clock
 
 
 @pytest.mark.parametrize(("guidance", "schedule"), [(0.0, rising), (2.0, rising), (2.0, constant)])
@@ -34,8 +42,47 @@ def test_clock():
     assert 1.3 < clock.time(lambda: a @ a @ a) / seconds < 3
 
 
+@pytest.mark.parametrize("wrapper", [TwoPasses, ConditionAtEachStep, LogitsOfAllTokens])
+def test_what_is_left_out_changes_the_work_and_not_the_result(small_net, wrapper):
+    sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
+    class_ids = torch.tensor([0, 1, 2])
+    found = []
+    for net in (small_net, wrapper(small_net)):
+        with FlopCounterMode(display=False) as counter:
+            token_ids = sampler(net, class_ids, torch.Generator().manual_seed(0))
+        found.append((token_ids, counter.get_total_flops()))
+    assert torch.equal(found[0][0], found[1][0])
+    if wrapper is TwoPasses:
+        assert found[1][1] == found[0][1]
+    else:
+        assert found[1][1] > found[0][1]
+
+
+def test_without_reuse(small_net):
+    """Each step then is a step that has just begun: all visible tokens encoded, none cached."""
+    sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        sampler(WithoutReuse(small_net), torch.tensor([0]), torch.Generator().manual_seed(0))
+    rows = sampling_steps(small_net, sampler)
+    steps = [
+        row["branches"] * (encode_flops(small_net, visible, 0) + decode_flops(small_net, row["decoded"], visible))
+        for row in rows
+        for visible in [row["encoded"] + row["reused"]]
+    ]
+    assert counter.get_total_flops() == sum(steps) + 2 * condition_flops(small_net)
+
+
+def test_cache_by_the_whole_network(small_net):
+    token_ids = torch.randint(12, (3, 16))
+    revealed = torch.rand(3, 16).argsort(dim=1)[:, :6]
+    condition = small_net.condition(torch.tensor([0, 1, 2]))
+    expected = small_net.encode(token_ids, revealed, condition)
+    assert torch.equal(CacheByTheWholeNetwork(small_net).encode(token_ids, revealed, condition), expected)
+
+
 def test_task(command, tmp_path):
     options = ["batch_sizes=[1,3]", "precisions=[float32]", "seconds=0.01", "train_batch=4", f"output={tmp_path}"]
+    options += ["curves.num_steps=[2,4]"]
     results = command("experiment=debug", "task=benchmark", "module.net.num_tokens=64", *options).results
     assert results["parameters"] == 82_066
     assert len(results["steps"]) == 3
@@ -49,6 +96,15 @@ def test_task(command, tmp_path):
         max(row["batch"] / row["seconds"] for row in results["sampling"]["by_batch"])
     )
     assert json.loads((Path(tmp_path) / "benchmark.json").read_text())["float32"]["peak_tflops"] > 1e-3
+    curves = results["curves"]
+    assert [row["num_steps"] for row in curves["num_steps"]] == [2, 4]
+    # Four times the tokens are more than four times the operations, for attention's sake.
+    first, second = (row["tflop_per_image"] for row in curves["resolution"])
+    assert 4 < second / first < 8
+    gains = {(row["kind"], row["optimization"]): row for row in results["optimizations"]}
+    assert len(gains) >= 10
+    for row in gains.values():
+        assert row["ratio"] == pytest.approx(row["seconds_without"] / row["seconds"])
     with Image.open(results["plot"]) as picture:
         assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
     wrong = command("experiment=debug", "task=benchmark", "precisions=[float8]", f"output={tmp_path}/w")

@@ -1,0 +1,180 @@
+"""What each optimisation gives, by leaving it out: the work that a straightforward program would do besides."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from enat.module import MaskedTokenModule
+from enat.net import ENAT
+from enat.sampler import Sampler
+from enat.tokenizer import Tokenizer
+from experiments.workload import Clock, Generation, TrainingSteps, Work
+
+
+class Wrapped:
+    """A network as a sampler or module sees it; what is not changed is the network's."""
+
+    def __init__(self, net: ENAT):
+        self.net = net
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name)
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        logits, features = self.net(*arguments)
+        return logits, features
+
+
+class TwoPasses(Wrapped):
+    """Both branches of the guidance, one after the other."""
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        token_ids, revealed, masked, condition, cached = arguments
+        rows = len(token_ids) // 2
+        if rows == 0 or condition.shape[1] == self.single:  # the first step, without guidance
+            return super().__call__(*arguments)
+        parts = [
+            super(TwoPasses, self).__call__(
+                token_ids[here],
+                revealed[here],
+                masked[here],
+                condition[:, here],
+                None if cached is None else cached[here],
+            )
+            for here in (slice(rows), slice(rows, None))
+        ]
+        logits, features = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        return logits, features
+
+    def condition(self, class_ids: Tensor) -> Tensor:
+        self.single = len(class_ids) // 2
+        return self.net.condition(class_ids)
+
+
+class ConditionAtEachStep(Wrapped):
+    """The modulations of adaLN from the class at each step."""
+
+    def condition(self, class_ids: Tensor) -> Tensor:
+        self.class_ids = class_ids
+        return self.net.condition(class_ids)
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        token_ids, revealed, masked, _, cached = arguments
+        return super().__call__(
+            token_ids, revealed, masked, self.net.condition(self.class_ids[: len(token_ids)]), cached
+        )
+
+
+class LogitsOfAllTokens(Wrapped):
+    """Head and softmax of the visible tokens too; with a gradient that is zero."""
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        logits, features = super().__call__(*arguments)
+        unused = self.net.logits(features).float().log_softmax(dim=2)
+        return logits + 0 * unused.sum(), features
+
+
+class WithoutReuse(Wrapped):
+    """Every visible token is encoded at every step; what the sampler keeps are positions. Other images come out."""
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        token_ids, revealed, masked, condition, known = arguments
+        visible = revealed if known is None or not known.shape[1] else torch.cat([known, revealed], dim=1)
+        return super().__call__(token_ids, visible, masked, condition, None)[0], visible
+
+
+class CacheByTheWholeNetwork(Wrapped):
+    """Decoder and head also in the pass that makes the cache."""
+
+    def encode(self, token_ids: Tensor, revealed: Tensor, condition: Tensor) -> Tensor:
+        is_masked = torch.ones_like(token_ids, dtype=torch.bool).scatter(1, revealed, False)
+        masked = is_masked.nonzero()[:, 1].view(len(token_ids), -1)
+        return self.net(token_ids, revealed, masked, condition)[1]
+
+
+def within(work: Work, context: Callable[[], Any]) -> Work:
+    """Work inside of a context."""
+
+    def done() -> object:
+        with context():
+            return work()
+
+    return done
+
+
+def one_by_one(averaged: list[nn.Parameter], current: list[nn.Parameter], _: int) -> None:
+    """The average, weight by weight."""
+    with torch.no_grad():
+        for mean, value in zip(averaged, current, strict=True):
+            mean.lerp_(value, 1 - 0.9999)
+
+
+def sampling_variants(net: ENAT, sampler: Callable[..., Sampler], batch_size: int, clock: Clock) -> dict[str, Work]:
+    """Sampling as it is (the first), and without each of its optimisations; `net` has weights in float32."""
+    cast = deepcopy(net).to(clock.device, clock.dtype).eval()
+    default = sampler()
+
+    def generate(network: Any, by: Sampler = default) -> Work:
+        return Generation(network, by, batch_size, clock.device)
+
+    found = {
+        "sampling": generate(cast),
+        "features reused": generate(WithoutReuse(cast)),
+        "both branches in one batch": generate(TwoPasses(cast)),
+        "adaLN once": generate(ConditionAtEachStep(cast)),
+        "logits of masked tokens alone": generate(LogitsOfAllTokens(cast)),
+        "fused attention": within(generate(cast), partial(sdpa_kernel, SDPBackend.MATH)),
+    }
+    if clock.device.type == "cpu":
+        found["linear layers by oneDNN"] = within(generate(cast), partial(torch.backends.mkldnn.flags, enabled=False))
+    if clock.dtype != torch.float32:
+        found["weights cast once"] = within(generate(deepcopy(net).to(clock.device).eval()), clock.autocast)
+    if default.compile:
+        found["steps compiled"] = generate(cast, sampler(compile=False))
+    return found
+
+
+def decoding_variants(tokenizer: Tokenizer, token_ids: Tensor, clock: Clock) -> dict[str, Work]:
+    """Decoding as it is, and with the channels first."""
+    cast = deepcopy(tokenizer).to(clock.device, clock.dtype)
+    first = deepcopy(cast).to(memory_format=torch.contiguous_format)
+    return {"decode": partial(cast.decode, token_ids), "channels last": partial(first.decode, token_ids)}
+
+
+def training_variants(module: MaskedTokenModule, batch_size: int, clock: Clock) -> dict[str, Work]:
+    """Training as it is, and without each of its optimisations."""
+    steps = TrainingSteps(module, batch_size, clock)
+    found: dict[str, Work] = {
+        "training": steps,
+        "head and loss on masked tokens alone": steps.changed(net=LogitsOfAllTokens(steps.net)),
+        "cache without decoder and head": steps.changed(averaged=CacheByTheWholeNetwork(steps.averaged)),
+        "average of all weights at once": steps.changed(average=one_by_one),
+    }
+    if getattr(module.optimizer, "keywords", {}).get("fused"):
+        plain: dict[str, Any] = {"fused": False, "foreach": False}
+        found["fused optimiser"] = steps.changed(optimizer=module.optimizer(steps.parameters[1], **plain))
+    return found
+
+
+def leave_one_out(variants: list[Callable[[], dict[str, Work]]], clock: Clock) -> list[dict[str, Any]]:
+    """Times each kind of work in turns with what it is without one optimisation.
+
+    Returns:
+        A row each: `kind`, `optimization`, `seconds` with and `seconds_without`, and their `ratio`, what it gives.
+    """
+    rows = []
+    for make in variants:
+        works = make()
+        seconds = clock.compare(works)
+        kind, *others = seconds
+        rows += [
+            {"kind": kind, "optimization": name, "seconds": seconds[kind], "seconds_without": seconds[name]}
+            | {"ratio": seconds[name] / seconds[kind]}
+            for name in others
+        ]
+    return rows
