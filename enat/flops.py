@@ -13,31 +13,38 @@ import torch
 
 from enat.net import ENAT
 from enat.sampler import Sampler
+from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
 Number = Any  # of tokens: an int, or an array with one for each image
 
 
-def block_flops(width: int, tokens: Number, context: Number) -> Number:
-    """Of a block on (1, tokens, D) that attends to (1, context, D) too."""
+def block_flops(net: ENAT, tokens: Number, context: Number) -> Number:
+    """Of one of its blocks on (1, tokens, D) that attends to (1, context, D) too."""
     projections = 12 * tokens + 2 * context  # queries, keys, values, output, 8 of the MLP; keys and values
-    return 2 * width**2 * projections + 4 * width * tokens * (tokens + context)
+    if isinstance(net.blocks[0], SeparateBlock):
+        projections += 2 * tokens * (context > 0)  # queries and output of the cross-attention
+    return 2 * net.width**2 * projections + 4 * net.width * tokens * (tokens + context)
 
 
 def encode_flops(net: ENAT, new: Number, reused: Number) -> Number:
     """Of `ENAT.encode` for one image, or for each of several; an encoder without new tokens does nothing."""
-    blocks = net.encoder_depth * block_flops(net.width, new, reused) * (new > 0)
+    blocks = net.encoder_depth * block_flops(net, new, reused) * (new > 0)
+    if isinstance(net, KeyValueReuse):
+        return blocks - net.encoder_depth * 4 * net.width**2 * reused * (new > 0)
     return blocks + 16 * net.width**2 * reused
 
 
-def decode_flops(net: ENAT, masked: Number, visible: Number) -> Number:
-    """Of `ENAT.decode` and `ENAT.logits` for one image."""
+def step_flops(net: ENAT, masked: Number, new: Number, reused: Number) -> Number:
+    """Of `ENAT.forward` for one image, or for each of several."""
     head = 2 * net.width * masked * (net.width + net.codebook_size)
-    return net.decoder_depth * block_flops(net.width, masked, visible) + head
+    if isinstance(net, NAT):
+        return len(net.blocks) * block_flops(net, masked + new, 0 * masked) + head
+    return encode_flops(net, new, reused) + net.decoder_depth * block_flops(net, masked, new + reused) + head
 
 
 def condition_flops(net: ENAT) -> int:
     """Of `ENAT.condition` for one image."""
-    return len(net.blocks) * 16 * net.width**2
+    return sum(2 * block.modulation.weight.numel() for block in net.blocks)
 
 
 def training_flops(net: ENAT, counts: tuple[Number, Number, Number], batch_size: int) -> int:
@@ -49,8 +56,8 @@ def training_flops(net: ENAT, counts: tuple[Number, Number, Number], batch_size:
         batch_size: images.
     """
     masked, new, reused = counts
-    forward = condition_flops(net) + encode_flops(net, new, reused) + decode_flops(net, masked, new + reused)
-    cache = (condition_flops(net) + encode_flops(net, reused, 0)) * np.any(reused)
+    forward = condition_flops(net) + step_flops(net, masked, new, reused)
+    cache = (condition_flops(net) + encode_flops(net, reused, 0 * reused)) * np.any(reused)
     return int(np.broadcast_to(3 * forward + cache, batch_size).sum())
 
 
@@ -62,7 +69,9 @@ def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
         if not masked:
             break
         branches = 1 if not any(sampler.guidance_scales) or (step == 0 and not sampler.guidance_scales[0]) else 2
-        flops = branches * (encode_flops(net, encoded, reused) + decode_flops(net, masked, encoded + reused))
+        kept = sampler.num_reused(reused)
+        encoded, reused = encoded + reused - kept, kept
+        flops = branches * step_flops(net, masked, encoded, reused)
         rows.append(
             {"step": step, "encoded": encoded, "reused": reused, "decoded": masked, "branches": branches}
             | {"gflop": flops / 1e9}

@@ -4,7 +4,7 @@ Shapes: `B` batch, `N` tokens being computed, `P` context tokens (only attended 
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from enat.attention import Attention, sdpa
-
-if TYPE_CHECKING:
-    from enat.packed import Packing
 
 EPS = 1e-6  # of every layer norm but the two in the head
 ONEDNN_TYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
@@ -75,6 +72,16 @@ class MLP(nn.Sequential):
         return out(into(x, gelu))
 
 
+class Layout(Protocol):
+    """How tokens lie in tensors, and which of them see each other, where it is not the usual way."""
+
+    def spread(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of images (B, 8, D) -> of the tokens and of the context, with 8 at dimension 1, to broadcast."""
+
+    def attend(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As `enat.attention`, with keys of the context first."""
+
+
 class SelfCrossAttention(nn.Module):
     """SC-attention (paper section 4.1): tokens attend to themselves and to a context, in one softmax.
 
@@ -90,15 +97,19 @@ class SelfCrossAttention(nn.Module):
         self.self_kv = Linear(width, 2 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None, packing: "Packing | None" = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, layout: Layout | None = None) -> Tensor:
         """(B, N, D), (B, P, D) -> (B, N, D). Without a context this is self-attention."""
-        query = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.num_heads)
-        key_value = self.self_kv(x)
+        query, key_value = self.query(x), self.self_kv(x)
         if context is not None:
             key_value = torch.cat([self.context_kv(context), key_value], dim=1)
+        return self.attend(query, key_value, layout)
+
+    def attend(self, query: Tensor, key_value: Tensor, layout: Layout | None = None) -> Tensor:
+        """Queries (B, N, D), keys and values side by side (B, S, 2D) -> (B, N, D)."""
+        query = rearrange(query, "b n (h d) -> b h n d", h=self.num_heads)
         key, value = rearrange(key_value, "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
-        attend = self.attention if packing is None else partial(packing.attend, self.attention)
-        return self.out(rearrange(attend(query, key, value), "b h n d -> b n (h d)"))
+        attention = self.attention if layout is None else partial(layout.attend, self.attention)
+        return self.out(rearrange(attention(query, key, value), "b h n d -> b n (h d)"))
 
 
 class Block(nn.Module):
@@ -115,7 +126,7 @@ class Block(nn.Module):
         self.attention = SelfCrossAttention(width, num_heads, attention)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, context: Tensor | None, condition: Tensor, packing: "Packing | None" = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, condition: Tensor, layout: Layout | None = None) -> Tensor:
         """Updates the tokens.
 
         Args:
@@ -123,18 +134,18 @@ class Block(nn.Module):
             context: tokens to attend to, (B, P, D), already through `normalize`: that norm has no
                 parameters, so that one serves every block that shares the context. None: no context.
             condition: what `modulation` makes of the class, (B, 8, D).
-            packing: of `enat.packed`, where the tokens of all images are in one line, (1, N, D) and (1, P, D).
+            layout: None for rows of images, all of whose tokens see each other.
 
         Returns:
             (B, N, D)
         """
-        if packing is None:
+        if layout is None:
             of_tokens = of_context = condition.unsqueeze(2)  # (B, 8, 1, D)
         else:
-            of_tokens, of_context = packing.spread(condition)  # (N, 8, D), (P, 8, D)
+            of_tokens, of_context = layout.spread(condition)
         shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = of_tokens.unbind(dim=1)
         if context is not None:
             _, _, context_shift, context_scale, *_ = of_context.unbind(dim=1)
             context = modulate(context, context_shift, context_scale)
-        x = x + gate * self.attention(modulate(normalize(x), shift, scale), context, packing)
+        x = x + gate * self.attention(modulate(normalize(x), shift, scale), context, layout)
         return x + mlp_gate * self.mlp(modulate(normalize(x), mlp_shift, mlp_scale))

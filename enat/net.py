@@ -7,7 +7,7 @@ Which tokens are visible, masked or new is said by tensors of positions whose si
 nothing here waits for the device, and every shape is static for a given (P, N, M).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ class ENAT(nn.Module):
         dropout: on the embedding, while training.
         class_dropout: share of classes replaced by the null class, while training.
         attention: of `enat.attention`; the choice changes the speed, not the result.
+        block: makes a block from width, heads and attention; see `enat.variants` for another kind.
 
     Raises:
         InputError: for sizes that do not fit together.
@@ -62,6 +63,7 @@ class ENAT(nn.Module):
         dropout: float = 0.1,
         class_dropout: float = 0.1,
         attention: Attention = sdpa,
+        block: Callable[[int, int, Attention], Block] = Block,
     ):
         super().__init__()
         sizes = {
@@ -95,7 +97,7 @@ class ENAT(nn.Module):
         self.class_embedding = nn.Embedding(num_classes + 1, width)
         self.reuse = FeatureReuse(width)
         depth = encoder_depth + decoder_depth
-        self.blocks: Sequence[Block] = nn.ModuleList(Block(width, num_heads, attention) for _ in range(depth))  # type: ignore[assignment]
+        self.blocks: Sequence[Block] = nn.ModuleList(block(width, num_heads, attention) for _ in range(depth))  # type: ignore[assignment]
         self.head = nn.Sequential(
             nn.LayerNorm(width, eps=1e-5), Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-5)
         )
@@ -123,7 +125,7 @@ class ENAT(nn.Module):
             dropped = torch.rand(class_ids.shape, device=class_ids.device) < self.class_dropout
             class_ids = class_ids.masked_fill(dropped, self.null_class_id)
         c = F.silu(self.class_embedding(class_ids))  # (B, D)
-        return torch.stack([block.modulation(c).unflatten(1, (8, self.width)) for block in self.blocks])
+        return torch.stack([block.modulation(c).unflatten(1, (-1, self.width)) for block in self.blocks])
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Token ids and their positions, both (B, N) -> (B, N, D)."""

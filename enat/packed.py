@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from enat.attention import Attention, xformers, xformers_operations
-from enat.layers import normalize
+from enat.errors import InputError
+from enat.layers import Layout, normalize
 from enat.masking import RandomMasking, num_masked
 from enat.net import ENAT
 
@@ -97,7 +98,7 @@ def _ranges(starts: Counts, counts: Counts) -> Counts:
     return np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
 
 
-class Packing:
+class Packing(Layout):
     """Who attends to whom: the tokens of a line to those of a context and themselves, within each image.
 
     Args:
@@ -180,7 +181,14 @@ def encode(
 
     Returns:
         (1, P+N, D), the cached first.
+
+    Raises:
+        InputError: for a variant of ENAT.
     """
+    if type(net) is not ENAT:
+        raise InputError(
+            f"masking=per_sample: it is not for {type(net).__name__}; expected masking@module.masking=per_group."
+        )
     x = net.embed(token_ids[revealed.rows, revealed.positions][None], revealed.positions[None])  # (1, N, D)
     reused = context = None
     if cached is not None:

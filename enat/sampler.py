@@ -38,14 +38,15 @@ class State(NamedTuple):
     token_ids: Tensor  # (B, L), [MASK] where masked
     revealed: Tensor  # positions that the last step revealed, (B, N)
     masked: Tensor  # positions that are still masked, (B, M)
-    cached: Tensor | None  # features of the tokens visible before, of both branches if there are two, (B or 2B, P, D)
+    known: Tensor  # positions of the tokens visible before, (B, P)
+    cached: Tensor | None  # their features, of both branches if there are two, (B or 2B, P, D)
 
     @classmethod
     def start(cls, batch: int, net: ENAT, device: torch.device) -> "State":
         """All tokens masked."""
         token_ids = torch.full((batch, net.num_tokens), net.mask_token_id, device=device)
         masked = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
-        return cls(token_ids, masked[:, :0], masked, None)
+        return cls(token_ids, masked[:, :0], masked, masked[:, :0], None)
 
 
 class Sampler:
@@ -64,6 +65,8 @@ class Sampler:
         gumbel_temperature: of the noise on the confidence, times its schedule at (s+1)/T.
         mask_schedule: the share of tokens still masked after step s, at (s+1)/T; must fall to 0.
         guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: see above.
+        reuse_share: the share of the tokens visible before whose features a step reuses, those revealed first; the
+            others are encoded anew. 1 is the paper's, 0 reuses nothing.
         compile: whether torch compiles the steps, each once for a batch size; as CUDA graphs on GPUs. It takes a minute
             or more, and rounding differs from that of the uncompiled steps.
 
@@ -81,6 +84,7 @@ class Sampler:
         guidance_schedule: Schedule,
         sampling_temperature_schedule: Schedule,
         gumbel_temperature_schedule: Schedule,
+        reuse_share: float = 1.0,
         compile: bool = False,
     ):
         if num_steps < 1:
@@ -92,6 +96,8 @@ class Sampler:
         }.items():
             if not (value >= 0 and math.isfinite(value)):
                 raise InputError(f"{name}={value}: expected a finite number of at least 0.")
+        if not 0 <= reuse_share <= 1:
+            raise InputError(f"reuse_share={reuse_share}: expected a share between 0 and 1.")
         progress = [(step + 1) / num_steps for step in range(num_steps)]
         shares = [1.0, *map(mask_schedule, progress)]
         if any(after > before for before, after in pairwise(shares)) or abs(shares[-1]) > 1e-9:
@@ -103,11 +109,15 @@ class Sampler:
             max(sampling_temperature * sampling_temperature_schedule(r), MIN_TEMPERATURE) for r in progress
         ]
         self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in progress]
-        self.compile = compile
+        self.reuse_share, self.compile = reuse_share, compile
 
     def mask_counts(self, num_tokens: int) -> list[int]:
         """The number of tokens still masked after each of the steps; the last is 0."""
         return [max(math.floor(num_tokens * share), 0) for share in self.mask_shares]
+
+    def num_reused(self, visible: int) -> int:
+        """How many of the tokens visible before have their features reused."""
+        return round(self.reuse_share * visible)
 
     @torch.no_grad()
     def __call__(
@@ -163,7 +173,11 @@ class Sampler:
         branches: int,
     ) -> State:
         """A step: all of its shapes follow from the arguments', `num_left` and `branches`."""
-        token_ids, revealed, masked, cached = state
+        token_ids, revealed, masked, known, cached = state
+        reused = self.num_reused(known.shape[1])
+        if cached is not None and reused < known.shape[1]:
+            known, revealed, cached = known[:, :reused], torch.cat([known[:, reused:], revealed], 1), cached[:, :reused]
+        known = torch.cat([known, revealed], dim=1)
         logits, cached = net(
             token_ids.repeat(branches, 1), revealed.repeat(branches, 1), masked.repeat(branches, 1), condition, cached
         )
@@ -174,7 +188,7 @@ class Sampler:
         order = confidence.argsort(dim=1, descending=True)
         reveal, leave = order.split([order.shape[1] - num_left, num_left], dim=1)
         revealed, masked = masked.gather(1, reveal), masked.gather(1, leave)
-        return State(token_ids.scatter(1, revealed, drawn.gather(1, reveal)), revealed, masked, cached)
+        return State(token_ids.scatter(1, revealed, drawn.gather(1, reveal)), revealed, masked, known, cached)
 
     def _compiled(self, device: torch.device) -> Callable[..., State]:
         mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -188,8 +202,7 @@ class Sampler:
             if device.type != "cuda":
                 return state
             # What a graph returns lies in memory that its next call overwrites.
-            token_ids, revealed, masked, cached = (x if x is None else x.clone() for x in state)
-            return State(token_ids, revealed, masked, cached)  # type: ignore[arg-type]  # only cached may be None
+            return State(*(x if x is None else x.clone() for x in state))  # type: ignore[arg-type]  # only cached may be
 
         return advance
 

@@ -79,15 +79,6 @@ class LogitsOfAllTokens(Wrapped):
         return logits + 0 * unused.sum(), features
 
 
-class WithoutReuse(Wrapped):
-    """Every visible token is encoded at every step; what the sampler keeps are positions. Other images come out."""
-
-    def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        token_ids, revealed, masked, condition, known = arguments
-        visible = revealed if known is None or not known.shape[1] else torch.cat([known, revealed], dim=1)
-        return super().__call__(token_ids, visible, masked, condition, None)[0], visible
-
-
 class CacheByTheWholeNetwork(Wrapped):
     """Decoder and head also in the pass that makes the cache."""
 
@@ -124,7 +115,7 @@ def sampling_variants(net: ENAT, sampler: Callable[..., Sampler], batch_size: in
 
     found = {
         "sampling": generate(cast),
-        "features reused": generate(WithoutReuse(cast)),
+        "features reused": generate(cast, sampler(reuse_share=0.0)),
         "both branches in one batch": generate(TwoPasses(cast)),
         "adaLN once": generate(ConditionAtEachStep(cast)),
         "logits of masked tokens alone": generate(LogitsOfAllTokens(cast)),

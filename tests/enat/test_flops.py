@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from enat.flops import condition_flops, decode_flops, encode_flops, measured_peak, training_flops
+from enat.flops import condition_flops, measured_peak, step_flops, training_flops
 from enat.masking import Partition
 
 
@@ -19,12 +19,8 @@ def test_forward(small_net, new, reused):
         condition = small_net.condition(torch.zeros(batch, dtype=torch.long))
         cached = torch.randn(batch, reused, 32)
         small_net(token_ids, positions[:, masked : masked + new], positions[:, :masked], condition, cached)
-    parts = (
-        condition_flops(small_net),
-        encode_flops(small_net, new, reused),
-        decode_flops(small_net, masked, new + reused),
-    )
-    assert counter.get_total_flops() == batch * sum(parts)
+    expected = condition_flops(small_net) + step_flops(small_net, masked, new, reused)
+    assert counter.get_total_flops() == batch * expected
 
 
 def test_training_without_reuse(small_net):

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from enat.flops import condition_flops, decode_flops, encode_flops, sampling_flops, sampling_steps
+from enat.flops import sampling_flops, sampling_steps
 from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
 from experiments.optimizations import (
@@ -17,20 +17,20 @@ from experiments.optimizations import (
     ConditionAtEachStep,
     LogitsOfAllTokens,
     TwoPasses,
-    WithoutReuse,
 )
 from experiments.workload import Clock
 
 
 @pytest.mark.parametrize(("guidance", "schedule"), [(0.0, rising), (2.0, rising), (2.0, constant)])
-@pytest.mark.parametrize("num_steps", [1, 4, 40])
-def test_operations_of_sampling(small_net, guidance, schedule, num_steps):
-    sampler = Sampler(num_steps, guidance, 1.0, 1.0, cosine, schedule, falling, falling)
+@pytest.mark.parametrize(("num_steps", "share"), [(1, 1.0), (4, 1.0), (40, 1.0), (6, 0.5), (6, 0.0)])
+def test_operations_of_sampling(small_net, guidance, schedule, num_steps, share):
+    sampler = Sampler(num_steps, guidance, 1.0, 1.0, cosine, schedule, falling, falling, share)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sampler(small_net, torch.tensor([0, 1, 2]))
     assert counter.get_total_flops() == 3 * sampling_flops(small_net, sampler)
     rows = sampling_steps(small_net, sampler)
-    assert sum(row["encoded"] for row in rows) + rows[-1]["decoded"] == small_net.num_tokens
+    assert rows[-1]["encoded"] + rows[-1]["reused"] + rows[-1]["decoded"] == small_net.num_tokens
+    assert all(row["reused"] == 0 for row in rows) or share
 
 
 def test_clock():
@@ -56,20 +56,6 @@ def test_what_is_left_out_changes_the_work_and_not_the_result(small_net, wrapper
         assert found[1][1] == found[0][1]
     else:
         assert found[1][1] > found[0][1]
-
-
-def test_without_reuse(small_net):
-    """Each step then is a step that has just begun: all visible tokens encoded, none cached."""
-    sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        sampler(WithoutReuse(small_net), torch.tensor([0]), torch.Generator().manual_seed(0))
-    rows = sampling_steps(small_net, sampler)
-    steps = [
-        row["branches"] * (encode_flops(small_net, visible, 0) + decode_flops(small_net, row["decoded"], visible))
-        for row in rows
-        for visible in [row["encoded"] + row["reused"]]
-    ]
-    assert counter.get_total_flops() == sum(steps) + 2 * condition_flops(small_net)
 
 
 def test_cache_by_the_whole_network(small_net):

@@ -1,0 +1,253 @@
+"""Each variant differs from ENAT in what its name says, and in nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from enat.errors import InputError
+from enat.flops import sampling_flops
+from enat.layers import normalize
+from enat.masking import Partition, RandomMasking, cosine, falling, rising
+from enat.net import ENAT
+from enat.packed import PerSampleMasking
+from enat.sampler import Sampler, State
+from enat.variants import INTERACTIONS, NAT, KeyValueReuse, SeparateBlock
+
+SIZES = {"codebook_size": 12, "num_classes": 5, "num_tokens": 16, "width": 32, "num_heads": 4}
+VARIANTS = {
+    "nat": (NAT, {}, 0.0),
+    "nat, visible tokens alone": (NAT, {"interactions": INTERACTIONS[:2]}, 0.0),
+    "separate": (ENAT, {"block": SeparateBlock}, 1.0),
+    "keys and values": (KeyValueReuse, {}, 1.0),
+    "half": (ENAT, {}, 0.5),
+    "nothing": (ENAT, {}, 0.0),
+}
+
+
+def build(kind=ENAT, encoder_depth=2, decoder_depth=2, **options):
+    """With weights that make the output depend on everything (a fresh network's blocks are identities)."""
+    torch.manual_seed(0)
+    net = kind(**SIZES, encoder_depth=encoder_depth, decoder_depth=decoder_depth, **options)
+    with torch.no_grad():
+        for block in net.blocks:
+            block.modulation.weight.normal_(std=0.1)
+            block.modulation.bias.normal_(std=0.1)
+        net.token_embedding.weight.normal_(std=0.5)
+    return net.eval()
+
+
+def sampler(reuse_share, num_steps=6):
+    return Sampler(num_steps, 2.0, 1.0, 1.0, cosine, rising, falling, falling, reuse_share)
+
+
+@pytest.fixture
+def tokens():
+    torch.manual_seed(1)
+    order = torch.rand(3, 16).argsort(dim=1)
+    return torch.randint(12, (3, 16)), torch.tensor([0, 3, 5]), order[:, :7], order[:, 7:]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_operations_are_those_that_torch_counts(name):
+    kind, options, share = VARIANTS[name]
+    net, chosen = build(kind, **options), sampler(share)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        token_ids = chosen(net, torch.tensor([0, 1, 2]))
+    assert counter.get_total_flops() == 3 * sampling_flops(net, chosen)
+    assert token_ids.max() < 12
+
+
+def test_a_share_of_nothing_reuses_nothing(monkeypatch):
+    """Every step starts from scratch; a share of one is the sampler's usual way."""
+    net, class_ids = build(), torch.tensor([0, 1])
+    seen = []
+    forward = ENAT.forward
+
+    def watched(self, token_ids, revealed, masked, condition, cached=None):
+        seen.append((revealed.shape[1], 0 if cached is None else cached.shape[1], masked.shape[1]))
+        return forward(self, token_ids, revealed, masked, condition, cached)
+
+    monkeypatch.setattr(ENAT, "forward", watched)
+    for share in (0.0, 0.5, 1.0):
+        seen.clear()
+        sampler(share)(net, class_ids, torch.Generator().manual_seed(0))
+        for new, reused, masked in seen:
+            assert new + reused + masked == 16
+        before = [0, *(new + reused for new, reused, _ in seen[:-1])]
+        # what a step has seen before, it reuses in that share
+        assert [reused for _, reused, _ in seen] == [0, *(round(share * visible) for visible in before[1:])]
+
+
+def test_the_half_that_is_reused_is_the_older_one():
+    """In the last step, the result depends on the stale features of the older half and not of the others."""
+    net = build()
+    state_tokens = torch.randint(12, (1, 16))
+    condition = net.condition(torch.tensor([0]))
+    known, revealed, masked = (torch.arange(*ends)[None] for ends in ((0, 8), (8, 12), (12, 16)))
+    cached = net.encode(state_tokens, known, condition)
+    chosen = sampler(0.5, 2)
+    noise = torch.zeros(1, 4, 12), torch.zeros(1, 4)
+
+    def last(features):
+        state = State(state_tokens, revealed, masked, known, features)
+        return chosen._advance(net, state, condition, *noise, 1, 0, 1)
+
+    expected = last(cached)
+    assert expected.known.tolist() == [list(range(12))]
+    younger = cached.clone()
+    younger[:, 4:] += 1
+    assert torch.equal(last(younger).cached, expected.cached)
+    older = cached.clone()
+    older[:, :4] += 1
+    assert not torch.equal(last(older).cached, expected.cached)
+
+
+# NAT
+
+
+@pytest.mark.parametrize("gone", INTERACTIONS)
+def test_an_interaction_that_is_switched_off_has_no_influence(gone):
+    """In one block: the target's output is the same to the last bit, while other tokens of the source change."""
+    source, target = gone.split("_to_")
+    whole, without = (build(NAT, 1, 1, interactions=kept) for kept in (INTERACTIONS, set(INTERACTIONS) - {gone}))
+    for net in (whole, without):
+        net.blocks = net.blocks[:1]
+    torch.manual_seed(2)
+    visible, masked = torch.arange(7)[None], torch.arange(7, 16)[None]
+    token_ids = torch.randint(12, (1, 16))
+    kinds = {"visible": slice(0, 7), "masked": slice(7, 16)}
+    changed = 0 if source == "visible" else 7  # one token of the source
+    others = [i for i in range(16)[kinds[target]] if i != changed]
+
+    def outputs(net, moved):
+        condition = net.condition(torch.tensor([0]))[:1]
+        embed = net.embed
+
+        def other_embedding(ids, positions):
+            x = embed(ids, positions)
+            x[:, changed] += moved
+            return x
+
+        net.embed = other_embedding
+        hidden = net.hidden(token_ids, visible, masked, condition)
+        net.embed = embed
+        return hidden[:, others]
+
+    noise = torch.randn(32)
+    with torch.no_grad():
+        assert torch.equal(outputs(without, 0), outputs(without, noise))
+        assert not torch.equal(outputs(whole, 0), outputs(whole, noise))
+
+
+def test_masked_tokens_that_see_no_visible_ones_know_nothing(tokens):
+    """Over all blocks: without visible_to_masked, the logits do not depend on the visible tokens."""
+    token_ids, class_ids, visible, masked = tokens
+    for kept, same in ((INTERACTIONS, False), ([n for n in INTERACTIONS if n != "visible_to_masked"], True)):
+        net = build(NAT, interactions=kept)
+        condition = net.condition(class_ids)
+        logits = [net(ids, visible, masked, condition)[0] for ids in (token_ids, (token_ids + 1) % 12)]
+        assert torch.equal(*logits) == same
+
+
+def test_all_interactions_are_plain_attention(tokens):
+    token_ids, class_ids, visible, masked = tokens
+    net = build(NAT)
+    condition = net.condition(class_ids)
+    expected = net(token_ids, visible, masked, condition)[0]
+    x = net.embed(torch.cat([token_ids.gather(1, visible), torch.full((3, 9), 12)], 1), torch.cat([visible, masked], 1))
+    for block, c in zip(net.blocks, condition, strict=True):
+        x = block(x, None, c)
+    assert torch.equal(expected, net.logits(x[:, 7:]))
+
+
+def test_nat_reuses_nothing(tokens):
+    token_ids, class_ids, *_ = tokens
+    net = build(NAT)
+    with pytest.raises(InputError, match=r"sampler\.reuse_share=0"):
+        sampler(1.0)(net, class_ids)
+    part = RandomMasking(reuse_prob=1.0)(np.random.default_rng(3), 3, 16)
+    with pytest.raises(InputError, match="reuse_prob=0"):
+        part.encode_cached(net, token_ids, net.condition(class_ids))
+    part = PerSampleMasking()(np.random.default_rng(3), 3, 16)
+    with pytest.raises(InputError, match="per_group"):
+        part.predict(net, token_ids, net.condition(class_ids), None)
+    with pytest.raises(InputError, match="interactions=visible_to_all"):
+        build(NAT, interactions=["visible_to_all"])
+
+
+# Separate self- and cross-attention
+
+
+def test_separate_attentions(tokens):
+    """Without a context it is self-attention; with one, both residuals are those of the formula."""
+    _, class_ids, _, _ = tokens
+    net = build(block=SeparateBlock)
+    block, condition = net.blocks[0], net.condition(class_ids)[0]
+    x, context = torch.randn(3, 4, 32), normalize(torch.randn(3, 6, 32))
+    with torch.no_grad():
+        assert torch.allclose(block(x, None, condition), block(x, context, condition * no_cross(condition)), atol=1e-6)
+        assert not torch.allclose(block(x, None, condition), block(x, context, condition), atol=1e-3)
+        # Attention to the context is a softmax of its own: what the tokens are does not compete with it.
+        heads = lambda y: y.unflatten(2, (4, 8)).transpose(1, 2)  # noqa: E731
+        cross = block.cross_attention
+        key, value = cross.context_kv(context).chunk(2, dim=2)
+        weights = (heads(cross.query(x)) @ heads(key).mT / 8**0.5).softmax(dim=-1)
+        expected = cross.out((weights @ heads(value)).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(cross(x, context), expected, rtol=1e-4, atol=1e-5)
+
+
+def no_cross(condition):
+    """Takes the gate of the cross-attention, the last vector, to zero."""
+    factor = torch.ones_like(condition)
+    factor[:, -1] = 0
+    return factor
+
+
+# Keys and values
+
+
+def test_keys_and_values_of_old_tokens_are_kept(tokens):
+    """Old tokens do not see the new ones; the new ones see what the old ones were in each block."""
+    token_ids, class_ids, visible, _ = tokens
+    net = build(KeyValueReuse)
+    condition = net.condition(class_ids)
+    with torch.no_grad():
+        old = net.encode(token_ids, visible[:, :4], condition)
+        every = net.encode(token_ids, visible[:, 4:], condition, old)
+        assert every.shape == (3, 7, 32 * 5)
+        assert torch.equal(every[:, :4], old)
+        changed = token_ids.scatter(1, visible[:, 4:], 0)
+        assert torch.equal(net.encode(changed, visible[:, 4:], condition, old)[:, :4], old)
+        # Keys and values are used: other ones make other features of the new tokens, in each block.
+        for number in range(2):
+            other = old.clone()
+            other[..., 32 * (1 + 2 * number) : 32 * (3 + 2 * number)] += 1
+            assert not torch.allclose(net.encode(token_ids, visible[:, 4:], condition, other)[:, 4:], every[:, 4:])
+        other = old.clone()
+        other[..., :32] += 1  # features alone do not matter to the encoder
+        assert torch.equal(net.encode(token_ids, visible[:, 4:], condition, other)[:, 4:], every[:, 4:])
+
+
+def test_without_a_cache_keys_and_values_are_enat(tokens):
+    token_ids, class_ids, visible, masked = tokens
+    net, enat = build(KeyValueReuse), build()
+    enat.load_state_dict(net.state_dict(), strict=False)
+    with torch.no_grad():
+        logits = [x(token_ids, visible, masked, x.condition(class_ids))[0] for x in (net, enat)]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["separate", "keys and values"])
+def test_every_weight_learns(name, tokens):
+    kind, options, _ = VARIANTS[name]
+    token_ids, class_ids, visible, masked = tokens
+    net = build(kind, **options).train()
+    part = Partition(masked, visible[:, 4:], visible[:, :4])
+    condition = net.condition(class_ids)
+    with torch.no_grad():
+        cached = part.encode_cached(net, token_ids, condition)
+    logits, _ = part.predict(net, token_ids, condition, cached)
+    logits.square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
