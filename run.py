@@ -10,10 +10,10 @@ from experiments.command_line import explain_errors, run_task
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
-def main(config: DictConfig) -> None:
-    """Runs the task that the configuration names."""
-    with explain_errors(sys.argv):  # inside too, or Hydra adds words of its own
-        run_task(config)
+def main(config: DictConfig) -> float | tuple[float, ...] | None:
+    """Runs the task that the configuration names; gives a sweeper its objective."""
+    with explain_errors(sys.argv, inside=True):  # too, or Hydra adds words of its own
+        return run_task(config)
 
 
 if __name__ == "__main__":

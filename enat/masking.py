@@ -91,6 +91,16 @@ def falling(progress: float) -> float:
     return 1 - progress
 
 
+def square(progress: float) -> float:
+    """From 1 down to 0, late: a concave curve, few tokens first."""
+    return 1 - progress**2
+
+
+def square_root(progress: float) -> float:
+    """From 1 down to 0, early: a convex curve, many tokens first."""
+    return 1 - math.sqrt(progress)
+
+
 def rising(progress: float) -> float:
     """From 0 up to 1 in a straight line."""
     return progress

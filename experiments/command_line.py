@@ -17,7 +17,6 @@ import lightning as L
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
-from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from enat.errors import InputError
 from enat.files import write_atomically
 from experiments.config_check import check_config
+from experiments.multirun import JobError, is_job, objectives, run_job
 
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
@@ -44,7 +44,7 @@ def _run_folder(folder: str, resume: bool) -> str:
 
 def _sweep_of(setting: str) -> str | None:
     """In a multirun, the name of its folder (`group`) or the number of the job (`job`); otherwise None."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not is_job():
         return None
     return Path(HydraConfig.get().sweep.dir).name if setting == "group" else f"{HydraConfig.get().job.num}"
 
@@ -55,8 +55,11 @@ OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, repla
 OmegaConf.register_new_resolver("sweep_of", _sweep_of, replace=True)
 
 
-def run_task(config: DictConfig) -> None:
+def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
     """Runs `config.task` in Hydra's output folder; prints and writes its results.
+
+    Returns:
+        What `config.objective` names of the results, for a sweeper.
 
     Raises:
         SystemExit: with status 1 if the task's results say that it did not pass.
@@ -64,6 +67,16 @@ def run_task(config: DictConfig) -> None:
     output = Path(HydraConfig.get().runtime.output_dir)
     output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     config.output = str(output)
+    if is_job():
+        results = run_job(output, config.resume, lambda: _results(config, output), lambda error: explain(error)[0])
+    else:
+        results = _results(config, output)
+        if not results.get("passed", True):
+            raise SystemExit(1)
+    return objectives(config.objective, results) if rank_zero_only.rank == 0 else None  # type: ignore[attr-defined]
+
+
+def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     check_config(config, "task")
     if type(config.seed) is not int or not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed}: expected an integer from 0 to {2**32 - 1}.")
@@ -72,14 +85,13 @@ def run_task(config: DictConfig) -> None:
     if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
         # A read-only view, which `instantiate` passes on as it is.
         extra["settings"] = MappingProxyType(_plain(config))
-    results = instantiate(config.task, _partial_=True, **extra)()  # built first, so that its own errors stay apart
+    results: dict[str, Any] = instantiate(config.task, _partial_=True, **extra)()  # built first: its errors stay apart
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         write_atomically(output / "results.json", json.dumps(results, indent=1).encode())
         shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         print(f"Results: {output / 'results.json'}")
         print(json.dumps(results))
-    if not results.get("passed", True):
-        raise SystemExit(1)
+    return results
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -89,10 +101,11 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
+def explain_errors(arguments: Sequence[str], inside: bool = False) -> Iterator[None]:
     """Ends the program with one sentence on bad input: status 2 for an option, 1 for a file or a value.
 
-    With HYDRA_FULL_ERROR=1 or `debug=true` errors stay as they are. So do those that are not the user's.
+    With HYDRA_FULL_ERROR=1 or `debug=true` errors stay as they are. So do those that are not the user's, and, `inside`
+    of Hydra, a job's, so that Hydra goes on with the other jobs.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" and "ENAT_PLAIN_ERRORS" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints and exits by itself
@@ -102,26 +115,31 @@ def explain_errors(arguments: Sequence[str]) -> Iterator[None]:
     os.environ["ENAT_PLAIN_ERRORS"] = "1"  # so that the processes of other ranks know who set the former
     try:
         yield
-    except InputError as error:
-        _leave(str(error), 1)
-    except InstantiationException as error:
+    except (Exception, KeyboardInterrupt) as error:
+        sentence, status = explain(error)
+        if sentence is None or (inside and isinstance(error, JobError)):
+            raise
+        print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
+        raise SystemExit(status) from error
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """An error in one sentence, and the status to leave with; no sentence for one that is not the user's."""
+    if isinstance(error, InputError | JobError):
+        return str(error), 1
+    if isinstance(error, InstantiationException):
         # A library's constructor that refuses a value is the user's matter too.
         cause = _cause(error, (InputError, MisconfigurationException, ValueError, TypeError, ImportError))
-        if cause is None:
-            raise
         key = str(error).rpartition("full_key: ")[2].removeprefix("task").strip(".\n")
-        _leave(f"{key}: {cause}" if key else str(cause), 1)
-    except MisconfigurationException as error:
-        _leave(f"trainer: {error}", 1)
-    except (HydraException, OmegaConfBaseException) as error:
+        return (None if cause is None else f"{key}: {cause}" if key else str(cause)), 1
+    if isinstance(error, MisconfigurationException):
+        return f"trainer: {error}", 1
+    if isinstance(error, HydraException | OmegaConfBaseException):
         cause = _cause(error, (InputError,))
-        _leave(_explain(error) if cause is None else str(cause), 2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _leave(f"{error.filename}: {error.strerror}.", 1)
-    except KeyboardInterrupt:
-        _leave("interrupted.", 130)
+        return (_explain_option(error) if cause is None else str(cause)), 2
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}.", 1
+    return ("interrupted." if isinstance(error, KeyboardInterrupt) else None), 130
 
 
 def _cause(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
@@ -132,12 +150,7 @@ def _cause(error: BaseException, kinds: tuple[type[BaseException], ...]) -> Base
     return cause
 
 
-def _leave(sentence: str, status: int) -> None:
-    print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
-    raise SystemExit(status)
-
-
-def _explain(error: Exception) -> str:
+def _explain_option(error: BaseException) -> str:
     """One sentence for an error of Hydra or OmegaConf."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name = lines[0].split("'")[1] if isinstance(error, ConfigCompositionException) and "'" in lines[0] else ""

@@ -28,6 +28,7 @@ from enat.weights import load_weights
 from experiments.command_line import UNFINISHED
 from experiments.progress import ImageProgress
 from experiments.provenance import provenance, sampler_settings
+from experiments.workload import sampling_cost
 
 OVER_SEEDS = "_std_over_seeds"  # beside a mean; `..._std` is over the splits or subsets of one set of images
 
@@ -262,6 +263,7 @@ def evaluate(
         "by_seed": {str(seed): result.scores for seed, result in zip(seeds, results, strict=True)},
         "images_sha256": [result.sha256 for result in results],
         "images": [file for result in results for file in result.files],
+        "cost": sampling_cost(checkpoint.net, sampler, evaluation.block_size),
         "settings": identity,
         "reference": results[0].reference,
         **checkpoint.facts,

@@ -29,6 +29,7 @@ from enat.tokenizer import Tokenizer
 from enat.weights import read_file
 from experiments.evaluate import print_scores, score
 from experiments.provenance import commit
+from experiments.workload import sampling_cost
 
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
 
@@ -207,5 +208,6 @@ def train(
     grids = [callback for callback in callbacks.values() if isinstance(callback, SampleGrid)]
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
+    cost = sampling_cost(module.averaged_net.eval(), sampler, evaluation.block_size if evaluation else 1)
     paths = {"checkpoint": str(last), "pictures": pictures}
-    return {**scores, "scores": by_protocol, "yardsticks": rows, "steps": fitter.global_step, **paths}
+    return {**scores, "scores": by_protocol, "yardsticks": rows, "steps": fitter.global_step, "cost": cost, **paths}

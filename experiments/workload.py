@@ -9,11 +9,15 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 
 from enat.flops import measured_peak
 from enat.module import MaskedTokenModule
+from enat.net import ENAT
 from enat.randomness import rng_for
+from enat.sampler import Sampler
 
 Work = Callable[[], object]
 
@@ -86,6 +90,24 @@ class Generation:
     def __call__(self) -> torch.Tensor:
         ids: torch.Tensor = self.sampler(self.net, self.class_ids, self.generator)
         return ids
+
+
+def sampling_cost(net: ENAT, sampler: Sampler, batch_size: int) -> dict[str, float]:
+    """What an image costs, without decoding: `parameters`, `gflop_per_image`, and `images_per_second` at a batch.
+
+    Operations are counted by torch while one image is sampled, attention included.
+    """
+    device = net.head_bias.device
+    eager = copy(sampler)
+    eager.compile = False  # the counter sees no compiled operations
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        Generation(net, eager, 1, device)()
+    seconds = Clock(device, net.head_bias.dtype, 0.5).time(Generation(net, sampler, batch_size, device))
+    return {
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "gflop_per_image": counter.get_total_flops() / 1e9,
+        "images_per_second": batch_size / seconds,
+    }
 
 
 class TrainingSteps:

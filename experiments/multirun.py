@@ -1,0 +1,91 @@
+"""A job of a multirun keeps what it was asked for and how it ended; the same sweep again runs what is missing."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
+
+from enat.errors import InputError
+from enat.files import write_atomically
+
+
+class JobError(Exception):
+    """A job that did not end well; the sweep goes on with the others, and ends with this."""
+
+
+def is_job() -> bool:
+    """Whether this is a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def run_job(
+    output: Path, resume: bool, work: Callable[[], dict[str, Any]], explain: Callable[[BaseException], str | None]
+) -> dict[str, Any]:
+    """Runs a job, unless its results are there.
+
+    Args:
+        output: its folder; `job.json` there has its number, its overrides, and its error if there is one.
+        resume: whether results that are there count.
+        work: gives the results, and writes them into the folder too.
+        explain: an error in a sentence, or None for one that is not the user's.
+
+    Returns:
+        The results.
+
+    Raises:
+        InputError: if the folder is another job's.
+        JobError: for any error of the work.
+    """
+    overrides = [text for text in HydraConfig.get().overrides.task if not text.lstrip("+").startswith("resume=")]
+    record, results = output / "job.json", output / "results.json"
+    if resume and record.exists():
+        earlier = json.loads(record.read_text())["overrides"]
+        if sorted(earlier) != sorted(overrides):
+            raise InputError(
+                f"{output}: the folder is that of another job ({' '.join(earlier)}); expected another hydra.sweep.dir."
+            )
+        if results.exists():
+            rank_zero_only(print)(f"{output}: done already.")
+            return dict(json.loads(results.read_text()))
+
+    @rank_zero_only
+    def keep(error: str | None) -> None:
+        content = {"number": HydraConfig.get().job.num, "overrides": overrides, "error": error}
+        write_atomically(record, json.dumps(content, indent=1).encode())
+
+    keep(None)
+    try:
+        return work()
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            traceback.print_exc()
+            sentence = f"{type(error).__name__}: {error}"
+        keep(" ".join(sentence.split()))
+        rank_zero_only(print)(f"{output}: failed: {sentence}", file=sys.stderr)
+        raise JobError(
+            f"{output}: {sentence} The other jobs went on; the same command runs what is missing."
+        ) from error
+
+
+def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tuple[float, ...] | None:
+    """What a sweeper minimises or maximises: results by name, such as `fid` or `cost.gflop_per_image`.
+
+    Raises:
+        InputError: if there is no such number.
+    """
+    values = []
+    for name in names or []:
+        value: Any = results
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            raise InputError(f"objective={name}: the results have no such number.")
+        values.append(float(value))
+    return values[0] if len(values) == 1 else tuple(values) or None
