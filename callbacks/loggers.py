@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 BEST = {"val/fid": "min", "val/inception_score": "max", "val/loss": "min", "val/accuracy": "max"}
@@ -71,3 +72,15 @@ class StepWandbLogger(WandbLogger):
         run.log({**new, "step": step})
         self.logged |= dict.fromkeys((name.partition("/")[0] for name in new), step)
         self.record.write_text(json.dumps(self.logged))
+
+
+def log_table(
+    logger: Mapping[str, Logger | None], title: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]
+) -> None:
+    """Gives rows and pictures to Weights & Biases, if it is among the loggers, and ends its run."""
+    for log in logger.values():
+        if isinstance(log, WandbLogger):
+            log.log_table(title, list(rows[0]), [list(row.values()) for row in rows])
+            for picture in pictures:
+                log.log_image(picture.stem.replace("_", " "), [str(picture)])
+            log.experiment.finish()

@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from enat.errors import InputError
 from enat.files import write_atomically
 
+JOB = "job.json"  # in the folder of a job
+
 
 class JobError(Exception):
     """A job that did not end well; the sweep goes on with the others, and ends with this."""
@@ -43,7 +45,7 @@ def run_job(
         JobError: for any error of the work.
     """
     overrides = [text for text in HydraConfig.get().overrides.task if not text.lstrip("+").startswith("resume=")]
-    record, results = output / "job.json", output / "results.json"
+    record, results = output / JOB, output / "results.json"
     if resume and record.exists():
         earlier = json.loads(record.read_text())["overrides"]
         if sorted(earlier) != sorted(overrides):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 
+from callbacks.loggers import log_table
 from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation, Scores
 from enat.sampler import Sampler
@@ -103,7 +104,7 @@ def sampler_sweep(
     print_scores(done, found.notes, skipped)
     rows = [row for row in table if row["protocol"] == table[0]["protocol"]]
     plot(rows, names, table[0]["protocol"], folder / "fid_is.png")
-    log_table(logger, table, folder / "fid_is.png")
+    log_table(logger, "sampler settings", table, [folder / "fid_is.png"])
     return {
         "best": min(rows, key=lambda row: row["fid"]),
         "rows": table,
@@ -114,15 +115,6 @@ def sampler_sweep(
         **checkpoint.facts,
         **provenance(checkpoint.device, processes.size),
     }
-
-
-def log_table(logger: Mapping[str, Logger | None], rows: Sequence[Mapping[str, Any]], picture: Path) -> None:
-    """Gives rows and picture to Weights & Biases, if it is among the loggers."""
-    for log in logger.values():
-        if isinstance(log, WandbLogger):
-            log.log_table("sampler settings", list(rows[0]), [list(row.values()) for row in rows])
-            log.log_image("FID over Inception Score", [str(picture)])
-            log.experiment.finish()
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,98 @@
+"""Studies run in one command: what is missing, and nothing else; a failure stops no other job, and is not hidden."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments.multirun import objectives
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["experiment=debug", "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid=null"]
+STUDIES = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml") if "study" not in path.stem)
+
+
+def sweep(*arguments):
+    return subprocess.run(
+        [sys.executable, "run.py", "-m", *SMALL, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_study_is_run_once_and_a_failure_is_told(tmp_path):
+    """Of four jobs one fails; it and one whose folder is removed are run again, by the same command."""
+    options = [
+        "+sweep=disentangle",
+        "variant=enat,nat",
+        "seed=0",
+        "module.net.num_heads=4,5",
+        f"hydra.sweep.dir={tmp_path}",
+    ]
+    first = sweep(*options)
+    assert first.returncode == 1
+    assert "module.net: width=32: expected a multiple of num_heads=5. The other jobs went on" in first.stderr
+    assert "Traceback" not in first.stderr
+    jobs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/job.json")}
+    assert len(jobs) == 4
+    failed = {name for name, content in jobs.items() if content["error"]}
+    assert failed == {name for name in jobs if "num_heads=5" in name}
+    done = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
+    assert set(done) == set(jobs) - failed
+    (gone,) = (name for name in done if "variant=nat" in name)
+    shutil.rmtree(tmp_path / gone)
+    second = sweep(*options)
+    assert second.returncode == 1
+    assert second.stdout.count("done already") == 1
+    again = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
+    assert set(again) == set(done)
+    assert {name for name in done if again[name] != done[name]} == {gone}
+    other = sweep(*options, "study=other")
+    assert "the folder is that of another job" in other.stderr
+    assert other.returncode == 1
+
+
+def test_sampler_study(command, tmp_path):
+    command(*SMALL, f"output={tmp_path}/run")
+    options = ["+sweep=steps", f"weights={tmp_path}/run/checkpoints/last.ckpt", "sampler.num_steps=1,2", "seed=3"]
+    assert sweep(*options, f"hydra.sweep.dir={tmp_path}/study").returncode == 0
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("study/*/results.json"))]
+    assert [result["settings"]["sampler"]["num_steps"] for result in results] == [1, 2]
+    assert results[0]["cost"]["gflop_per_image"] < results[1]["cost"]["gflop_per_image"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_has_jobs(name):
+    """All of its jobs can be composed, and differ in what varies and in the seed."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [f"+sweep={name}"], return_hydra_config=True)
+        params = dict(config.hydra.sweeper.params)
+        assert params.pop("seed", "0,1,2") == "0,1,2"
+        ((option, values),) = list(params.items()) if "optuna" not in name else [("seed", "0,1")]
+        chosen = [f"{option}={value}" for value in _split(str(values))]
+        assert len(chosen) >= 2
+        jobs = [compose("config", [f"+sweep={name}", job]) for job in chosen]
+    assert len({json.dumps(str(job)) for job in jobs}) == len(jobs)
+
+
+def _split(values: str) -> list[str]:
+    """At commas outside of braces."""
+    parts, depth = [""], 0
+    for character in values:
+        depth += (character == "{") - (character == "}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def test_objectives():
+    results = {"fid": 2.0, "cost": {"gflop_per_image": 3}}
+    assert objectives(["fid"], results) == 2.0
+    assert objectives(["fid", "cost.gflop_per_image"], results) == (2.0, 3.0)
+    assert objectives(None, results) is None
