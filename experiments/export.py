@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 
 from enat.files import sha256_of, write_atomically
+from enat.layers import Block
 from enat.net import ENAT
 from enat.official import to_official
 from enat.weights import load_weights
@@ -23,17 +24,15 @@ def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
         output: folder of the files.
 
     Returns:
-        The files, the sha256 of each, and where the weights come from.
+        The files, the sha256 of each, and where the weights come from; of a variant of ENAT, no official file.
     """
     source = load_weights(net, weights)
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     ours, official = Path(output) / "weights.safetensors", Path(output) / "nnet_ema.pth"
     write_atomically(ours, save(state, {name: str(size) for name, size in net.sizes.items()}))
+    results = {"safetensors": str(ours), "safetensors_sha256": sha256_of(ours), **source}
+    if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):
+        print("A variant of ENAT: there is no official file of such a network.")
+        return results
     write_atomically(official, lambda file: torch.save(to_official(state), file))
-    return {
-        "safetensors": str(ours),
-        "safetensors_sha256": sha256_of(ours),
-        "official": str(official),
-        "official_sha256": sha256_of(official),
-        **source,
-    }
+    return {**results, "official": str(official), "official_sha256": sha256_of(official)}

@@ -1,0 +1,98 @@
+"""The similarity study measures what changes, and where."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from experiments.similarity import changes, distance_to, near_share, summarize
+
+SIDE = 5
+
+
+class Neighbours(SimpleNamespace):
+    """A network whose features of a token are of the visible tokens next to it, and of nothing else."""
+
+    mask_token_id, width = 9, SIDE**2 + 1
+
+    def condition(self, class_ids):
+        return None
+
+    def features(self, positions, visible):
+        seen = torch.zeros(len(positions), SIDE**2)
+        seen.scatter_(1, visible, 1.0)
+        places = torch.arange(SIDE**2)
+        row, column = places // SIDE, places % SIDE
+        near = ((row[:, None] - row).abs() <= 1) & ((column[:, None] - column).abs() <= 1)
+        every = torch.cat([near * seen[:, None], torch.ones(len(positions), SIDE**2, 1)], dim=2)
+        return every.gather(1, positions.unsqueeze(2).expand(-1, -1, self.width))
+
+    def encode(self, token_ids, revealed, condition):
+        self.visible = revealed
+        return self.features(revealed, revealed)
+
+    def decode(self, encoded, masked, condition):
+        return self.features(masked, self.visible)
+
+
+@pytest.fixture
+def states():
+    """Three steps of two images: four tokens visible, then eight, then nine."""
+    torch.manual_seed(0)
+    order = torch.rand(2, SIDE**2).argsort(dim=1)
+    full = torch.zeros(2, SIDE**2, dtype=torch.long)
+    return [full.scatter(1, order[:, count:], 9) for count in (0, 4, 8, 9)], order
+
+
+def test_distances():
+    torch.manual_seed(0)
+    revealed = torch.rand(3, SIDE**2).argsort(dim=1)[:, :2]
+    found = distance_to(revealed, SIDE**2)
+    for image in range(3):
+        for token in range(SIDE**2):
+            apart = [
+                max(abs(token // SIDE - new // SIDE), abs(token % SIDE - new % SIDE))
+                for new in revealed[image].tolist()
+            ]
+            assert found[image, token] == min(apart)
+
+
+def test_only_neighbours_of_new_tokens_change(states):
+    token_ids, order = states
+    found = list(changes(Neighbours(), token_ids, torch.tensor([0, 1])))
+    assert [(one.step, one.kind) for one in found] == [
+        (2, "visible"), (2, "masked"), (3, "visible"), (3, "masked"),
+    ]  # fmt: skip
+    for one in found:
+        assert torch.allclose(one.similarity[one.distance > 1], torch.tensor(1.0))
+        assert (one.similarity[one.distance == 1] < 0.999).all()
+    assert torch.equal(found[0].positions.sort().values, order[:, :4].sort().values)  # visible at both steps
+    assert torch.equal(found[1].positions.sort().values, order[:, 8:].sort().values)  # masked at both
+    table = summarize(found)
+    assert table["tokens"].sum() == 2 * (4 + 17 + 8 + 16)
+    for kind in ("visible", "masked"):
+        assert near_share(table, kind)["change"] == pytest.approx(1)
+        assert 0 < near_share(table, kind)["tokens"] < 1
+
+
+def test_task(command, tmp_path):
+    command("experiment=debug", f"output={tmp_path}/run")
+    weights = f"weights={tmp_path}/run/checkpoints/last.ckpt"
+    options = ["experiment=debug", "task=similarity", weights, "num_images=7", "batch_size=3"]
+    outcome = command(*options, "sampler.num_steps=4", f"output={tmp_path}/s")
+    table = pd.read_csv(outcome.results["table"])
+    left = [59, 45, 24]  # floor(64 cos(pi r / 2)) of 64 tokens are masked after the steps
+    assert list(table.groupby(["kind", "step"])["tokens"].sum()) == [
+        7 * left[1], 7 * left[2], 7 * (64 - left[0]), 7 * (64 - left[1]),
+    ]  # fmt: skip
+    with Image.open(outcome.results["plot"]) as picture:
+        assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
+    for option, sentence in {
+        "num_images=0": "num_images=0, batch_size=3: expected at least 1",
+        "sampler.num_steps=2": "sampler.num_steps=2: expected at least 3",
+        "module.net.num_tokens=60": "num_tokens=60: expected a square",
+    }.items():
+        wrong = command(*options, option, f"output={tmp_path}/w")
+        assert (wrong.status, sentence in wrong.err) == (1, True), wrong.err
