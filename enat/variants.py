@@ -77,7 +77,10 @@ class NAT(ENAT):
         return x
 
     def encode(self, *_: Any) -> Tensor:
-        raise InputError("NAT: it reuses nothing; expected module.masking.reuse_prob=0 with it.")
+        raise InputError(
+            "NAT: it has no features of visible tokens alone, to reuse or to compare; expected module.masking.reuse_prob=0 "
+            "in training, or another variant."
+        )
 
     def forward(
         self, token_ids: Tensor, revealed: Tensor, masked: Tensor, condition: Tensor, cached: Tensor | None = None
