@@ -78,8 +78,8 @@ class NAT(ENAT):
 
     def encode(self, *_: Any) -> Tensor:
         raise InputError(
-            "NAT: it has no features of visible tokens alone, to reuse or to compare; expected module.masking.reuse_prob=0 "
-            "in training, or another variant."
+            "NAT: it has no features of visible tokens alone, to reuse or to compare; expected "
+            "module.masking.reuse_prob=0 in training, or another variant."
         )
 
     def forward(
