@@ -178,45 +178,44 @@ def benchmark(
         precisions: of `DTYPES`.
         batch_sizes: of sampling; 1 joins them, and the largest is that of the tokenizer.
         train_batch: samples of a training step; None for no training.
-        curves: over `num_steps`, and over `resolution` in multiples of the experiment's, at a `batch`; None for no
-            such curve. The same batch serves the comparison with what each optimisation leaves out.
+        curves: over `num_steps`, and over `resolution` in multiples of the experiment's, or None; at a `batch`, which
+            is also that of what each optimisation gives.
         seconds: for which each work is repeated.
         fabric: one device.
-        output: folder of `benchmark.png`; `benchmark.json` is written after each precision.
+        output: folder of `benchmark.png`, and `benchmark.json`, written after each precision.
         settings: the whole configuration.
 
     Raises:
         InputError: for an unknown precision, or a size below 1.
     """
-    if not precisions or any(name not in DTYPES for name in precisions):
+    if not precisions or set(precisions) - set(DTYPES):
         raise InputError(f"precisions={precisions}: expected some of {', '.join(DTYPES)}.")
     if (
         min([1 if train_batch is None else train_batch, curves["batch"], *batch_sizes]) < 1
         or seconds <= 0
         or not batch_sizes
     ):
-        raise InputError(
-            f"train_batch={train_batch}, batch_sizes={batch_sizes}, curves.batch={curves['batch']}, seconds={seconds}: "
-            "expected all above 0."
+        sizes = (
+            f"train_batch={train_batch}, batch_sizes={batch_sizes}, curves.batch={curves['batch']}, seconds={seconds}"
         )
-    device, net = fabric.device, module.net
+        raise InputError(f"{sizes}: expected all above 0.")
     by_precision: dict[str, dict[str, Any]] = {}
     for name in precisions:
-        clock = Clock(device, DTYPES[name], seconds)
+        clock = Clock(fabric.device, DTYPES[name], seconds)
         by_precision[name] = measure(module, sampler, tokenizer, batch_sizes, train_batch, curves, clock)
         write_atomically(Path(output) / "benchmark.json", json.dumps(by_precision, indent=1).encode())  # so far
-    steps, path = sampling_steps(net, sampler()), Path(output) / "benchmark.png"
+    steps, path = sampling_steps(module.net, sampler()), Path(output) / "benchmark.png"
     print_tables(by_precision)
     plot(by_precision, steps, path)
     return {
         **by_precision[precisions[0]],
         "precisions": by_precision,
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
         "steps": steps,
         "plot": str(path),
         "sampler": sampler_settings(settings),
         "threads": torch.get_num_threads(),
-        **provenance(device, 1),
+        **provenance(fabric.device, 1),
     }
 
 

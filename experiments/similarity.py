@@ -98,6 +98,13 @@ def near_share(table: pd.DataFrame, kind: str, distance: int = 1) -> dict[str, f
     }
 
 
+def mean_similarity(table: pd.DataFrame, kind: str) -> dict[str, float]:
+    """Of the tokens of a kind, by distance, over all steps."""
+    rows = table[table["kind"] == kind]
+    sums = rows.assign(total=rows["similarity"] * rows["tokens"]).groupby("distance")[["total", "tokens"]].sum()
+    return {str(distance): float(row["total"] / row["tokens"]) for distance, row in sums.iterrows()}
+
+
 def plot(table: pd.DataFrame, example: Change, revealed: Tensor, side: int, path: Path) -> None:
     """Change over distance, a thin line for each step; and one image's visible tokens at one step."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -129,6 +136,25 @@ def plot(table: pd.DataFrame, example: Change, revealed: Tensor, side: int, path
     figure.savefig(path, dpi=120)
 
 
+def check_sizes(net: ENAT, sampler: Sampler, num_images: int, batch_size: int) -> int:
+    """The side of the grid.
+
+    Raises:
+        InputError: for a sampler of fewer than three steps, which has no two with visible tokens; sizes below 1; a grid
+            that is no square.
+    """
+    if min(num_images, batch_size) < 1:
+        raise InputError(f"num_images={num_images}, batch_size={batch_size}: expected at least 1.")
+    if sampler.num_steps < 3:
+        raise InputError(
+            f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible tokens."
+        )
+    side = math.isqrt(net.num_tokens)
+    if side**2 != net.num_tokens:
+        raise InputError(f"module.net.num_tokens={net.num_tokens}: expected a square, for distances on the grid.")
+    return side
+
+
 @torch.no_grad()
 def similarity(
     net: ENAT,
@@ -157,18 +183,9 @@ def similarity(
         `by_distance`; the files, and where the weights come from.
 
     Raises:
-        InputError: for a sampler of fewer than three steps, which has no two with visible tokens; sizes below 1; a grid
-            that is no square.
+        InputError: see `check_sizes`.
     """
-    if min(num_images, batch_size) < 1:
-        raise InputError(f"num_images={num_images}, batch_size={batch_size}: expected at least 1.")
-    if sampler.num_steps < 3:
-        raise InputError(
-            f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible tokens."
-        )
-    side = math.isqrt(net.num_tokens)
-    if side**2 != net.num_tokens:
-        raise InputError(f"module.net.num_tokens={net.num_tokens}: expected a square, for distances on the grid.")
+    side = check_sizes(net, sampler, num_images, batch_size)
     source, device = load_weights(net, weights), device_for(accelerator)
     net.to(device).eval()
     generator = torch.Generator(device).manual_seed(seed)
@@ -193,12 +210,5 @@ def similarity(
         print(
             f"{kind} tokens: {shares['tokens']:.0%} are next to a new one, with {shares['change']:.0%} of the change."
         )
-    by_distance = {
-        kind: {
-            str(distance): float((rows["similarity"] * rows["tokens"]).sum() / rows["tokens"].sum())
-            for distance, rows in table[table["kind"] == kind].groupby("distance")
-        }
-        for kind in KINDS
-    }
     files = {"table": str(folder / "similarity.csv"), "plot": str(folder / "similarity.png")}
-    return {"near": near, "by_distance": by_distance, **files, **source}
+    return {"near": near, "by_distance": {kind: mean_similarity(table, kind) for kind in KINDS}, **files, **source}

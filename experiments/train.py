@@ -178,7 +178,7 @@ def train(
     Returns:
         The scores of the averaged network, those of the yardsticks, the checkpoint and the pictures.
     """
-    folder = Path(output)
+    folder, last = Path(output), Path(output) / "checkpoints" / "last.ckpt"
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     found = resume_point(folder / "checkpoints", settings, module) if resume else None
     fitter = build_trainer(trainer, callbacks, logger)
@@ -193,7 +193,6 @@ def train(
     if found is not None:
         announce(*found, fitter.world_size)
     fitter.fit(module, datamodule=data, ckpt_path=found and found[0], weights_only=True)
-    last = folder / "checkpoints" / "last.ckpt"
     if not isinstance(checkpoints, Checkpoints):
         fitter.save_checkpoint(last)
     nets = {"this network": module.averaged_net, "untrained network": untrained}
@@ -205,9 +204,9 @@ def train(
         log.finalize("success")
         if isinstance(log, WandbLogger):
             log.experiment.finish()
-    grids = [callback for callback in callbacks.values() if isinstance(callback, SampleGrid)]
+    grids = (callback for callback in callbacks.values() if isinstance(callback, SampleGrid))
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
+    facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
     cost = sampling_cost(module.averaged_net.eval(), sampler, evaluation.block_size if evaluation else 1)
-    paths = {"checkpoint": str(last), "pictures": pictures}
-    return {**scores, "scores": by_protocol, "yardsticks": rows, "steps": fitter.global_step, "cost": cost, **paths}
+    return {**scores, "scores": by_protocol, "yardsticks": rows, "cost": cost, **facts}

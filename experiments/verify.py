@@ -275,8 +275,7 @@ def verify(golden: str) -> dict[str, Any]:
         golden: a folder of golden tensors.
 
     Returns:
-        `passed`, a row per quantity, and the agreement in bfloat16; the command exits with status 1 where `passed` is
-        false.
+        `passed`, which is the exit status too, a row per quantity, and the agreement in bfloat16.
 
     Raises:
         InputError: if the folder lacks a file.

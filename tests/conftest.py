@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,17 +68,28 @@ def compose_config() -> Callable[..., DictConfig]:
     return call
 
 
+@pytest.fixture(scope="session")
+def make_net() -> Callable[..., ENAT]:
+    """Makes a small untrained network whose output depends on its input (a fresh one's blocks are identities)."""
+
+    def make(kind: type[ENAT] = ENAT, **options: Any) -> ENAT:
+        torch.manual_seed(0)
+        sizes = {"codebook_size": 12, "num_classes": 5, "num_tokens": 16, "width": 32, "num_heads": 4}
+        net = kind(**{**sizes, "encoder_depth": 2, "decoder_depth": 2, **options})
+        with torch.no_grad():
+            for block in net.blocks:
+                block.modulation.weight.normal_(std=0.1)
+                block.modulation.bias.normal_(std=0.1)
+            net.token_embedding.weight.normal_(std=0.5)
+        return net.eval()
+
+    return make
+
+
 @pytest.fixture
-def small_net() -> ENAT:
-    """An untrained network whose output depends on its input (a fresh one's blocks are identities)."""
-    torch.manual_seed(0)
-    net = ENAT(codebook_size=12, num_classes=5, num_tokens=16, width=32, num_heads=4, encoder_depth=2, decoder_depth=2)
-    with torch.no_grad():
-        for block in net.blocks:
-            block.modulation.weight.normal_(std=0.1)
-            block.modulation.bias.normal_(std=0.1)
-        net.token_embedding.weight.normal_(std=0.5)
-    return net.eval()
+def small_net(make_net) -> ENAT:
+    """A small ENAT."""
+    return make_net()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from enat.packed import PerSampleMasking
 from enat.sampler import Sampler, State
 from enat.variants import INTERACTIONS, NAT, KeyValueReuse, SeparateBlock
 
-SIZES = {"codebook_size": 12, "num_classes": 5, "num_tokens": 16, "width": 32, "num_heads": 4}
 VARIANTS = {
     "nat": (NAT, {}, 0.0),
     "nat, visible tokens alone": (NAT, {"interactions": INTERACTIONS[:2]}, 0.0),
@@ -24,18 +23,6 @@ VARIANTS = {
     "half": (ENAT, {}, 0.5),
     "nothing": (ENAT, {}, 0.0),
 }
-
-
-def build(kind=ENAT, encoder_depth=2, decoder_depth=2, **options):
-    """With weights that make the output depend on everything (a fresh network's blocks are identities)."""
-    torch.manual_seed(0)
-    net = kind(**SIZES, encoder_depth=encoder_depth, decoder_depth=decoder_depth, **options)
-    with torch.no_grad():
-        for block in net.blocks:
-            block.modulation.weight.normal_(std=0.1)
-            block.modulation.bias.normal_(std=0.1)
-        net.token_embedding.weight.normal_(std=0.5)
-    return net.eval()
 
 
 def sampler(reuse_share, num_steps=6):
@@ -50,18 +37,18 @@ def tokens():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_operations_are_those_that_torch_counts(name):
+def test_operations_are_those_that_torch_counts(name, make_net):
     kind, options, share = VARIANTS[name]
-    net, chosen = build(kind, **options), sampler(share)
+    net, chosen = make_net(kind, **options), sampler(share)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         token_ids = chosen(net, torch.tensor([0, 1, 2]))
     assert counter.get_total_flops() == 3 * sampling_flops(net, chosen)
     assert token_ids.max() < 12
 
 
-def test_a_share_of_nothing_reuses_nothing(monkeypatch):
+def test_a_share_of_nothing_reuses_nothing(monkeypatch, make_net):
     """Every step starts from scratch; a share of one is the sampler's usual way."""
-    net, class_ids = build(), torch.tensor([0, 1])
+    net, class_ids = make_net(), torch.tensor([0, 1])
     seen = []
     forward = ENAT.forward
 
@@ -80,9 +67,9 @@ def test_a_share_of_nothing_reuses_nothing(monkeypatch):
         assert [reused for _, reused, _ in seen] == [0, *(round(share * visible) for visible in before[1:])]
 
 
-def test_the_half_that_is_reused_is_the_older_one():
+def test_the_half_that_is_reused_is_the_older_one(make_net):
     """In the last step, the result depends on the stale features of the older half and not of the others."""
-    net = build()
+    net = make_net()
     state_tokens = torch.randint(12, (1, 16))
     condition = net.condition(torch.tensor([0]))
     known, revealed, masked = (torch.arange(*ends)[None] for ends in ((0, 8), (8, 12), (12, 16)))
@@ -108,10 +95,13 @@ def test_the_half_that_is_reused_is_the_older_one():
 
 
 @pytest.mark.parametrize("gone", INTERACTIONS)
-def test_an_interaction_that_is_switched_off_has_no_influence(gone):
+def test_an_interaction_that_is_switched_off_has_no_influence(gone, make_net):
     """In one block: the target's output is the same to the last bit, while other tokens of the source change."""
     source, target = gone.split("_to_")
-    whole, without = (build(NAT, 1, 1, interactions=kept) for kept in (INTERACTIONS, set(INTERACTIONS) - {gone}))
+    whole, without = (
+        make_net(NAT, encoder_depth=1, decoder_depth=1, interactions=kept)
+        for kept in (INTERACTIONS, set(INTERACTIONS) - {gone})
+    )
     for net in (whole, without):
         net.blocks = net.blocks[:1]
     torch.manual_seed(2)
@@ -141,19 +131,19 @@ def test_an_interaction_that_is_switched_off_has_no_influence(gone):
         assert not torch.equal(outputs(whole, 0), outputs(whole, noise))
 
 
-def test_masked_tokens_that_see_no_visible_ones_know_nothing(tokens):
+def test_masked_tokens_that_see_no_visible_ones_know_nothing(tokens, make_net):
     """Over all blocks: without visible_to_masked, the logits do not depend on the visible tokens."""
     token_ids, class_ids, visible, masked = tokens
     for kept, same in ((INTERACTIONS, False), ([n for n in INTERACTIONS if n != "visible_to_masked"], True)):
-        net = build(NAT, interactions=kept)
+        net = make_net(NAT, interactions=kept)
         condition = net.condition(class_ids)
         logits = [net(ids, visible, masked, condition)[0] for ids in (token_ids, (token_ids + 1) % 12)]
         assert torch.equal(*logits) == same
 
 
-def test_all_interactions_are_plain_attention(tokens):
+def test_all_interactions_are_plain_attention(tokens, make_net):
     token_ids, class_ids, visible, masked = tokens
-    net = build(NAT)
+    net = make_net(NAT)
     condition = net.condition(class_ids)
     expected = net(token_ids, visible, masked, condition)[0]
     x = net.embed(torch.cat([token_ids.gather(1, visible), torch.full((3, 9), 12)], 1), torch.cat([visible, masked], 1))
@@ -162,9 +152,9 @@ def test_all_interactions_are_plain_attention(tokens):
     assert torch.equal(expected, net.logits(x[:, 7:]))
 
 
-def test_nat_reuses_nothing(tokens):
+def test_nat_reuses_nothing(tokens, make_net):
     token_ids, class_ids, *_ = tokens
-    net = build(NAT)
+    net = make_net(NAT)
     with pytest.raises(InputError, match=r"sampler\.reuse_share=0"):
         sampler(1.0)(net, class_ids)
     part = RandomMasking(reuse_prob=1.0)(np.random.default_rng(3), 3, 16)
@@ -174,16 +164,16 @@ def test_nat_reuses_nothing(tokens):
     with pytest.raises(InputError, match="per_group"):
         part.predict(net, token_ids, net.condition(class_ids), None)
     with pytest.raises(InputError, match="interactions=visible_to_all"):
-        build(NAT, interactions=["visible_to_all"])
+        make_net(NAT, interactions=["visible_to_all"])
 
 
 # Separate self- and cross-attention
 
 
-def test_separate_attentions(tokens):
+def test_separate_attentions(tokens, make_net):
     """Without a context it is self-attention; with one, both residuals are those of the formula."""
     _, class_ids, _, _ = tokens
-    net = build(block=SeparateBlock)
+    net = make_net(block=SeparateBlock)
     block, condition = net.blocks[0], net.condition(class_ids)[0]
     x, context = torch.randn(3, 4, 32), normalize(torch.randn(3, 6, 32))
     with torch.no_grad():
@@ -208,10 +198,10 @@ def no_cross(condition):
 # Keys and values
 
 
-def test_keys_and_values_of_old_tokens_are_kept(tokens):
+def test_keys_and_values_of_old_tokens_are_kept(tokens, make_net):
     """Old tokens do not see the new ones; the new ones see what the old ones were in each block."""
     token_ids, class_ids, visible, _ = tokens
-    net = build(KeyValueReuse)
+    net = make_net(KeyValueReuse)
     condition = net.condition(class_ids)
     with torch.no_grad():
         old = net.encode(token_ids, visible[:, :4], condition)
@@ -230,9 +220,9 @@ def test_keys_and_values_of_old_tokens_are_kept(tokens):
         assert torch.equal(net.encode(token_ids, visible[:, 4:], condition, other)[:, 4:], every[:, 4:])
 
 
-def test_without_a_cache_keys_and_values_are_enat(tokens):
+def test_without_a_cache_keys_and_values_are_enat(tokens, make_net):
     token_ids, class_ids, visible, masked = tokens
-    net, enat = build(KeyValueReuse), build()
+    net, enat = make_net(KeyValueReuse), make_net()
     enat.load_state_dict(net.state_dict(), strict=False)
     with torch.no_grad():
         logits = [x(token_ids, visible, masked, x.condition(class_ids))[0] for x in (net, enat)]
@@ -240,10 +230,10 @@ def test_without_a_cache_keys_and_values_are_enat(tokens):
 
 
 @pytest.mark.parametrize("name", ["separate", "keys and values"])
-def test_every_weight_learns(name, tokens):
+def test_every_weight_learns(name, tokens, make_net):
     kind, options, _ = VARIANTS[name]
     token_ids, class_ids, visible, masked = tokens
-    net = build(kind, **options).train()
+    net = make_net(kind, **options).train()
     part = Partition(masked, visible[:, 4:], visible[:, :4])
     condition = net.condition(class_ids)
     with torch.no_grad():
