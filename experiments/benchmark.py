@@ -190,15 +190,12 @@ def benchmark(
     """
     if not precisions or set(precisions) - set(DTYPES):
         raise InputError(f"precisions={precisions}: expected some of {', '.join(DTYPES)}.")
-    if (
-        min([1 if train_batch is None else train_batch, curves["batch"], *batch_sizes]) < 1
-        or seconds <= 0
-        or not batch_sizes
-    ):
-        sizes = (
-            f"train_batch={train_batch}, batch_sizes={batch_sizes}, curves.batch={curves['batch']}, seconds={seconds}"
+    numbers = [curves["batch"], *batch_sizes, *([] if train_batch is None else [train_batch])]
+    if not batch_sizes or min(numbers) < 1 or seconds <= 0:
+        given = (
+            f"batch_sizes={batch_sizes}, curves.batch={curves['batch']}, train_batch={train_batch}, seconds={seconds}"
         )
-        raise InputError(f"{sizes}: expected all above 0.")
+        raise InputError(f"{given}: expected all above 0.")
     by_precision: dict[str, dict[str, Any]] = {}
     for name in precisions:
         clock = Clock(fabric.device, DTYPES[name], seconds)
