@@ -1,19 +1,20 @@
 """task=report: what runs have logged, as the panels of a dashboard; what a study has found, as a table and plots."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from callbacks.loggers import log_table
 from enat.errors import InputError
 from enat.files import write_atomically
 from experiments.multirun import JOB
-from experiments.study import Study, markdown_table
+from experiments.study import UNFINISHED, Study, markdown_table, natural, read_scalars, shown
 
 PANELS = {  # by section and title: series over `step`, which `task=dashboard` shows on W&B too
     "Scores": {
@@ -37,23 +38,16 @@ PANELS = {  # by section and title: series over `step`, which `task=dashboard` s
 }
 
 
-def read_scalars(run: Path) -> pd.DataFrame:
-    """The scalars of a run by optimiser step, one row each; what a later start logged replaces what an earlier did.
+MOST = 10  # groups with a colour and a name in one picture
+SCORES = {"fid": "FID", "inception_score": "Inception Score"}
 
-    Raises:
-        InputError: if a file can't be read.
-    """
-    parts: list[pd.DataFrame] = []
-    starts = sorted(run.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    for path in starts:
-        try:
-            rows = pd.read_csv(path).dropna(subset="step").groupby("step").first()
-        except pd.errors.EmptyDataError:  # stopped before its first scalar
-            continue
-        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
-            raise InputError(f"{path}: expected scalars with a column step: {error}") from error
-        parts = [part[part.index < rows.index.min()] for part in parts] + [rows]
-    return pd.concat(parts).sort_index() if parts else pd.DataFrame()
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """One legend for a whole figure, below it, in as many columns as there is room for."""
+    room = 0.6 + 0.062 * max(map(len, labels), default=0)  # inches
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / room)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def plot_panels(runs: dict[str, pd.DataFrame], path: Path) -> None:
@@ -77,110 +71,176 @@ def plot_panels(runs: dict[str, pd.DataFrame], path: Path) -> None:
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.3)
         row[0].set_ylabel(section, fontsize=11, fontweight="bold")
-    handles, labels = rows[0][2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), fontsize=8)
+    _legend(figure, *rows[0][2].get_legend_handles_labels())
     figure.savefig(path, dpi=110)
 
 
 def plot_over_cost(study: Study, path: Path) -> None:
-    """FID over operations, a point for each group with its deviation over seeds."""
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    """FID over operations, a point for each group; of many groups, those have names that no other beats in both."""
+    groups = study.groups.dropna(subset=["gflop_per_image", "fid"])
+    named = groups
+    if len(groups) > MOST:
+        cheapest = groups.sort_values(["gflop_per_image", "fid"])
+        best = cheapest["fid"].cummin()
+        named = cheapest[(best < best.shift()) | best.shift().isna()].nsmallest(MOST, "fid")
+        named = named.sort_values("gflop_per_image")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for number, (_, group) in enumerate(study.groups.iterrows()):
+    if len(named) < len(groups):
+        rest = groups.drop(named.index)
+        axes.plot(rest["gflop_per_image"], rest["fid"], "o", color="0.75", ms=4, label="other groups")
+        axes.plot(named["gflop_per_image"], named["fid"], color="0.6", lw=1, zorder=1)
+    for number, (_, group) in enumerate(named.iterrows()):
         place = group["gflop_per_image"], group["fid"]
         axes.errorbar(*place, yerr=group["fid_std"], fmt="o", color=f"C{number}", capsize=3, label=group["label"])
+    least, most = groups["gflop_per_image"].min(), groups["gflop_per_image"].max()
+    if most >= 16 * least > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xlim(0, 1.08 * most)  # or small differences look large
     axes.set(xlabel="GFLOP for an image", ylabel="FID")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    _legend(figure, *axes.get_legend_handles_labels())
+    figure.savefig(path, dpi=150)
 
 
-def plot_over_setting(study: Study, path: Path) -> None:
-    """FID and Inception Score over what varies: a line over numbers, points over words."""
-    scores = [name for name in ("fid", "inception_score") if name in study.groups and study.groups[name].notna().any()]
-    figure = Figure(figsize=(5.5 * len(scores), 4.2), layout="constrained")
-    groups = study.groups
-    values = groups[study.varied[0]] if len(study.varied) == 1 else groups["label"]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    places = list(values) if numeric else list(range(len(groups)))
-    order = sorted(range(len(groups)), key=lambda index: places[index])
-    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
-        chosen = groups.iloc[order]
-        axes.errorbar(
-            [places[index] for index in order], chosen[score], yerr=chosen[f"{score}_std"], capsize=3,
-            fmt="o-" if numeric else "o",
-        )  # fmt: skip
-        if numeric:
-            positive = [place for place in places if place > 0]
-            if positive and max(positive) / min(positive) >= 16:
-                axes.set_xscale("symlog", base=2, linthresh=min(positive))
-            axes.set_xticks(places, [f"{place:g}" for place in places])
-            axes.minorticks_off()
-            axes.set_xlabel(study.varied[0].replace("_", " "))
-        else:
-            axes.set_xticks(places, [textwrap.fill(label, 16) for label in groups["label"]], rotation=30, ha="right")
-            axes.margins(x=0.15)
-        axes.set_ylabel({"fid": "FID", "inception_score": "Inception Score"}[score])
+def _place_values(axes: Axes, name: str, values: Sequence[Any], numeric: bool) -> list[float]:
+    """Makes the horizontal axis that of a setting, of numbers or of words; gives the places of the values on it."""
+    axes.set_xlabel(name.replace("_", " "))
+    values = values if numeric else [shown(value).replace("_", " ") for value in values]
+    distinct = list(dict.fromkeys(values))
+    if not numeric:
+        axes.set_xticks(range(len(distinct)), [textwrap.fill(value, 16) for value in distinct])
+        axes.tick_params(axis="x", labelsize=8)
+        axes.margins(x=0.15)
+        return [distinct.index(value) for value in values]
+    positive = [value for value in distinct if value > 0]
+    if positive and max(positive) >= 8 * min(positive) and len(distinct) <= MOST:
+        axes.set_xscale("symlog", base=2, linthresh=min(positive))  # 0 has a place too
+    if len(distinct) <= MOST:
+        axes.set_xticks(distinct, [f"{value:g}" for value in distinct])
+        axes.minorticks_off()
+    return [float(value) for value in values]
+
+
+def plot_over_settings(study: Study, path: Path) -> None:
+    """Scores over what varies: lines over numbers; a row for each group of words; of more settings, a panel each."""
+    scores = {name: title for name, title in SCORES.items() if study.groups.notna().any().get(name, False)}
+    groups, across = study.groups, study.axis_and_lines(MOST)
+    if across is not None:
+        name, other = across
+        figure = Figure(figsize=(5 * len(scores), 4), layout="constrained")
+        for axes, (score, title) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
+            axes.set_ylabel(title)
+            _place_values(axes, name, sorted(groups[name]), numeric=True)
+            for value, line in groups.groupby(groups[other].map(shown), sort=False) if other else [("", groups)]:
+                line = line.sort_values(name)
+                label = f"{other} {value}".replace("_", " ")
+                axes.errorbar(
+                    line[name].astype(float), line[score], yerr=line[f"{score}_std"], fmt="o-", capsize=3, label=label
+                )
+        if other:
+            _legend(figure, *axes.get_legend_handles_labels())
+    elif len(groups) <= 2 * MOST:
+        labels = [label if len(label) <= 40 else label.replace(", ", ",\n") for label in groups["label"]]
+        height = sum(0.25 + 0.17 * len(label.splitlines()) for label in labels)
+        figure = Figure(figsize=(2.5 + 4 * len(scores), 1 + height), layout="constrained")
+        rows = range(len(groups))
+        all_axes = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
+        for axes, (score, title) in zip(all_axes, scores.items(), strict=True):
+            axes.errorbar(groups[score], rows, xerr=groups[f"{score}_std"], fmt="o", capsize=3)
+            axes.set(xlabel=title, ylim=(len(groups) - 0.5, -0.5))
+            for row in (row for row in rows if pd.isna(groups[score].iloc[row])):
+                axes.text(
+                    0.02, row, "no result", transform=axes.get_yaxis_transform(), color="0.5", fontsize=8, va="center"
+                )
+        all_axes[0].set_yticks(rows, labels)
+        all_axes[0].tick_params(axis="y", labelsize=9)
+    else:
+        figure = Figure(figsize=(3.6 * len(study.varied), 3.6), layout="constrained")
+        all_axes = figure.subplots(1, len(study.varied), squeeze=False, sharey=True)[0]
+        best = groups["fid"].argmin()
+        for axes, name in zip(all_axes, study.varied, strict=True):
+            places = _place_values(axes, name, list(groups[name]), study.is_numeric(name))
+            axes.errorbar(places, groups["fid"], yerr=groups["fid_std"], fmt="o", ms=4, alpha=0.6, label="a group")
+            axes.plot(places[best], groups["fid"].iloc[best], "*", color="C1", ms=13, label="the lowest FID")
+        all_axes[0].set_ylabel("FID")
+        _legend(figure, *all_axes[0].get_legend_handles_labels())
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=150)
 
 
 def plot_losses(study: Study, path: Path) -> bool:
     """Loss and FID over steps: the mean of a group's runs, and a band from the least to the most; whether there are."""
+    panels = {
+        "Training loss, running mean": "train/loss",
+        "Loss on held-out images": "val/loss",
+        "FID while training": "val/fid",
+    }
+    scalars = [
+        (label, [read for job in jobs["job"] if len(read := read_scalars(study.folders[job]))])
+        for label, jobs in study.members()
+    ]
+    if len(scalars) > MOST and "fid" in study.groups:
+        scalars = [scalars[index] for index in sorted(study.groups["fid"].nsmallest(MOST).index)]
+    scalars = [(label, runs) for label, runs in scalars if runs][:MOST]
     figure = Figure(figsize=(12, 4), layout="constrained")
-    panels = {"Training loss": "train/loss", "Loss on held-out images": "val/loss", "FID while training": "val/fid"}
-    drawn = False
     all_axes = figure.subplots(1, len(panels))
     for axes, (title, column) in zip(all_axes, panels.items(), strict=True):
-        for number, (label, jobs) in enumerate(study.members().items()):
-            runs = [read_scalars(study.folders[job]) for job in jobs["job"]]
+        for number, (label, runs) in enumerate(scalars):
             curves = [run[column].dropna() for run in runs if column in run]
-            if not curves:
-                continue
-            drawn, table = True, pd.concat(curves, axis=1)
+            table = pd.concat(curves, axis=1).sort_index() if curves else pd.DataFrame()
             if column == "train/loss":  # noisy: each step has masks of its own
                 table = table.rolling(max(1, len(table) // 10), min_periods=1).mean()
-            marker = "o" if len(table) < 15 else None
-            axes.plot(table.index, table.mean(axis=1), color=f"C{number}", marker=marker, ms=3, lw=1.2, label=label)
-            axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=f"C{number}", alpha=0.15, lw=0)
+            marker, color = "o" if len(table) < 15 else None, f"C{number}"
+            axes.plot(table.index, table.mean(axis=1), color=color, marker=marker, ms=3, lw=1.2, label=label)
+            axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.15, lw=0)
+        if column == "val/fid" and axes.dataLim.ymin > 0 and axes.dataLim.ymax > 10 * axes.dataLim.ymin:
+            axes.set_yscale("log")  # or the first score hides how the last ones differ
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-    if drawn:
-        handles, labels = max((axes.get_legend_handles_labels() for axes in all_axes), key=lambda pair: len(pair[1]))
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=8)
-        figure.savefig(path, dpi=120)
-    return drawn
+    if scalars:
+        if len(study.groups) > MOST:
+            figure.suptitle(f"{len(scalars)} of {len(study.groups)} groups, those with the lowest FID", fontsize=10)
+        _legend(figure, *all_axes[0].get_legend_handles_labels())
+        figure.savefig(path, dpi=150)
+    return bool(scalars)
 
 
 def write_study(study: Study, title: str, folder: Path, logger: Mapping[str, Logger | None]) -> dict[str, Any]:
     """Writes table, CSV and pictures of a study; gives their paths, the groups, and the number of jobs that failed."""
     pictures = []
-    scored = "fid" in study.groups and study.groups["fid"].notna().any()
-    if scored and study.varied:
-        plot_over_setting(study, folder / f"fid_over_{'_'.join(study.varied)}.png")
-        pictures.append(folder / f"fid_over_{'_'.join(study.varied)}.png")
-    if scored and "gflop_per_image" in study.groups:
-        plot_over_cost(study, folder / "fid_over_flops.png")
+    known = study.groups.notna().any()
+    if known.get("fid", False) and study.varied:
+        settings = "_".join(study.varied) if len(study.varied) <= 2 else "settings"
+        pictures.append(folder / f"fid_over_{settings}.png")
+        plot_over_settings(study, pictures[-1])
+    if known.get("fid", False) and known.get("gflop_per_image", False):
         pictures.append(folder / "fid_over_flops.png")
+        plot_over_cost(study, pictures[-1])
     if plot_losses(study, folder / "losses.png"):
         pictures.append(folder / "losses.png")
     study.jobs.to_csv(folder / "report.csv", index=False)
-    failed = int(study.jobs["error"].notna().sum())
-    text = [f"# {title}", f"{len(study.jobs)} jobs, {failed} of them without results." if failed else ""]
-    text += [
-        markdown_table(study),
-        "± is the standard deviation over seeds." if study.groups["seeds"].max() > 1 else "",
-    ]
+    errors = study.jobs["error"].dropna()
+    unfinished = int((errors == UNFINISHED).sum())
+    count = f"{len(study.jobs)} jobs: {len(errors) - unfinished} failed, {unfinished} not finished."
+    spread = "± is the sample standard deviation over seeds." if study.groups["seeds"].max() > 1 else ""
+    text = [f"# {title}", count if len(errors) else "", markdown_table(study), spread]
     text += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
     write_atomically(folder / "report.md", "\n\n".join(part for part in text if part).encode() + b"\n")
     table = study.groups.drop(columns="label").astype(object)
-    log_table(logger, title, table.where(table.notna(), None).to_dict("records"), pictures)
+    table = table.where(table.notna(), None)
+    words = {name: table[name].map(shown) for name in study.varied if not study.is_numeric(name)}
+    log_table(logger, title, table.assign(**words).to_dict("records"), pictures)  # W&B refuses columns of both
     return {
         "report": str(folder / "report.md"),
         "csv": str(folder / "report.csv"),
         "pictures": [str(picture) for picture in pictures],
-        "groups": table.where(table.notna(), None).to_dict("records"),
-        "failed": failed,
+        "groups": table.to_dict("records"),
+        "failed": len(errors),
     }
 
 
@@ -198,7 +258,7 @@ def report(runs: str | None, logger: Mapping[str, Logger | None], output: str) -
     if runs is None:
         raise InputError("runs=null: expected runs=DIR, the folder of a run or of several.")
     folder = Path(runs)
-    found = sorted({path.parents[2] for path in folder.rglob("metrics/version_*/metrics.csv")})
+    found = sorted({path.parents[2] for path in folder.rglob("metrics/version_*/metrics.csv")}, key=natural)
     jobs = any(folder.rglob(JOB))
     if not found and not jobs:
         raise InputError(f"runs={runs}: there is no run with metrics in it; expected one made with logger=csv.")

@@ -1,13 +1,16 @@
 """A study: the jobs of a multirun's folder, and the groups of jobs that differ in nothing but their seed."""
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from enat.errors import InputError
 from experiments.multirun import JOB
@@ -17,14 +20,39 @@ UNFINISHED = "not finished"
 
 
 def settings_of(overrides: list[str]) -> dict[str, Any]:
-    """What a job was asked for: `a.b=1` is the setting b, `a={b:1,c:2}` are b and c; values as YAML reads them."""
+    """What a job was asked for, as Hydra reads it: by full name, and of `a={b:1,c:2}` the settings a.b and a.c."""
     found: dict[str, Any] = {}
-    for text in overrides:
-        key, _, value = text.lstrip("+~").partition("=")
-        plain = yaml.safe_load(re.sub(r":(?=\S)", ": ", value)) if value.startswith("{") else yaml.safe_load(value)
-        name = re.split(r"[.@]", key)[-1]
-        found.update(plain if isinstance(plain, Mapping) else {name: str(plain) if plain is None else plain})
+    for override in OverridesParser.create().parse_overrides(overrides):
+        name, value = override.package or override.key_or_group, override.value()
+        parts = {f"{name}.{part}": one for part, one in value.items()} if isinstance(value, Mapping) else {name: value}
+        found |= {part: "null" if one is None else one for part, one in parts.items()}
     return found
+
+
+def read_scalars(run: Path) -> pd.DataFrame:
+    """The scalars of a run by optimiser step, one row each; what a later start logged replaces what an earlier did.
+
+    Raises:
+        InputError: if a file can't be read.
+    """
+    parts: list[pd.DataFrame] = []
+    starts = sorted(run.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for path in starts:
+        try:
+            rows = pd.read_csv(path).dropna(subset="step").groupby("step").first()
+        except pd.errors.EmptyDataError:  # stopped before its first scalar
+            continue
+        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+            raise InputError(f"{path}: expected scalars with a column step: {error}") from error
+        if len(rows):  # or stopped after the names of the columns
+            parts = [part[part.index < rows.index.min()] for part in parts] + [rows]
+    return pd.concat(parts).sort_index() if parts else pd.DataFrame()
+
+
+def natural(path: Path | str) -> list[tuple[float, str]]:
+    """A key to sort paths by, numbers in them as numbers: 2 comes before 10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(float(part), "") if part.isdigit() else (math.inf, part) for part in parts if part]
 
 
 class Study:
@@ -44,18 +72,24 @@ class Study:
     """
 
     def __init__(self, folder: Path):
-        read = sorted((self._read(path) for path in folder.rglob(JOB)), key=lambda job: job["number"])
+        read = sorted((self._read(path) for path in folder.rglob(JOB)), key=lambda job: job["order"])
         if not read:
             raise InputError(f"runs={folder}: there is no job of a multirun in it.")
         settings = pd.DataFrame([job["settings"] for job in read]).astype(object)
         settings = settings.where(settings.notna(), "default")
-        differ = [name for name in settings if settings[name].map(str).nunique() > 1]
-        self.varied = [name for name in differ if name != "seed"]
-        facts = pd.DataFrame([{"job": str(job["folder"].relative_to(folder)), **job["results"]} for job in read])
-        errors = pd.Series([job["error"] for job in read], name="error", dtype=object)
-        seeds = settings[["seed"]] if "seed" in settings else pd.DataFrame({"seed": ["default"] * len(read)})
-        self.jobs = pd.concat([facts[["job"]], settings[self.varied], seeds, facts.drop(columns="job"), errors], axis=1)
-        self.folders = {str(job["folder"].relative_to(folder)): job["folder"] for job in read}
+        seeds = list(settings["seed"]) if "seed" in settings else ["default"] * len(read)
+        differ = [name for name in settings if name != "seed" and settings[name].map(_same).nunique() > 1]
+        last = Counter(name.rpartition(".")[2] for name in differ)
+        short = {name: end if last[end := name.rpartition(".")[2]] == 1 else name for name in differ}
+        settings = settings[differ].rename(columns=short)
+        self.varied = list(short.values())
+        names = [str(job["folder"].relative_to(folder)) for job in read]
+        facts = pd.DataFrame([job["results"] for job in read], index=range(len(read)))
+        facts = facts.drop(columns=[*self.varied, "seed"], errors="ignore")  # such as the number of images
+        errors = pd.Series([job["error"] for job in read], dtype=object)
+        self.jobs = pd.concat([settings.assign(seed=seeds), facts, errors.rename("error")], axis=1)
+        self.jobs.insert(0, "job", names)
+        self.folders = {name: job["folder"] for name, job in zip(names, read, strict=True)}
         self.groups = self._grouped()
 
     @staticmethod
@@ -66,35 +100,54 @@ class Study:
             results = json.loads(results_file.read_text()) if results_file.exists() else None
             numbers = {
                 name: value
-                for name, value in {**(results or {}), **(results or {}).get("cost", {})}.items()
+                for name, value in {**(results or {}), **((results or {}).get("cost") or {})}.items()
                 if isinstance(value, int | float) and not isinstance(value, bool)
             }
             error = job["error"] or (UNFINISHED if results is None else None)
             settings = settings_of(job["overrides"])
-            return {**job, "folder": path.parent, "settings": settings, "results": numbers, "error": error}
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            order = natural(path.parents[1]), job.get("number", math.inf), natural(path.parent)
+            return {"order": order, "folder": path.parent, "settings": settings, "results": numbers, "error": error}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as error:
             raise InputError(f"{path}: expected what a multirun writes ({error}).") from error
 
-    def members(self) -> dict[str, pd.DataFrame]:
-        """The jobs of each group, by what the group is called in pictures."""
+    def members(self) -> list[tuple[str, pd.DataFrame]]:
+        """The jobs of each group, with what the group is called in pictures."""
         if not self.varied:
-            return {"all": self.jobs}
-        labels = self.jobs[self.varied].map(_shown).agg(self.label, axis=1)
-        return {str(label): rows for label, rows in self.jobs.groupby(labels, sort=False)}
+            return [("all", self.jobs)]
+        same = self.jobs[self.varied].map(_same).agg(tuple, axis=1)
+        return [(self._label(jobs.iloc[0][self.varied]), jobs) for _, jobs in self.jobs.groupby(same, sort=False)]
 
-    def label(self, values: Any) -> str:
-        """A group in a few words: the value of what varies, with its name where it is a bare number."""
-        named = dict(zip(self.varied, values, strict=True))
-        return ", ".join(
-            f"{name.replace('_', ' ')} {value}" if _is_number(value) else str(value).replace("_", " ")
-            for name, value in named.items()
-        )
+    def is_numeric(self, name: str) -> bool:
+        """Whether all values of a setting are numbers."""
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.groups[name])
+
+    def axis_and_lines(self, most: int) -> tuple[str, str | None] | None:
+        """The setting that a picture has over its axis, and the one that tells its lines apart, if there are two.
+
+        None where lines would say little: for words, for more settings, for more lines than `most`, or for settings
+        that change together.
+        """
+        numeric = [name for name in self.varied if self.is_numeric(name)]
+        if not numeric or len(self.varied) > 2:
+            return None
+        values = self.groups[self.varied].map(_same).nunique()
+        axis = max(numeric, key=lambda name: int(values[name]))
+        other = next((name for name in self.varied if name != axis), None)
+        lines = int(values[other]) if other else 1
+        return (axis, other) if lines <= most and 2 * lines <= len(self.groups) else None
+
+    def _label(self, values: pd.Series) -> str:
+        """A group in a few words: names and values of what varies; a word that stands alone needs no name."""
+        texts = {name: shown(value, 4).replace("_", " ") for name, value in values.items()}
+        if len(texts) == 1 and isinstance(values.iloc[0], str):
+            return next(iter(texts.values()))
+        return ", ".join(f"{str(name).replace('_', ' ')} {text}" for name, text in texts.items())
 
     def _grouped(self) -> pd.DataFrame:
         rows = []
         numbers = [name for name in self.jobs.select_dtypes("number") if name not in (*self.varied, "seed")]
         numbers = [name for name in numbers if not name.endswith("_std")]  # over the parts of one set of images
-        for label, jobs in self.members().items():
+        for label, jobs in self.members():
             done = jobs[jobs["error"].isna()]
             row: dict[str, Any] = {"label": label, **jobs.iloc[0][self.varied].to_dict(), "seeds": len(done)}
             for name in numbers:
@@ -105,16 +158,16 @@ class Study:
         return pd.DataFrame(rows)
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+def _same(value: Any) -> str:
+    """A text that equal values share: 1 and 1.0 are one value, 1 and true are not."""
+    return repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def shown(value: Any, digits: int = 6) -> str:
+    """A setting's value, as people write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def markdown_table(study: Study) -> str:
@@ -143,7 +196,7 @@ def _cell(name: str, group: pd.Series) -> str:
     if name == "parameters":
         return f"{value / 1e6:,.2f} M"
     if name in COST:
-        return f"{value:,.3g}"
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     if name in ("fid", "inception_score", "class_accuracy"):
         return f"{value:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
-    return _shown(value)
+    return shown(value)

@@ -13,7 +13,8 @@ from wandb.proto import wandb_internal_pb2
 
 from experiments.dashboard import layout
 from experiments.provenance import commit
-from experiments.report import PANELS, read_scalars
+from experiments.report import PANELS
+from experiments.study import read_scalars
 
 ROOT = Path(__file__).parents[2]
 
