@@ -1,6 +1,7 @@
 """Studies run in one command: what is missing, and nothing else; a failure stops no other job, and is not hidden."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -72,8 +73,12 @@ def test_every_study_has_jobs(name):
         config = compose("config", [f"+sweep={name}"], return_hydra_config=True)
         params = dict(config.hydra.sweeper.params)
         assert params.pop("seed", "0,1,2") == "0,1,2"
-        ((option, values),) = list(params.items()) if "optuna" not in name else [("seed", "0,1")]
-        chosen = [f"{option}={value}" for value in _split(str(values))]
+        if name.startswith("tune"):  # Each interval by its two ends, one setting after another
+            ends = [(option, re.findall(r"[\d.]+", values)) for option, values in params.items()]
+            chosen = [f"{option}={end}" for option, (low, high) in ends for end in (low, high)]
+        else:
+            ((option, values),) = params.items()
+            chosen = [f"{option}={value}" for value in _split(str(values))]
         assert len(chosen) >= 2
         jobs = [compose("config", [f"+sweep={name}", job]) for job in chosen]
     assert len({json.dumps(str(job)) for job in jobs}) == len(jobs)
