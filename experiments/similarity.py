@@ -4,7 +4,7 @@ Shapes: `B` images, `L` tokens of an image on a square grid, `V` visible and `M`
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor
 from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
+from enat.variants import NAT
 from enat.weights import load_weights
 from experiments.device import device_for
 
@@ -47,8 +48,16 @@ def distance_to(revealed: Tensor, num_tokens: int) -> Tensor:
     return apart.amin(dim=2)
 
 
+def features(net: ENAT, token_ids: Tensor, visible: Tensor, masked: Tensor, condition: Tensor) -> Tensor:
+    """Of visible tokens before they are reused, and of masked ones before the head, (B, V+M, D), in this order."""
+    if isinstance(net, NAT):
+        return net.hidden(token_ids, visible, masked, condition)
+    encoded = net.encode(token_ids, visible, condition)[..., : net.width]  # keys and values follow in KeyValueReuse
+    return torch.cat([encoded, net.decode(encoded, masked, condition)], dim=1)
+
+
 def changes(net: ENAT, states: list[Tensor], class_ids: Tensor) -> Iterator[Change]:
-    """Compares consecutive steps, each computed from scratch: nothing is reused here.
+    """Compares consecutive steps, each computed from scratch: nothing is reused. A step that reveals nothing is none.
 
     Args:
         net: the network.
@@ -60,49 +69,51 @@ def changes(net: ENAT, states: list[Tensor], class_ids: Tensor) -> Iterator[Chan
         is_masked = token_ids == net.mask_token_id
         order = is_masked.int().argsort(dim=1, stable=True)  # visible ones first
         visible, masked = order.split([int((~is_masked[0]).sum()), int(is_masked[0].sum())], dim=1)
-        encoded = net.encode(token_ids, visible, condition)
-        features = token_ids.new_zeros(*token_ids.shape, net.width, dtype=encoded.dtype)  # (B, L, D), by position
-        for positions, values in ((visible, encoded), (masked, net.decode(encoded, masked, condition))):
-            features.scatter_(1, positions.unsqueeze(2).expand(-1, -1, net.width), values.to(features.dtype))
+        if before is not None and visible.shape[1] == before[0].shape[1]:
+            continue
+        ordered = features(net, token_ids, visible, masked, condition)
+        found = torch.empty_like(ordered).scatter_(1, order.unsqueeze(2).expand_as(ordered), ordered)  # by position
         if before is not None and before[0].shape[1]:
-            old_visible, was_masked, old_features = before
-            similarity = F.cosine_similarity(features.float(), old_features.float(), dim=2)  # (B, L)
+            old_visible, was_masked, old = before
+            similarity = F.cosine_similarity(found.float(), old.float(), dim=2)  # (B, L)
             new = (was_masked & ~is_masked).nonzero()[:, 1].view(len(token_ids), -1)
             distance = distance_to(new, token_ids.shape[1])
             for kind, positions in zip(KINDS, (old_visible, masked), strict=True):
                 yield Change(step, kind, positions, similarity.gather(1, positions), distance.gather(1, positions))
-        before = visible, is_masked, features
+        before = visible, is_masked, found
 
 
-def summarize(found: list[Change]) -> pd.DataFrame:
-    """By kind, step and distance: the number of tokens, their mean similarity, and the sum of their changes."""
+def table_of(found: list[Change]) -> pd.DataFrame:
+    """A row for each token of each comparison: kind, step, distance and change, 1 - similarity."""
     parts = [
-        pd.DataFrame({"distance": one.distance.flatten().tolist(), "similarity": one.similarity.flatten().tolist()})
-        .assign(kind=one.kind, step=one.step)
-        .assign(change=lambda rows: 1 - rows["similarity"])
+        pd.DataFrame(
+            {"distance": one.distance.flatten().tolist(), "change": (1 - one.similarity).flatten().tolist()}
+        ).assign(kind=one.kind, step=one.step)
         for one in found
     ]
-    grouped = pd.concat(parts).groupby(["kind", "step", "distance"], sort=True)
-    return grouped.agg(
-        tokens=("similarity", "size"), similarity=("similarity", "mean"), change=("change", "sum")
-    ).reset_index()
+    return pd.concat(parts, ignore_index=True)
+
+
+def summarize(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Of the groups: the number of tokens, their mean and median change, and that of their 95th percentile.
+
+    A few tokens whose features turn round altogether may carry the mean; the median then tells of the others.
+    """
+    grouped = table.groupby(list(by), sort=True)["change"]
+    columns = {
+        "tokens": grouped.size(),
+        "mean": grouped.mean(),
+        "median": grouped.median(),
+        "p95": grouped.quantile(0.95),
+    }
+    return pd.DataFrame(columns).reset_index()
 
 
 def near_share(table: pd.DataFrame, kind: str, distance: int = 1) -> dict[str, float]:
     """Of the tokens of a kind, the share within a distance of new ones; and the share of all change that is there."""
     rows = table[table["kind"] == kind]
     near = rows[rows["distance"] <= distance]
-    return {
-        "tokens": float(near["tokens"].sum() / rows["tokens"].sum()),
-        "change": float(near["change"].sum() / rows["change"].sum()),
-    }
-
-
-def mean_similarity(table: pd.DataFrame, kind: str) -> dict[str, float]:
-    """Of the tokens of a kind, by distance, over all steps."""
-    rows = table[table["kind"] == kind]
-    sums = rows.assign(total=rows["similarity"] * rows["tokens"]).groupby("distance")[["total", "tokens"]].sum()
-    return {str(distance): float(row["total"] / row["tokens"]) for distance, row in sums.iterrows()}
+    return {"tokens": len(near) / len(rows), "change": float(near["change"].sum() / rows["change"].sum())}
 
 
 def plot(table: pd.DataFrame, example: Change, revealed: Tensor, side: int, path: Path) -> None:
@@ -110,16 +121,17 @@ def plot(table: pd.DataFrame, example: Change, revealed: Tensor, side: int, path
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     for number, kind in enumerate(KINDS):
-        rows = table[table["kind"] == kind]
-        for _, step in rows.groupby("step"):
-            left.plot(step["distance"], step["change"] / step["tokens"], color=f"C{number}", lw=0.7, alpha=0.35)
-        sums = rows.groupby("distance")[["change", "tokens"]].sum()
-        left.plot(sums.index, sums["change"] / sums["tokens"], "o-", color=f"C{number}", label=f"{kind}, all steps")
+        rows, color = table[table["kind"] == kind], f"C{number}"
+        for _, step in summarize(rows, ["step", "distance"]).groupby("step"):
+            left.plot(step["distance"], step["mean"], color=color, lw=0.7, alpha=0.35)
+        every = summarize(rows, ["distance"])
+        left.plot(every["distance"], every["mean"], "o-", color=color, label=f"{kind}: mean")
+        left.plot(every["distance"], every["median"], "s--", color=color, label=f"{kind}: median")
     left.set(
         xlabel="distance to the nearest newly revealed token",
-        ylabel="mean change, 1 - cosine similarity",
+        ylabel="change, 1 - cosine similarity",
         yscale="log",
-        title="Features from scratch, a step and the one before (thin: single steps)",
+        title="Features from scratch, a step and the one before (thin: means of single steps)",
     )
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
@@ -140,14 +152,14 @@ def check_sizes(net: ENAT, sampler: Sampler, num_images: int, batch_size: int) -
     """The side of the grid.
 
     Raises:
-        InputError: for a sampler of fewer than three steps, which has no two with visible tokens; sizes below 1; a grid
-            that is no square.
+        InputError: for a sampler that has no two states with visible and masked tokens; sizes below 1; a grid that is
+            no square.
     """
     if min(num_images, batch_size) < 1:
         raise InputError(f"num_images={num_images}, batch_size={batch_size}: expected at least 1.")
-    if sampler.num_steps < 3:
+    if len({left for left in sampler.mask_counts(net.num_tokens) if 0 < left < net.num_tokens}) < 2:
         raise InputError(
-            f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible tokens."
+            f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible and masked tokens."
         )
     side = math.isqrt(net.num_tokens)
     if side**2 != net.num_tokens:
@@ -169,7 +181,7 @@ def similarity(
     """Measures how much features change between steps, by distance to the newly revealed tokens.
 
     Args:
-        net: gets the weights; an ENAT, which encodes visible and decodes masked tokens.
+        net: gets the weights; an ENAT or one of its variants.
         sampler: says which tokens are revealed when.
         weights: a checkpoint of ours, an official one, or safetensors.
         num_images: how many, of all classes in turn; of the conditional branch.
@@ -180,7 +192,7 @@ def similarity(
 
     Returns:
         `near`: by kind, the share of tokens within distance 1 of new ones, and of all change that is theirs;
-        `by_distance`; the files, and where the weights come from.
+        `change`: by kind and distance, as `summarize`; the files, and where the weights come from.
 
     Raises:
         InputError: see `check_sizes`.
@@ -198,10 +210,10 @@ def similarity(
         sampler(net, numbers % net.num_classes, generator, states)
         found += changes(net, states, numbers % net.num_classes)
         first = first or states
-    table, folder = summarize(found), Path(output)
-    table.to_csv(folder / "similarity.csv", index=False)
+    table, folder = table_of(found), Path(output)
+    summarize(table, ["kind", "step", "distance"]).to_csv(folder / "similarity.csv", index=False)
     middle = sampler.num_steps // 2
-    example = next(one for one in found if one.kind == "visible" and one.step >= middle)
+    example = min((one for one in found if one.kind == "visible"), key=lambda one: abs(one.step - middle))
     earlier, later = list(pairwise(first))[example.step - 1]
     new = ((earlier == net.mask_token_id) & (later != net.mask_token_id)).nonzero()
     plot(table, example, new[new[:, 0] == 0, 1][None], side, folder / "similarity.png")
@@ -211,4 +223,5 @@ def similarity(
             f"{kind} tokens: {shares['tokens']:.0%} are next to a new one, with {shares['change']:.0%} of the change."
         )
     files = {"table": str(folder / "similarity.csv"), "plot": str(folder / "similarity.png")}
-    return {"near": near, "by_distance": {kind: mean_similarity(table, kind) for kind in KINDS}, **files, **source}
+    change = {kind: summarize(rows, ["distance"]).to_dict("records") for kind, rows in table.groupby("kind")}
+    return {"near": near, "change": change, **files, **source}

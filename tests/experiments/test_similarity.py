@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.similarity import changes, distance_to, near_share, summarize
+from experiments.similarity import changes, distance_to, near_share, summarize, table_of
 
 SIDE = 5
 
@@ -70,11 +70,32 @@ def test_only_neighbours_of_new_tokens_change(states):
         assert (one.similarity[one.distance == 1] < 0.999).all()
     assert torch.equal(found[0].positions.sort().values, order[:, :4].sort().values)  # visible at both steps
     assert torch.equal(found[1].positions.sort().values, order[:, 8:].sort().values)  # masked at both
-    table = summarize(found)
-    assert table["tokens"].sum() == 2 * (4 + 17 + 8 + 16)
+    table = table_of(found)
+    assert len(table) == summarize(table, ["kind"])["tokens"].sum() == 2 * (4 + 17 + 8 + 16)
     for kind in ("visible", "masked"):
         assert near_share(table, kind)["change"] == pytest.approx(1)
         assert 0 < near_share(table, kind)["tokens"] < 1
+
+
+def test_steps_that_reveal_nothing_are_left_out(states):
+    token_ids, _ = states
+    once = list(changes(Neighbours(), token_ids, torch.tensor([0, 1])))
+    twice = list(changes(Neighbours(), [ids for ids in token_ids for _ in range(2)], torch.tensor([0, 1])))
+    assert len(once) == len(twice)
+    for one, other in zip(once, twice, strict=True):
+        assert (2 * one.step, one.kind) == (other.step, other.kind)
+        assert torch.equal(one.similarity, other.similarity)
+
+
+@pytest.mark.parametrize("variant", ["nat", "key_values"])
+def test_variants(command, tmp_path, variant):
+    options = ["experiment=debug", f"variant={variant}"]
+    command(*options, f"output={tmp_path}/run")
+    weights = f"weights={tmp_path}/run/checkpoints/last.ckpt"
+    outcome = command(
+        *options, "task=similarity", weights, "num_images=3", "sampler.num_steps=40", f"output={tmp_path}/s"
+    )
+    assert [row["distance"] for row in outcome.results["change"]["visible"]] == list(range(1, 8))
 
 
 def test_task(command, tmp_path):
