@@ -237,6 +237,9 @@ def print_tables(by_precision: Mapping[str, Mapping[str, Any]]) -> None:
     console.print(gains)
 
 
+XLABELS = {"batch": "batch", "num_steps": "steps", "resolution": "resolution, times the experiment's"}
+
+
 def plot(by_precision: Mapping[str, Mapping[str, Any]], steps: Sequence[Mapping[str, float]], path: Path) -> None:
     """Seconds and memory over batch, steps and resolution, beside what is linear; and what each step computes."""
     figure = Figure(figsize=(15, 7.5), layout="constrained")
@@ -259,7 +262,7 @@ def plot(by_precision: Mapping[str, Mapping[str, Any]], steps: Sequence[Mapping[
                 axes.minorticks_off()
                 axes.grid(alpha=0.3)
             speed.set(yscale="log", title=f"Sampling over {x.replace('num_', '')}", ylabel="seconds")
-            memory.set(ylim=(0, None), xlabel=f"{x.replace('num_', '')}", ylabel="memory (GB)")
+            memory.set(xlabel=XLABELS[x], ylabel="memory (GB)")
     rows[0][0].legend(fontsize=8)
     tokens, cost = rows[0][3], rows[1][3]
     bottom = [0.0] * len(steps)
@@ -268,7 +271,9 @@ def plot(by_precision: Mapping[str, Mapping[str, Any]], steps: Sequence[Mapping[
         tokens.bar([row["step"] for row in steps], heights, bottom=bottom, label=name)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     tokens.set(ylabel="tokens", title="What a step computes")
-    tokens.legend(fontsize=8)
+    tokens.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
     cost.plot([row["step"] for row in steps], [row["gflop"] for row in steps], "ko-")
-    cost.set(ylim=(0, None), xlabel="step", ylabel="GFLOP per image")
-    figure.savefig(path, dpi=110)
+    cost.set(xlabel="step", ylabel="GFLOP per image")
+    for axes in rows[1]:
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    figure.savefig(path, dpi=90)
