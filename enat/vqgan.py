@@ -133,6 +133,12 @@ class Codebook(nn.Module):
             return (entries.square().sum(1) - 2 * latents @ entries.T).argmin(dim=-1)
 
 
+def run(module: nn.Module, x: Tensor) -> Tensor:
+    """What a module makes of a tensor."""
+    made: Tensor = module(x)
+    return made
+
+
 class VQGAN(Tokenizer):
     """Images with sides that are multiples of the stride, to tokens and back.
 
@@ -145,6 +151,8 @@ class VQGAN(Tokenizer):
         resolution: side of the images.
         batch_size: images that pass at a time, so that memory is bounded.
         weights: a checkpoint such as `vqgan_jax_strongaug.ckpt`; None leaves random weights, the same each time.
+        compile: whether torch compiles the decoder, once for each number of images. The encoder is never compiled:
+            another rounding could be another token.
 
     Raises:
         InputError: for sizes that do not fit together, or a checkpoint with other weights.
@@ -160,6 +168,7 @@ class VQGAN(Tokenizer):
         resolution: int = 256,
         batch_size: int = 32,
         weights: str | None = None,
+        compile: bool = False,
     ):
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
@@ -172,6 +181,7 @@ class VQGAN(Tokenizer):
             raise InputError(f"batch_size={batch_size}: expected at least 1.")
         self.codebook_size, self.resolution, self.batch_size = codebook_size, resolution, batch_size
         self.grid = (resolution // self.stride, resolution // self.stride)
+        self.run_decoder = torch.compile(run, dynamic=False) if compile else run  # a function: copies share it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.encoder = Encoder(widths, num_blocks, code_width)
@@ -200,4 +210,4 @@ class VQGAN(Tokenizer):
     def pixels(self, codes: Tensor) -> Tensor:
         """Codes (B, L, E) of a square grid -> images (B, 3, H, W), not clamped."""
         codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
-        return self.decoder(codes.contiguous(memory_format=torch.channels_last))
+        return self.run_decoder(self.decoder, codes.contiguous(memory_format=torch.channels_last))

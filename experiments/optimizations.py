@@ -13,6 +13,7 @@ from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
+from enat.vqgan import VQGAN, run
 from experiments.workload import Clock, Generation, TrainingSteps, Work
 
 
@@ -131,10 +132,18 @@ def sampling_variants(net: ENAT, sampler: Callable[..., Sampler], batch_size: in
 
 
 def decoding_variants(tokenizer: Tokenizer, token_ids: Tensor, clock: Clock) -> dict[str, Work]:
-    """Decoding as it is, and with the channels first."""
+    """Decoding as it is, with the channels first, and uncompiled where it is compiled."""
     cast = deepcopy(tokenizer).to(clock.device, clock.dtype)
     first = deepcopy(cast).to(memory_format=torch.contiguous_format)
-    return {"decode": partial(cast.decode, token_ids), "channels last": partial(first.decode, token_ids)}
+    found: dict[str, Work] = {
+        "decode": partial(cast.decode, token_ids),
+        "channels last": partial(first.decode, token_ids),
+    }
+    if isinstance(cast, VQGAN) and cast.run_decoder is not run:
+        eager = deepcopy(cast)
+        eager.run_decoder = run
+        found["decoder compiled"] = partial(eager.decode, token_ids)
+    return found
 
 
 def training_variants(module: MaskedTokenModule, batch_size: int, clock: Clock) -> dict[str, Work]:

@@ -1,10 +1,12 @@
 """The VQGAN: the official checkpoint's names, batches, precision, files that do not serve."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from enat.errors import InputError
 from enat.vqgan import VQGAN
@@ -48,6 +50,20 @@ def test_batches_and_ranges():
     torch.testing.assert_close(decoded, parts.decode(token_ids))
     assert decoded.min() >= 0
     assert decoded.max() <= 1
+
+
+def test_compiled_decoder():
+    """Is compiled, also in a copy and in another precision, and decodes alike; token ids are bit for bit those."""
+    eager, compiled = VQGAN(**TINY), deepcopy(VQGAN(**TINY, compile=True))
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    token_ids = eager.encode(images)
+    assert torch.equal(token_ids, compiled.encode(images))
+    counters.clear()
+    torch.testing.assert_close(compiled.decode(token_ids), eager.decode(token_ids), rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert compiled.to(torch.bfloat16).decode(token_ids).dtype == torch.bfloat16
+    assert counters["stats"]["unique_graphs"] == 2
+    assert eager.fingerprint() == VQGAN(**TINY, compile=True).fingerprint()
 
 
 def test_nearest_entry_in_full_precision():
