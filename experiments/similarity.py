@@ -131,8 +131,8 @@ def plot(table: pd.DataFrame, example: Change, revealed: Tensor, side: int, path
         xlabel="distance to the nearest newly revealed token",
         ylabel="change, 1 - cosine similarity",
         yscale="log",
-        title="Features from scratch, a step and the one before (thin: means of single steps)",
     )
+    left.set_title("Features of two consecutive steps (thin: means of single steps)", fontsize=10)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
     left.legend(fontsize=9)
@@ -143,7 +143,8 @@ def plot(table: pd.DataFrame, example: Change, revealed: Tensor, side: int, path
     for position in revealed[0].tolist():
         row, column = divmod(position, side)
         right.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", lw=1.6))
-    right.set(title=f"Change of visible tokens at step {example.step}\n(red: new; grey: masked)", xticks=[], yticks=[])
+    right.set(xticks=[], yticks=[])
+    right.set_title(f"Visible tokens, step {example.step} (red: new; grey: masked)", fontsize=10)
     figure.colorbar(shown, ax=right, label="1 - cosine similarity")
     figure.savefig(path, dpi=120)
 
