@@ -88,7 +88,7 @@ def plot_over_cost(study: Study, path: Path) -> None:
     axes = figure.subplots()
     if len(named) < len(groups):
         rest = groups.drop(named.index)
-        axes.plot(rest["gflop_per_image"], rest["fid"], "o", color="0.75", ms=4, label="other groups")
+        axes.plot(rest["gflop_per_image"], rest["fid"], "o", color="0.75", ms=4, label="other settings")
         axes.plot(named["gflop_per_image"], named["fid"], color="0.6", lw=1, zorder=1)
     for number, (_, group) in enumerate(named.iterrows()):
         place = group["gflop_per_image"], group["fid"]
@@ -163,7 +163,7 @@ def plot_over_settings(study: Study, path: Path) -> None:
         best = groups["fid"].argmin()
         for axes, name in zip(all_axes, study.varied, strict=True):
             places = _place_values(axes, name, list(groups[name]), study.is_numeric(name))
-            axes.errorbar(places, groups["fid"], yerr=groups["fid_std"], fmt="o", ms=4, alpha=0.6, label="a group")
+            axes.errorbar(places, groups["fid"], yerr=groups["fid_std"], fmt="o", ms=4, alpha=0.6, label="a setting")
             axes.plot(places[best], groups["fid"].iloc[best], "*", color="C1", ms=13, label="the lowest FID")
         all_axes[0].set_ylabel("FID")
         _legend(figure, *all_axes[0].get_legend_handles_labels())
@@ -218,7 +218,7 @@ def write_study(study: Study, title: str, folder: Path, logger: Mapping[str, Log
         settings = "_".join(study.varied) if len(study.varied) <= 2 else "settings"
         pictures.append(folder / f"fid_over_{settings}.png")
         plot_over_settings(study, pictures[-1])
-    if known.get("fid", False) and known.get("gflop_per_image", False):
+    if known.get("fid", False) and study.groups.get("gflop_per_image", pd.Series(dtype=float)).nunique() > 1:
         pictures.append(folder / "fid_over_flops.png")
         plot_over_cost(study, pictures[-1])
     if plot_losses(study, folder / "losses.png"):

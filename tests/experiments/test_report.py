@@ -200,7 +200,7 @@ def test_of_many_groups_the_best_have_names(monkeypatch, tmp_path):
         job(tmp_path, number + 2, [f"a={number}", f"b={number**2}", f"c={number % 3}"], fid=fid)
     figure = drawn(monkeypatch, plot_over_cost, Study(tmp_path), tmp_path)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "other groups", "a 0, b 0, c 0", "a 3, b 9, c 0", "a 14, b 196, c 2",
+        "other settings", "a 0, b 0, c 0", "a 3, b 9, c 0", "a 14, b 196, c 2",
     ]  # fmt: skip
 
 
