@@ -102,6 +102,9 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
     if "net_sizes" not in content:
         assumed = ", ".join(f"{name}={net.sizes[name]}" for name in ("num_heads", "encoder_depth", "decoder_depth"))
         print(f"{path} does not say its {assumed}; these are the configuration's.")
-    load_exactly(net, state, path)
+    try:
+        load_exactly(net, state, path)
+    except InputError as error:
+        raise InputError(f"{error} Choose the variant it was trained with.") from error
     net.eval()
     return {"weights": str(path), "kind": kind, "sha256": sha256_of(path)}

@@ -48,6 +48,13 @@ def check_config(config: DictConfig, key: str) -> None:
             raise InputError(f"{option}={shown}: expected {_describe(hint)}.")
 
 
+def _missing_package(error: BaseException | None) -> str:
+    """The package whose absence caused an error; empty if it had another cause."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    return (error.name or "").partition(".")[0] if error else ""
+
+
 def _parameters(key: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Type hints of the parameters of a node's target, after a look at the names."""
     target = raw["_target_"]
@@ -56,7 +63,11 @@ def _parameters(key: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     try:
         called = get_object(target)
     except Exception as error:
-        raise InputError(f"{key}._target_={target}: there is nothing of this name to import.") from error
+        if (package := _missing_package(error)) and not str(target).startswith(package):
+            sentence = f"needs the package {package}, which is not installed; the README says which extra brings it."
+        else:
+            sentence = "there is nothing of this name to import."
+        raise InputError(f"{key}._target_={target}: {sentence}") from error
     if not f"{called.__module__}.".startswith((*ALLOWED, "torch.", "lightning.", "pytorch_lightning.")):
         raise InputError(f"{key}._target_={target}: it comes from {called.__module__}, which is not allowed.")
     signature = inspect.signature(called).parameters

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from contextlib import nullcontext
 from inspect import isfunction
 from pathlib import Path
@@ -115,6 +116,15 @@ def test_every_task_fits_every_experiment(compose_config, experiment, task):
             check_config(config, "task")
     else:
         check_config(config, "task")
+
+
+def test_a_missing_package_is_named(compose_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    monkeypatch.delitem(sys.modules, "experiments.dashboard", raising=False)
+    with pytest.raises(
+        InputError, match=r"experiments\.dashboard\.dashboard: needs the package wandb_workspaces, which"
+    ):
+        check_config(compose_config("task=dashboard"), "task")
 
 
 @pytest.mark.parametrize(
