@@ -95,8 +95,9 @@ def plot_over_cost(study: Study, path: Path) -> None:
         axes.errorbar(*place, yerr=group["fid_std"], fmt="o", color=f"C{number}", capsize=3, label=group["label"])
     least, most = groups["gflop_per_image"].min(), groups["gflop_per_image"].max()
     if most >= 16 * least > 0:
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
     else:
         axes.set_xlim(0, 1.08 * most)  # or small differences look large
     axes.set(xlabel="GFLOP for an image", ylabel="FID")
