@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
+import experiments
 from data.images import ImageList, PlainAndFlipped
 from data.tokenization import ImageSource, write_shards
 from enat.errors import InputError
@@ -121,6 +122,7 @@ def test_every_task_fits_every_experiment(compose_config, experiment, task):
 def test_a_missing_package_is_named(compose_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.delitem(sys.modules, "experiments.dashboard", raising=False)
+    monkeypatch.delattr(experiments, "dashboard", raising=False)  # imported by another test, it is an attribute
     with pytest.raises(
         InputError, match=r"experiments\.dashboard\.dashboard: needs the package wandb_workspaces, which"
     ):
