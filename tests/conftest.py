@@ -1,6 +1,7 @@
 """What tests share: the command line in this process, small networks, a run of the debug experiment."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from experiments.command_line import explain_errors
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other's cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @dataclass
