@@ -160,17 +160,19 @@ def train(
     sampler: Sampler,
     evaluation: Evaluation | None,
     held_out: TensorImages | None,
+    untrained: bool,
     resume: bool,
     output: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Trains, and scores the averaged network beside two yardsticks.
+    """Trains, and scores the averaged network beside the yardsticks that are asked for.
 
     Args:
         trainer: makes the Trainer from callbacks and loggers.
         callbacks, logger: by name; None leaves one out.
         tokenizer, sampler, evaluation: of the scores after training; without an evaluation there are none.
         held_out: real images that were not trained on, scored like generated ones.
+        untrained: whether the network before training is scored too.
         resume: whether a run that is in `output` already goes on.
         output: the run's folder.
         settings: the whole configuration, for the loggers and the folder.
@@ -187,7 +189,7 @@ def train(
         checkpoints.settings = dict(settings)
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
-    untrained = deepcopy(module.net)
+    yardstick = {"untrained network": deepcopy(module.net)} if untrained else {}
     for log in fitter.loggers:
         log.log_hyperparams({**settings, "commit": commit()})
     if found is not None:
@@ -195,7 +197,7 @@ def train(
     fitter.fit(module, datamodule=data, ckpt_path=found and found[0], weights_only=True)
     if not isinstance(checkpoints, Checkpoints):
         fitter.save_checkpoint(last)
-    nets = {"this network": module.averaged_net, "untrained network": untrained}
+    nets = {"this network": module.averaged_net, **yardstick}
     rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
     by_protocol = rows.pop("this network", {})
     scores = next(iter(by_protocol.values()), {})  # of the first protocol

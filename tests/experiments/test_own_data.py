@@ -82,6 +82,7 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
         "metrics.evaluation.block_size=10",
         "metrics.evaluation.batch_size=10",
         "metrics.evaluation.splits=2",
+        "metrics.untrained=true",
     ]
     trained = command(
         *experiment, "trainer.max_steps=2", "trainer.val_check_interval=2", f"output={tmp_path}/run"
