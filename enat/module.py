@@ -90,10 +90,14 @@ class MaskedTokenModule(L.LightningModule):
             )
         self.groups_here = groups // (devices * accumulated)
         if self.compile_blocks:
-            # One, or any number, of tokens; no, one, or any number of context tokens; with and without gradient.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * 3 * 2)
-            for block in [*self.net.blocks, *self.averaged_net.blocks]:
-                block.compile(dynamic=True)  # in place: the weights keep their names
+            self.compile_networks()
+
+    def compile_networks(self) -> None:
+        """Compiles the blocks of both networks, in place: the weights keep their names."""
+        # One, or any number, of tokens; no, one, or any number of context tokens; with and without gradient.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * 3 * 2)
+        for block in [*self.net.blocks, *self.averaged_net.blocks]:
+            block.compile(dynamic=True)
 
     def predict_masked(self, net: ENAT, batch: Batch, rng: np.random.Generator) -> dict[str, Any]:
         """One masked prediction: loss, accuracy on masked tokens, and mask ratio."""

@@ -1,6 +1,8 @@
 """task=benchmark: sizes, operations and speed of an experiment, as shares of what its device reaches."""
 
 import json
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +23,7 @@ from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
+from experiments.data_benchmark import stream_rate
 from experiments.optimizations import decoding_variants, leave_one_out, sampling_variants, training_variants
 from experiments.provenance import provenance, sampler_settings
 from experiments.workload import Clock, Generation, TrainingSteps
@@ -117,12 +120,17 @@ def time_training(module: MaskedTokenModule, batch_size: int, clock: Clock) -> d
     work = TrainingSteps(module, batch_size, clock)
     memory, seconds = clock.memory(work), clock.time(work)
     return {
-        "step_s": seconds / work.number,
-        "samples_per_second": work.number * batch_size / seconds,
+        "step_s": seconds / len(work.steps),
+        "samples_per_second": len(work.steps) * batch_size / seconds,
         "batch": batch_size,
         "utilization": clock.utilization(work.module.flops, seconds),
         "peak_memory_gb": memory,
     }
+
+
+def tell(stage: str) -> None:
+    """What is measured now: a benchmark of a large network takes minutes."""
+    print(f"Measuring {stage}", file=sys.stderr, flush=True)
 
 
 def measure(
@@ -136,13 +144,17 @@ def measure(
 ) -> dict[str, Any]:
     """All kinds of work in the precision of the clock; leaves its arguments alone."""
     device, dtype, sizes, batch = clock.device, clock.dtype, module.net.sizes, max(batch_sizes)
+    tell(f"{dtype}: sampling, batches {batch_sizes}")
     net, coder = deepcopy(module.net).to(device, dtype).eval(), deepcopy(tokenizer).to(device, dtype)
     found: dict[str, Any] = {"sampling": time_sampling(net, sampler(), batch_sizes, clock)}
+    peak = clock.peak
     token_ids = torch.randint(sizes["codebook_size"], (batch, sizes["num_tokens"]), device=device)
+    tell(f"{dtype}: tokenizer")
     found["decode"] = time_tokenizer(coder.decode, token_ids, clock)
     found["encode"] = time_tokenizer(coder.encode, coder.decode(token_ids), clock)
     flops = found["sampling"]["tflop_per_image"] + found["decode"]["tflop_per_image"]
     found["generation"] = time_generation(Generation(net, sampler(), batch, device), coder, flops, clock)
+    tell(f"{dtype}: curves over steps and resolution")
     found["curves"] = time_curves(net, sampler, curves, clock)
     del net, coder
     without = [
@@ -150,10 +162,12 @@ def measure(
         lambda: decoding_variants(tokenizer, token_ids[: curves["batch"]], clock),
     ]
     if train_batch is not None:
+        tell(f"{dtype}: training, batch {train_batch}")
         found["train"] = time_training(deepcopy(module), train_batch, clock)
         without.append(lambda: training_variants(deepcopy(module), train_batch, clock))
+    tell(f"{dtype}: what each optimisation gives")
     found["optimizations"] = leave_one_out(without, clock)
-    return {"peak_tflops": max(clock.peaks) / 1e12, **found}
+    return {"peak_tflops": peak / 1e12, **found}
 
 
 def benchmark(
@@ -201,12 +215,16 @@ def benchmark(
         clock = Clock(fabric.device, DTYPES[name], seconds)
         by_precision[name] = measure(module, sampler, tokenizer, batch_sizes, train_batch, curves, clock)
         write_atomically(Path(output) / "benchmark.json", json.dumps(by_precision, indent=1).encode())  # so far
+    tell("the stream of shards")
+    side = math.isqrt(module.net.num_tokens)
+    data = {"samples_per_second": stream_rate(side, train_batch or max(batch_sizes), seconds)}
     steps, path = sampling_steps(module.net, sampler()), Path(output) / "benchmark.png"
-    print_tables(by_precision)
+    print_tables(by_precision, data["samples_per_second"])
     plot(by_precision, steps, path)
     return {
         **by_precision[precisions[0]],
         "precisions": by_precision,
+        "data": data,
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
         "steps": steps,
         "plot": str(path),
@@ -216,8 +234,8 @@ def benchmark(
     }
 
 
-def print_tables(by_precision: Mapping[str, Mapping[str, Any]]) -> None:
-    """A row for each precision and kind of work; and one for each optimisation."""
+def print_tables(by_precision: Mapping[str, Mapping[str, Any]], data: float) -> None:
+    """A row for each precision and kind of work, and for the data in samples/s; and one for each optimisation."""
     table = Table("", "precision", "per second", "TFLOP an image", "share of the peak", "")
     for precision, found in by_precision.items():
         for kind in [kind for kind in ("sampling", "decode", "generation", "encode", "train") if kind in found]:
@@ -228,6 +246,7 @@ def print_tables(by_precision: Mapping[str, Mapping[str, Any]]) -> None:
             rest = f"{more.removesuffix('_s')} {1e3 * row[more]:.1f} ms" if more else ""
             table.add_row(kind, precision, f"{rate:,.2f}", flops, f"{row['utilization']:.1%}", rest)
         table.add_row("matrix product", precision, "", "", f"{found['peak_tflops']:.3f} TFLOP/s", "")
+    table.add_row("data, one worker", "", f"{data:,.0f}", "", "", "")
     gains = Table("optimisation", "of", "precision", "without it, the time is")
     for precision, found in by_precision.items():
         for row in found["optimizations"]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import resource
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -57,6 +58,23 @@ def batches(packs: ShardPacks, batch_size: int, rank: int, ranks: int, workers: 
             num_workers=workers,
         )
     )
+
+
+def reading_rate(packs: ShardPacks, batch_size: int, seconds: float) -> float:
+    """Samples/s that one worker gives a rank, measured for so long."""
+    reader, read = batches(packs, batch_size, 0, 1, workers=1), 0
+    next(reader)  # the worker has started
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        read += len(next(reader)[1])
+    return read / (time.perf_counter() - start)  # the worker ends with its reader, so that its memory is known
+
+
+def stream_rate(side: int, batch_size: int, seconds: float) -> float:
+    """Samples/s that one worker reads from shards of random tokens of a grid of `side`, which are then removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = synthetic_shards(Path(folder), 32_000, side)
+        return reading_rate(ShardPacks(Path(folder), manifest, "train"), batch_size, seconds)
 
 
 def one_per_key(folder: Path, samples: int, side: int) -> float:
@@ -117,13 +135,7 @@ def data_benchmark(
     check_s = time.perf_counter() - start
     packs = ShardPacks(folder, manifest, "train")
     plain = one_per_key(folder, min(samples, 20_000), side)
-    reader, read = batches(packs, batch_size, 0, 1, workers=1), 0
-    next(reader)  # the worker has started
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        read += len(next(reader)[1])
-    rate = read / (time.perf_counter() - start)
-    del reader  # ends the worker, so that its memory is known
+    rate = reading_rate(packs, batch_size, seconds)
     counts = full_pass(packs, batch_size, ranks, workers)
     return {
         "samples": samples,

@@ -148,7 +148,7 @@ def decoding_variants(tokenizer: Tokenizer, token_ids: Tensor, clock: Clock) -> 
 
 def training_variants(module: MaskedTokenModule, batch_size: int, clock: Clock) -> dict[str, Work]:
     """Training as it is, and without each of its optimisations."""
-    steps = TrainingSteps(module, batch_size, clock)
+    steps = TrainingSteps(module, batch_size, clock).changed(steps=range(2, 6))  # two with reuse, two without
     found: dict[str, Work] = {
         "training": steps,
         "head and loss on masked tokens alone": steps.changed(net=LogitsOfAllTokens(steps.net)),
@@ -158,6 +158,10 @@ def training_variants(module: MaskedTokenModule, batch_size: int, clock: Clock) 
     if getattr(module.optimizer, "keywords", {}).get("fused"):
         plain: dict[str, Any] = {"fused": False, "foreach": False}
         found["fused optimiser"] = steps.changed(optimizer=module.optimizer(steps.parameters[1], **plain))
+    if module.compile_blocks:
+        eager = deepcopy(module)
+        eager.compile_blocks = False
+        found["blocks compiled"] = TrainingSteps(eager, batch_size, clock).changed(steps=steps.steps)
     return found
 
 

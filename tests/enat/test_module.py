@@ -1,0 +1,56 @@
+"""The LightningModule's parts that need no Trainer."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from enat.loss import MaskedCrossEntropy
+from enat.masking import RandomMasking
+from enat.module import MaskedTokenModule
+from enat.randomness import rng_for
+
+
+def losses(module: MaskedTokenModule, steps: int) -> list[torch.Tensor]:
+    """Of training steps, with the masks of each; backward included, and no update."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for step in range(steps):
+        net = module.net
+        token_ids = torch.randint(net.codebook_size, (3, net.num_tokens), generator=generator)
+        classes = torch.randint(net.num_classes, (3,), generator=generator)
+        torch.manual_seed(step)
+        loss = module.predict_masked(net, (token_ids, classes), rng_for("training", 0, 0, step, 0))["loss"]
+        loss.backward()
+        found.append(loss.detach())
+    return found
+
+
+def test_compiled_blocks_serve_any_number_of_tokens(make_net, monkeypatch):
+    """Forty steps, each with numbers of its own, need no more variants than there are kinds of input."""
+    counter, compile_block = CompileCounter(), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_block(self, backend=counter, **how))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # the module raises it; this puts it back
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    net = make_net(num_tokens=64, dropout=0.0).train()
+    masking = RandomMasking(ratio_alpha=4.0, ratio_beta=1.0)  # sometimes one visible token or none that is new
+    module = MaskedTokenModule(net, masking, MaskedCrossEntropy(), torch.optim.SGD, lambda optimizer: None)
+    module.__dict__["ema_net"] = deepcopy(net).eval()
+    counts = {masking(rng_for("training", 0, 0, step, 0), 3, 64).counts for step in range(40)}
+    assert len(counts) > 30
+    assert any(new == 1 for _, new, _ in counts)
+    assert any(new == 0 for _, new, _ in counts)
+    assert any(reused == 0 for *_, reused in counts)
+    expected = losses(module, 40)
+    module.compile_networks()
+    torch.testing.assert_close(losses(module, 40), expected, rtol=1e-5, atol=1e-6)
+    assert 2 <= counter.frame_count <= 12
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
