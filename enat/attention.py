@@ -61,5 +61,7 @@ def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def auto(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`cudnn_first` on GPUs, `sdpa` elsewhere."""
+    """`cudnn_first` on GPUs, `sdpa` elsewhere. For sampling: cuDNN plans anew for each number of tokens, and training's
+    vary from step to step.
+    """
     return (cudnn_first if query.device.type == "cuda" else sdpa)(query, key, value)

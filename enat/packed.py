@@ -9,7 +9,8 @@ Shapes: `B` images, `N` tokens that are computed and `P` tokens attended to of a
 image, `D` width, `H` heads, `d = D/H`, `K` codebook size.
 """
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,11 +87,17 @@ class PerSampleMasking(RandomMasking):
 
         def line(start: Counts, counts: Counts) -> Line:
             images = np.repeat(np.arange(batch_size), counts)
-            rows, columns = (torch.from_numpy(x).to(device) for x in (images, _ranges(start, counts)))
+            rows, columns = (_on(device, x) for x in (images, _ranges(start, counts)))
             return Line(rows, order[rows, columns], images, counts)
 
         cached = line(masked, hidden) if hidden.any() else None
         return PackedPartition(line(masked * 0, masked), line(masked + hidden, visible - hidden), cached)
+
+
+def _on(device: torch.device | str, numbers: NDArray[Any]) -> Tensor:
+    """On a device, for which nothing waits."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
 
 
 def _ranges(starts: Counts, counts: Counts) -> Counts:
@@ -107,31 +114,32 @@ class Packing(Layout):
     """
 
     def __init__(self, tokens: Line, context: Line | None):
-        device = tokens.rows.device
+        self.device = tokens.rows.device
         keys = tokens if context is None else context.joined(tokens)
         self.rows, self.context_rows = tokens.rows, keys.rows[: len(keys.rows) - len(tokens.rows)]
         self.counts, self.key_counts = tokens.counts, keys.counts
-        self.key_order = torch.from_numpy(np.argsort(keys.images, kind="stable")).to(device)
+        self.key_order = _on(self.device, np.argsort(keys.images, kind="stable"))
         self.limits, self.key_limits = (
-            torch.from_numpy(np.concatenate([[0], counts.cumsum()]).astype(np.int32)).to(device)
+            _on(self.device, np.concatenate([[0], counts.cumsum()]).astype(np.int32))
             for counts in (self.counts, self.key_counts)
         )
 
     def spread(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of the images (B, 8, D) -> those of each token (N, 8, D), and of each context token (P, 8, D)."""
-        return condition.index_select(0, self.rows), condition.index_select(0, self.context_rows)
+        """Vectors of the images (B, 8, D) -> those of each token (N, 8, D), and of each context token (P, 8, D).
+
+        By way of float32, in which the gradients of an image's tokens are then summed.
+        """
+        exact = condition.to(torch.promote_types(condition.dtype, torch.float32))
+        tokens, context = (exact.index_select(0, rows).to(condition.dtype) for rows in (self.rows, self.context_rows))
+        return tokens, context
 
     @torch.compiler.disable  # its shapes change with every batch
     def attend(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Queries (1, H, N, d), keys and values (1, H, P+N, d), the context's first -> (1, H, N, d)."""
         key, value = (x.index_select(2, self.key_order) for x in (key, value))  # image after image
         if attention is xformers:
-            operations = xformers_operations(query.device)
-            mask = operations.fmha.attn_bias.BlockDiagonalMask.from_seqlens(
-                self.counts.tolist(), self.key_counts.tolist()
-            )
-            rows = [x.transpose(1, 2) for x in (query, key, value)]
-            attended: Tensor = operations.memory_efficient_attention(*rows, attn_bias=mask)
+            operations, rows = xformers_operations(self.device), [x.transpose(1, 2) for x in (query, key, value)]
+            attended: Tensor = operations.memory_efficient_attention(*rows, attn_bias=self._block_diagonal)
             return attended.transpose(1, 2)
         if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
             q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (N, H, d)
@@ -140,17 +148,27 @@ class Packing(Layout):
             return out.transpose(0, 1).unsqueeze(0)
         return self._padded(query, key, value)
 
+    @cached_property
+    def _block_diagonal(self) -> Any:
+        biases = xformers_operations(self.device).fmha.attn_bias
+        return biases.BlockDiagonalMask.from_seqlens(self.counts.tolist(), self.key_counts.tolist())
+
+    @cached_property
+    def _padding(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of images with queries: places of queries and of keys in the lines, which keys count, and the way back."""
+        chosen = self.counts > 0
+        places, _ = _rows(self.counts, chosen, self.device)
+        key_places, is_key = _rows(self.key_counts, chosen, self.device)
+        counts = self.counts[chosen]
+        return places, key_places, is_key, _on(self.device, _ranges(np.arange(len(counts)) * places.shape[1], counts))
+
     def _padded(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """On rows of equal length, an image each; those without queries are left out."""
-        chosen = self.counts > 0
-        places, _ = _rows(self.counts, chosen, query.device)
-        key_places, is_key = _rows(self.key_counts, chosen, query.device)
+        places, key_places, is_key, back = self._padding
         pairs = (query, places), (key, key_places), (value, key_places)
         q, k, v = (x[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1) for x, at in pairs)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=is_key[:, None, None])  # (B, H, longest, d)
-        counts = self.counts[chosen]
-        back = _ranges(np.arange(len(counts)) * places.shape[1], counts)
-        return out.transpose(0, 1).flatten(1, 2).index_select(1, torch.from_numpy(back).to(query.device)).unsqueeze(0)
+        return out.transpose(0, 1).flatten(1, 2).index_select(1, back).unsqueeze(0)
 
 
 def _rows(counts: Counts, chosen: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -158,7 +176,7 @@ def _rows(counts: Counts, chosen: NDArray[np.bool_], device: torch.device) -> tu
     column = np.arange(counts[chosen].max())
     starts = (counts.cumsum() - counts)[chosen]
     is_token = column < counts[chosen, None]
-    return torch.from_numpy((starts[:, None] + column) * is_token).to(device), torch.from_numpy(is_token).to(device)
+    return _on(device, (starts[:, None] + column) * is_token), _on(device, is_token)
 
 
 def encode(
