@@ -68,7 +68,10 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
     output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     config.output = str(output)
     if is_job():
-        results = run_job(output, config.resume, lambda: _results(config, output), lambda error: explain(error)[0])
+        weights = config.get("weights")
+        results = run_job(
+            output, config.resume, weights, lambda: _results(config, output), lambda error: explain(error)[0]
+        )
     else:
         results = _results(config, output)
         if not results.get("passed", True):

@@ -12,9 +12,10 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import sha256_of, write_atomically
 
 JOB = "job.json"  # in the folder of a job
+FREE = ("resume", "debug", "trainer", "logger", "weights")  # options that a job may go on with others of
 
 
 class JobError(Exception):
@@ -26,14 +27,26 @@ def is_job() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def asked_for(overrides: list[str]) -> list[str]:
+    """The overrides that decide what a job computes: not how it runs, nor where its weights are."""
+    names = {text: text.lstrip("+~").partition("=")[0] for text in overrides}
+    return sorted(text for text, name in names.items() if name not in FREE and not name.startswith("logger."))
+
+
 def run_job(
-    output: Path, resume: bool, work: Callable[[], dict[str, Any]], explain: Callable[[BaseException], str | None]
+    output: Path,
+    resume: bool,
+    weights: str | None,
+    work: Callable[[], dict[str, Any]],
+    explain: Callable[[BaseException], str | None],
 ) -> dict[str, Any]:
     """Runs a job, unless its results are there.
 
     Args:
-        output: its folder; `job.json` there has its number, its overrides, and its error if there is one.
+        output: its folder; `job.json` there has its number, its overrides, the sha256 of its weights, and its error if
+            there is one.
         resume: whether results that are there count.
+        weights: the file that it asks for, if any.
         work: gives the results, and writes them into the folder too.
         explain: an error in a sentence, or None for one that is not the user's.
 
@@ -41,16 +54,23 @@ def run_job(
         The results.
 
     Raises:
-        InputError: if the folder is another job's.
+        InputError: if the folder is another job's, or of other weights.
         JobError: for any error of the work.
     """
-    overrides = [text for text in HydraConfig.get().overrides.task if not text.lstrip("+").startswith("resume=")]
+    overrides = list(HydraConfig.get().overrides.task)
+    sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
     record, results = output / JOB, output / "results.json"
     if resume and record.exists():
-        earlier = json.loads(record.read_text())["overrides"]
-        if sorted(earlier) != sorted(overrides):
+        earlier = json.loads(record.read_text())
+        if asked_for(earlier["overrides"]) != asked_for(overrides):
+            words = " ".join(earlier["overrides"])
             raise InputError(
-                f"{output}: the folder is that of another job ({' '.join(earlier)}); expected another hydra.sweep.dir."
+                f"{output}: the folder is that of another job ({words}); expected another hydra.sweep.dir."
+            )
+        if results.exists() and earlier.get("weights_sha256") != sha256:
+            raise InputError(
+                f"weights={weights}: the file is not what it was when {output} was made; expected the same weights, or "
+                "another hydra.sweep.dir."
             )
         if results.exists():
             rank_zero_only(print)(f"{output}: done already.")
@@ -59,9 +79,11 @@ def run_job(
     @rank_zero_only
     def keep(error: str | None) -> None:
         content = {"number": HydraConfig.get().job.num, "overrides": overrides, "error": error}
+        content["weights_sha256"] = sha256
         write_atomically(record, json.dumps(content, indent=1).encode())
 
     keep(None)
+    rank_zero_only(results.unlink)(missing_ok=True)  # of a run that does not count
     try:
         return work()
     except Exception as error:

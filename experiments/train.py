@@ -112,7 +112,7 @@ def build_trainer(
         raise InputError(f"trainer: {error}.") from error
     if isinstance(built.strategy, DDPStrategy) and "find_unused_parameters" not in built.strategy._ddp_kwargs:
         raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
-    if isinstance(built.strategy.launcher, _SubprocessScriptLauncher) and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if built.world_size > 1 and starts_processes(built) and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise InputError(
             f"trainer.devices={built.num_devices}: expected one device in a multirun, or a launcher that starts the "
             "processes of each run, such as hydra/launcher=submitit_slurm."
@@ -123,6 +123,16 @@ def build_trainer(
             f"trainer.accumulate_grad_batches={built.accumulate_grad_batches}, so that no checkpoint cuts a step."
         )
     return built
+
+
+def starts_processes(trainer: L.Trainer) -> bool:
+    """Whether a Trainer starts the processes of its other devices, by the same command, instead of srun or torchrun."""
+    strategy = trainer.strategy
+    return (
+        isinstance(strategy, DDPStrategy)
+        and isinstance(strategy.launcher, _SubprocessScriptLauncher)
+        and not strategy.launcher.cluster_environment.creates_processes_externally
+    )
 
 
 def score_all(
@@ -210,5 +220,6 @@ def train(
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
     facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
-    cost = sampling_cost(module.averaged_net.eval(), sampler, evaluation.block_size if evaluation else 1)
+    with fitter.precision_plugin.forward_context():  # as the scores
+        cost = sampling_cost(module.averaged_net.eval(), sampler, evaluation.block_size if evaluation else 1)
     return {**scores, "scores": by_protocol, "yardsticks": rows, "cost": cost, **facts}

@@ -13,13 +13,15 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.checkpoints import AtomicCheckpointIO
 from callbacks.guard import NonFiniteGuard
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.weights import read_file, select_state
-from experiments.train import without_speed
+from experiments.train import starts_processes, without_speed
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"
@@ -186,6 +188,19 @@ def test_multirun_with_several_devices_is_refused(tmp_path):
     ran = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 1
     assert "expected one device in a multirun" in ran.stderr
+
+
+def test_who_starts_the_processes(monkeypatch):
+    """Lightning does, by the same command, unless srun or torchrun has."""
+    for name in ("NODEID", "PROCID", "LOCALID", "JOB_ID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    for environment, expected in ((LightningEnvironment(), True), (SLURMEnvironment(auto_requeue=False), False)):
+        strategy = DDPStrategy(cluster_environment=environment)
+        trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+        assert starts_processes(trainer) is expected
+    assert not starts_processes(L.Trainer(accelerator="cpu", logger=False))
 
 
 def test_export(command, tmp_path):

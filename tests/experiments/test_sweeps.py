@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.multirun import objectives
+from experiments.multirun import asked_for, objectives
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["experiment=debug", "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid=null"]
@@ -63,6 +63,28 @@ def test_sampler_study(command, tmp_path):
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("study/*/results.json"))]
     assert [result["settings"]["sampler"]["num_steps"] for result in results] == [1, 2]
     assert results[0]["cost"]["gflop_per_image"] < results[1]["cost"]["gflop_per_image"]
+    shutil.rmtree(tmp_path / "run")
+    command(*SMALL, f"output={tmp_path}/run", "seed=7")  # another network in a file of the same name
+    refused = sweep(*options, f"hydra.sweep.dir={tmp_path}/study")
+    assert refused.returncode == 1
+    assert "last.ckpt: the file is not what it was" in refused.stderr
+
+
+def test_a_job_may_go_on_otherwise():
+    overrides = ["seed=0", "+sweep=steps", "weights=a.ckpt"]
+    others = ["seed=0", "+sweep=steps", "weights=/b.ckpt", "logger=wandb", "logger.wandb.offline=true", "resume=true"]
+    assert asked_for(overrides) == asked_for(others)
+    assert asked_for([*overrides, "trainer=gpu"]) == asked_for(overrides)
+    assert asked_for([*overrides, "trainer.max_steps=3"]) != asked_for(overrides)
+
+
+def test_a_job_begun_anew_has_no_old_results(tmp_path):
+    options = ["+sweep=attention", "variant=enat", "seed=0", f"hydra.sweep.dir={tmp_path}"]
+    assert sweep(*options).returncode == 0
+    (results,) = tmp_path.glob("*/results.json")
+    assert "untrained network" not in json.loads(results.read_text())["yardsticks"]
+    assert sweep(*options, "resume=false", "trainer=ddp", "trainer.accelerator=gpu").returncode == 1  # no GPU, no job
+    assert not results.exists()
 
 
 @pytest.mark.parametrize("name", STUDIES)
