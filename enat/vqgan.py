@@ -191,7 +191,12 @@ class VQGAN(Tokenizer):
             content = read_file(weights)
             load_exactly(self, content.get("state_dict", content), weights)
         self.eval().requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
+        self.in_memory_format(torch.channels_last)
+
+    def in_memory_format(self, memory_format: torch.memory_format) -> "VQGAN":
+        """How weights and activations lie in memory; channels last is what convolutions are fastest with."""
+        self.memory_format = memory_format
+        return self.to(memory_format=memory_format)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -204,10 +209,10 @@ class VQGAN(Tokenizer):
 
     def latents(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> latents before quantisation, (B, L, E)."""
-        latents = self.encoder(images.to(memory_format=torch.channels_last))
+        latents = self.encoder(images.to(memory_format=self.memory_format))
         return rearrange(latents, "b e h w -> b (h w) e")
 
     def pixels(self, codes: Tensor) -> Tensor:
         """Codes (B, L, E) of a square grid -> images (B, 3, H, W), not clamped."""
         codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
-        return self.run_decoder(self.decoder, codes.contiguous(memory_format=torch.channels_last))
+        return self.run_decoder(self.decoder, codes.contiguous(memory_format=self.memory_format))

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from enat.errors import InputError
@@ -69,10 +69,7 @@ def time_curves(
     }
     found: dict[str, list[dict[str, Any]]] = {}
     for name, settings in points.items():
-        works = {
-            str(x): Generation(of_size.to(clock.device, clock.dtype).eval(), by, curves["batch"], clock.device)
-            for x, of_size, by in settings
-        }
+        works = {str(x): Generation(of_size, by, curves["batch"], clock.device) for x, of_size, by in settings}
         memory = {x: clock.memory(work) for x, work in works.items()}
         seconds = clock.compare(works) if works else {}
         found[name] = [
@@ -84,9 +81,13 @@ def time_curves(
 
 
 def _at_resolution(net: ENAT, factor: int) -> ENAT:
-    """A network for images whose sides are so many times as long."""
-    sizes: dict[str, Any] = {**net.sizes, "num_tokens": factor**2 * net.num_tokens}
-    return type(net)(**sizes)
+    """The network for images whose sides are so many times as long; it shares all weights but those of positions."""
+    other = copy(net)
+    other._modules, other.sizes = dict(net._modules), {**net.sizes, "num_tokens": factor**2 * net.num_tokens}
+    other.num_tokens = other.sizes["num_tokens"]
+    positions = net.position_embedding.weight
+    other.position_embedding = nn.Embedding(other.num_tokens, net.width).to(positions.device, positions.dtype)
+    return other
 
 
 def time_tokenizer(work: Callable[[Tensor], Tensor], example: Tensor, clock: Clock) -> dict[str, Any]:
@@ -144,18 +145,18 @@ def measure(
 ) -> dict[str, Any]:
     """All kinds of work in the precision of the clock; leaves its arguments alone."""
     device, dtype, sizes, batch = clock.device, clock.dtype, module.net.sizes, max(batch_sizes)
-    tell(f"{dtype}: sampling, batches {batch_sizes}")
-    net, coder = deepcopy(module.net).to(device, dtype).eval(), deepcopy(tokenizer).to(device, dtype)
+    tell(f"{dtype}: sampling, batches {batch_sizes}, and curves")
+    net = deepcopy(module.net).to(device, dtype).eval()
     found: dict[str, Any] = {"sampling": time_sampling(net, sampler(), batch_sizes, clock)}
     peak = clock.peak
     token_ids = torch.randint(sizes["codebook_size"], (batch, sizes["num_tokens"]), device=device)
+    found["curves"] = time_curves(net, sampler, curves, clock)
     tell(f"{dtype}: tokenizer")
+    coder = deepcopy(tokenizer).to(device, dtype)
     found["decode"] = time_tokenizer(coder.decode, token_ids, clock)
     found["encode"] = time_tokenizer(coder.encode, coder.decode(token_ids), clock)
     flops = found["sampling"]["tflop_per_image"] + found["decode"]["tflop_per_image"]
     found["generation"] = time_generation(Generation(net, sampler(), batch, device), coder, flops, clock)
-    tell(f"{dtype}: curves over steps and resolution")
-    found["curves"] = time_curves(net, sampler, curves, clock)
     del net, coder
     without = [
         lambda: sampling_variants(module.net, sampler, curves["batch"], clock),

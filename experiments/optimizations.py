@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from enat.attention import sdpa
+from enat.layers import SelfCrossAttention
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
+from enat.packed import PerSampleMasking
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
+from enat.variants import CrossAttention
 from enat.vqgan import VQGAN, run
 from experiments.workload import Clock, Generation, TrainingSteps, Work
 
@@ -76,7 +80,7 @@ class LogitsOfAllTokens(Wrapped):
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         logits, features = super().__call__(*arguments)
-        unused = self.net.logits(features).float().log_softmax(dim=2)
+        unused = self.net.logits(features[..., : self.net.width]).float().log_softmax(dim=2)
         return logits + 0 * unused.sum(), features
 
 
@@ -97,6 +101,15 @@ def within(work: Work, context: Callable[[], Any]) -> Work:
             return work()
 
     return done
+
+
+def by_sdpa(net: ENAT) -> ENAT:
+    """A copy whose attention is torch's, so that `sdpa_kernel` chooses the kernel."""
+    other = deepcopy(net)
+    for module in other.modules():
+        if isinstance(module, SelfCrossAttention | CrossAttention):
+            module.attention = sdpa
+    return other
 
 
 def one_by_one(averaged: list[nn.Parameter], current: list[nn.Parameter], _: int) -> None:
@@ -120,8 +133,9 @@ def sampling_variants(net: ENAT, sampler: Callable[..., Sampler], batch_size: in
         "both branches in one batch": generate(TwoPasses(cast)),
         "adaLN once": generate(ConditionAtEachStep(cast)),
         "logits of masked tokens alone": generate(LogitsOfAllTokens(cast)),
-        "fused attention": within(generate(cast), partial(sdpa_kernel, SDPBackend.MATH)),
     }
+    if not default.compile:  # what is compiled keeps its kernels
+        found["fused attention"] = within(generate(by_sdpa(cast)), partial(sdpa_kernel, SDPBackend.MATH))
     if clock.device.type == "cpu":
         found["linear layers by oneDNN"] = within(generate(cast), partial(torch.backends.mkldnn.flags, enabled=False))
     if clock.dtype != torch.float32:
@@ -132,32 +146,29 @@ def sampling_variants(net: ENAT, sampler: Callable[..., Sampler], batch_size: in
 
 
 def decoding_variants(tokenizer: Tokenizer, token_ids: Tensor, clock: Clock) -> dict[str, Work]:
-    """Decoding as it is, with the channels first, and uncompiled where it is compiled."""
+    """Decoding by a VQGAN as it is, with the channels first, and uncompiled where it is compiled."""
     cast = deepcopy(tokenizer).to(clock.device, clock.dtype)
-    first = deepcopy(cast).to(memory_format=torch.contiguous_format)
-    found: dict[str, Work] = {
-        "decode": partial(cast.decode, token_ids),
-        "channels last": partial(first.decode, token_ids),
-    }
-    if isinstance(cast, VQGAN) and cast.run_decoder is not run:
-        eager = deepcopy(cast)
-        eager.run_decoder = run
-        found["decoder compiled"] = partial(eager.decode, token_ids)
+    found: dict[str, Work] = {"decode": partial(cast.decode, token_ids)}
+    if isinstance(cast, VQGAN):
+        first = deepcopy(cast).in_memory_format(torch.contiguous_format)
+        found["channels last"] = partial(first.decode, token_ids)
+        if cast.run_decoder is not run:
+            eager = deepcopy(cast)
+            eager.run_decoder = run
+            found["decoder compiled"] = partial(eager.decode, token_ids)
     return found
 
 
 def training_variants(module: MaskedTokenModule, batch_size: int, clock: Clock) -> dict[str, Work]:
     """Training as it is, and without each of its optimisations."""
     steps = TrainingSteps(module, batch_size, clock).changed(steps=range(2, 6))  # two with reuse, two without
-    found: dict[str, Work] = {
-        "training": steps,
-        "head and loss on masked tokens alone": steps.changed(net=LogitsOfAllTokens(steps.net)),
-        "cache without decoder and head": steps.changed(averaged=CacheByTheWholeNetwork(steps.averaged)),
-        "average of all weights at once": steps.changed(average=one_by_one),
-    }
+    found: dict[str, Work] = {"training": steps, "average of all weights at once": steps.changed(average=one_by_one)}
+    if not isinstance(module.masking, PerSampleMasking):  # whose lines of tokens a wrapped network does not know
+        found["head and loss on masked tokens alone"] = steps.changed(net=LogitsOfAllTokens(steps.net))
+        found["cache without decoder and head"] = steps.changed(averaged=CacheByTheWholeNetwork(steps.averaged))
     if getattr(module.optimizer, "keywords", {}).get("fused"):
-        plain: dict[str, Any] = {"fused": False, "foreach": False}
-        found["fused optimiser"] = steps.changed(optimizer=module.optimizer(steps.parameters[1], **plain))
+        plain: Any = module.optimizer
+        found["fused optimiser"] = steps.changed(optimizer=plain(steps.parameters[1], fused=False))
     if module.compile_blocks:
         eager = deepcopy(module)
         eager.compile_blocks = False

@@ -131,11 +131,12 @@ def test_generator_decides(small_net):
 def test_compiled_steps_draw_the_same(small_net):
     classes = torch.tensor([0, 1, 4])
     settings = {"num_steps": 3, "sampling_temperature": 6.0, "gumbel_temperature": 1.5}
-    plain, compiled = (
-        make(**settings, compile=compile)(small_net, classes, torch.Generator().manual_seed(0))
-        for compile in (False, True)
-    )
-    assert torch.equal(plain, compiled)
+    plain, compiled = (make(**settings, compile=compile) for compile in (False, True))
+    torch._dynamo.utils.counters.clear()
+    for seed in (0, 1):  # each step once: the second call finds all of them
+        expected = plain(small_net, classes, torch.Generator().manual_seed(seed))
+        assert torch.equal(compiled(small_net, classes, torch.Generator().manual_seed(seed)), expected)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
 def test_several_generators_share_the_rows(small_net):

@@ -1,6 +1,7 @@
 """The VQGAN: the official checkpoint's names, batches, precision, files that do not serve."""
 
 import json
+import math
 from copy import deepcopy
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def test_batches_and_ranges():
     torch.testing.assert_close(decoded, parts.decode(token_ids))
     assert decoded.min() >= 0
     assert decoded.max() <= 1
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_every_convolution_in_one_memory_format(memory_format):
+    net, seen = VQGAN(**TINY).in_memory_format(memory_format), []
+    for module in net.decoder.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels > 1:
+            module.register_forward_hook(lambda _, __, out: seen.append(out.is_contiguous(memory_format=memory_format)))
+    net.decode(torch.randint(net.codebook_size, (2, math.prod(net.grid))))
+    assert len(seen) > 5
+    assert all(seen)
 
 
 def test_compiled_decoder():

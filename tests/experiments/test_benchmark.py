@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from enat.flops import sampling_flops, sampling_steps
 from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
+from enat.variants import NAT
+from experiments.benchmark import _at_resolution
 from experiments.optimizations import (
     CacheByTheWholeNetwork,
     ConditionAtEachStep,
@@ -64,6 +66,26 @@ def test_cache_by_the_whole_network(small_net):
     condition = small_net.condition(torch.tensor([0, 1, 2]))
     expected = small_net.encode(token_ids, revealed, condition)
     assert torch.equal(CacheByTheWholeNetwork(small_net).encode(token_ids, revealed, condition), expected)
+
+
+@pytest.mark.parametrize("option", ["variant=key_values", "variant=separate", "masking@module.masking=per_sample"])
+def test_other_networks(command, tmp_path, option):
+    sizes = ["batch_sizes=[1]", "precisions=[float32]", "seconds=0.01", "train_batch=4", "curves.num_steps=[2]"]
+    results = command("experiment=debug", "task=benchmark", *sizes, option, f"output={tmp_path}").results
+    (once, _), (same,) = results["curves"]["resolution"], results["curves"]["num_steps"]
+    kinds = {row["kind"] for row in results["optimizations"]}
+    assert kinds == {"sampling", "training"}
+    assert once["tflop_per_image"] == pytest.approx(results["sampling"]["tflop_per_image_with_attention"])
+    assert same["tflop_per_image"] < once["tflop_per_image"]
+
+
+def test_a_network_at_another_resolution(make_net):
+    net = make_net(NAT, interactions=["visible_to_masked"])
+    other = _at_resolution(net, 2)
+    assert (other.num_tokens, net.num_tokens, other.interactions) == (64, 16, net.interactions)
+    assert (other.position_embedding.weight.shape[0], net.position_embedding.weight.shape[0]) == (64, 16)
+    assert other.blocks is net.blocks
+    assert other.sizes == {**net.sizes, "num_tokens": 64}
 
 
 def test_task(command, tmp_path):
