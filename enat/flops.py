@@ -87,20 +87,26 @@ def sampling_flops(net: ENAT, sampler: Sampler) -> float:
 
 
 @torch.no_grad()
-def measured_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Operations per second of a large matrix product, the best of several; what a network can at most reach.
+def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = None) -> list[float]:
+    """Operations per second of a large matrix product, several times.
 
     Args:
+        device, dtype: of the matrices.
         size: side of the square matrices; None for one that fits the device.
     """
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(4):
+    speeds = []
+    for _ in range(5):
         begun = time.perf_counter()
         out = a @ b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begun)
+        speeds.append(2 * size**3 / (time.perf_counter() - begun))
     del out
-    return 2 * size**3 / best
+    return speeds[1:]  # the first warms up
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """The best of `product_speeds`: what a network can at most reach."""
+    return max(product_speeds(device, dtype, size))

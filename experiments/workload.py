@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from enat.flops import measured_peak
+from enat.flops import product_speeds
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.randomness import rng_for
@@ -26,7 +26,7 @@ Work = Callable[[], object]
 class Clock:
     """Times work on a device, and what a matrix product reaches there, in turns.
 
-    A machine that is shared with others is faster at times: of both, medians count.
+    A machine that is shared with others is slower at times: of both, medians count.
 
     Args:
         device, dtype: of the work.
@@ -45,16 +45,16 @@ class Clock:
         """Median seconds of several kinds of work by name, called in turns."""
         for work in works.values():
             self._once(work)
-        peaks = [measured_peak(self.device, self.dtype)]
+        peaks = product_speeds(self.device, self.dtype)
         last = time.perf_counter()
         found: dict[str, list[float]] = {name: [] for name in works}
         while any(len(times) < 3 or sum(times) < self.seconds for times in found.values()):
             for name, work in works.items():
                 found[name].append(self._once(work))
                 if time.perf_counter() - last > max(self.seconds / 3, 1):
-                    peaks.append(measured_peak(self.device, self.dtype))
+                    peaks += product_speeds(self.device, self.dtype)
                     last = time.perf_counter()
-        self.peak = median([*peaks, measured_peak(self.device, self.dtype)])
+        self.peak = median(peaks + product_speeds(self.device, self.dtype))
         return {name: median(times) for name, times in found.items()}
 
     def _once(self, work: Work) -> float:
