@@ -30,12 +30,12 @@ def settings_of(overrides: list[str]) -> dict[str, Any]:
 
 
 def read_scalars(run: Path) -> pd.DataFrame:
-    """The scalars of a run by optimiser step, one row each; what a later start logged replaces what an earlier did.
+    """The scalars of a run by optimiser step, one row each; of a start, what it logged until a later one went on.
 
     Raises:
         InputError: if a file can't be read.
     """
-    parts: list[pd.DataFrame] = []
+    scalars = pd.DataFrame()
     starts = sorted(run.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for path in starts:
         try:
@@ -45,8 +45,9 @@ def read_scalars(run: Path) -> pd.DataFrame:
         except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
             raise InputError(f"{path}: expected scalars with a column step: {error}") from error
         if len(rows):  # or stopped after the names of the columns
-            parts = [part[part.index < rows.index.min()] for part in parts] + [rows]
-    return pd.concat(parts).sort_index() if parts else pd.DataFrame()
+            # A later start may add to the very step where it goes on: the scores after training, say.
+            scalars = rows.combine_first(scalars[scalars.index <= rows.index.min()])
+    return scalars
 
 
 def natural(path: Path | str) -> list[tuple[float, str]]:

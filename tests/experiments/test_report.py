@@ -212,12 +212,23 @@ def test_curves_are_means_over_seeds_with_a_band(monkeypatch, tmp_path):
     assert set(axes.collections[0].get_paths()[0].vertices[:, 1]) == {1.0, 3.0}
 
 
-@pytest.mark.parametrize("content", ["", "step,train/loss\n", "step,train/loss\n,5\n"])
-def test_a_start_without_scalars_takes_none_away(tmp_path, content):
-    for version, text in enumerate(["step,train/loss\n1,3\n2,2\n", content]):
-        folder = tmp_path / "metrics" / f"version_{version}"
+def logged(run, *starts):
+    for version, text in enumerate(starts):
+        folder = run / "metrics" / f"version_{version}"
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text(text)
+
+
+def test_a_start_replaces_what_was_lost_and_adds_to_the_step_where_it_goes_on(tmp_path):
+    logged(tmp_path, "step,train/loss,val/fid\n1,3,\n2,2,0.9\n3,9,\n", "step,final/fid,train/loss\n2,0.8,\n4,,1\n")
+    found = read_scalars(tmp_path)
+    assert found["train/loss"].dropna().to_dict() == {1: 3, 2: 2, 4: 1}
+    assert (found["val/fid"][2], found["final/fid"][2]) == (0.9, 0.8)
+
+
+@pytest.mark.parametrize("content", ["", "step,train/loss\n", "step,train/loss\n,5\n"])
+def test_a_start_without_scalars_takes_none_away(tmp_path, content):
+    logged(tmp_path, "step,train/loss\n1,3\n2,2\n", content)
     assert read_scalars(tmp_path)["train/loss"].to_dict() == {1: 3, 2: 2}
 
 
