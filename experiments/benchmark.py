@@ -141,6 +141,7 @@ def measure(
     batch_sizes: Sequence[int],
     train_batch: int | None,
     curves: Mapping[str, Any],
+    optimizations: bool,
     clock: Clock,
 ) -> dict[str, Any]:
     """All kinds of work in the precision of the clock; leaves its arguments alone."""
@@ -167,7 +168,7 @@ def measure(
         found["train"] = time_training(deepcopy(module), train_batch, clock)
         without.append(lambda: training_variants(deepcopy(module), train_batch, clock))
     tell(f"{dtype}: what each optimisation gives")
-    found["optimizations"] = leave_one_out(without, clock)
+    found["optimizations"] = leave_one_out(without if optimizations else [], clock)
     return {"peak_tflops": peak / 1e12, **found}
 
 
@@ -179,6 +180,7 @@ def benchmark(
     batch_sizes: list[int],
     train_batch: int | None,
     curves: dict[str, Any],
+    optimizations: bool,
     seconds: float,
     fabric: Fabric,
     output: str,
@@ -195,6 +197,7 @@ def benchmark(
         train_batch: samples of a training step; None for no training.
         curves: over `num_steps`, and over `resolution` in multiples of the experiment's, or None; at a `batch`, which
             is also that of what each optimisation gives.
+        optimizations: whether that is measured.
         seconds: for which each work is repeated.
         fabric: one device.
         output: folder of `benchmark.png`, and `benchmark.json`, written after each precision.
@@ -207,14 +210,12 @@ def benchmark(
         raise InputError(f"precisions={precisions}: expected some of {', '.join(DTYPES)}.")
     numbers = [curves["batch"], *batch_sizes, *([] if train_batch is None else [train_batch])]
     if not batch_sizes or min(numbers) < 1 or seconds <= 0:
-        given = (
-            f"batch_sizes={batch_sizes}, curves.batch={curves['batch']}, train_batch={train_batch}, seconds={seconds}"
-        )
-        raise InputError(f"{given}: expected all above 0.")
+        given = f"batch_sizes={batch_sizes}, curves.batch={curves['batch']}, train_batch={train_batch}"
+        raise InputError(f"{given}, seconds={seconds}: expected all above 0.")
     by_precision: dict[str, dict[str, Any]] = {}
     for name in precisions:
         clock = Clock(fabric.device, DTYPES[name], seconds)
-        by_precision[name] = measure(module, sampler, tokenizer, batch_sizes, train_batch, curves, clock)
+        by_precision[name] = measure(module, sampler, tokenizer, batch_sizes, train_batch, curves, optimizations, clock)
         write_atomically(Path(output) / "benchmark.json", json.dumps(by_precision, indent=1).encode())  # so far
     tell("the stream of shards")
     side = math.isqrt(module.net.num_tokens)
@@ -253,8 +254,7 @@ def print_tables(by_precision: Mapping[str, Mapping[str, Any]], data: float) -> 
         for row in found["optimizations"]:
             gains.add_row(row["optimization"], row["kind"], precision, f"{row['ratio']:.2f}x")
     console = Console(width=max(Console().width, 100))
-    console.print(table)
-    console.print(gains)
+    console.print(table, *([gains] if gains.row_count else []))
 
 
 XLABELS = {"batch": "batch", "num_steps": "steps", "resolution": "resolution, times the experiment's"}
