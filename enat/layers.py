@@ -15,7 +15,9 @@ from torch.utils.flop_counter import register_flop_formula
 from enat.attention import Attention, sdpa
 
 EPS = 1e-6  # of every layer norm but the two in the head
-ONEDNN_TYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+ONEDNN_TYPES = [torch.float32] if torch.backends.mkldnn.is_available() else []
+if ONEDNN_TYPES and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # by the processor: AVX-512 at least
+    ONEDNN_TYPES.append(torch.bfloat16)
 
 
 def normalize(x: Tensor) -> Tensor:
