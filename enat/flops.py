@@ -94,7 +94,8 @@ def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = 
         device, dtype: of the matrices.
         size: side of the square matrices; None for one that fits the device.
     """
-    size = size or (8192 if device.type == "cuda" else 2048)
+    emulated = dtype != torch.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by CPUs, very slowly
+    size = size or (8192 if device.type == "cuda" else 256 if emulated else 2048)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     speeds = []
     for _ in range(5):
