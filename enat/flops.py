@@ -94,7 +94,8 @@ def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = 
         device, dtype: of the matrices.
         size: side of the square matrices; None for one that fits the device.
     """
-    emulated = dtype != torch.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by CPUs, very slowly
+    halves = dtype in (torch.bfloat16, torch.float16)
+    emulated = halves and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by CPUs without them, very slowly
     size = size or (8192 if device.type == "cuda" else 256 if emulated else 2048)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     speeds = []

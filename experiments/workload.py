@@ -113,7 +113,8 @@ def sampling_cost(net: ENAT, sampler: Sampler, batch_size: int) -> dict[str, flo
     eager.compile = False  # the counter sees no compiled operations
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         Generation(net, eager, 1, device)()
-    seconds = Clock(device, net.head_bias.dtype, 0.5, with_peak=False).time(Generation(net, sampler, batch_size, device))
+    clock = Clock(device, net.head_bias.dtype, 0.5, with_peak=False)
+    seconds = clock.time(Generation(net, sampler, batch_size, device))
     return {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "gflop_per_image": counter.get_total_flops() / 1e9,
