@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from enat.layers import ONEDNN_TYPES
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.variants import NAT, KeyValueReuse, SeparateBlock
@@ -95,7 +96,7 @@ def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = 
         size: side of the square matrices; None for one that fits the device.
     """
     halves = dtype in (torch.bfloat16, torch.float16)
-    emulated = halves and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by CPUs without them, very slowly
+    emulated = halves and torch.bfloat16 not in ONEDNN_TYPES  # by CPUs without them, very slowly
     size = size or (8192 if device.type == "cuda" else 256 if emulated else 2048)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     speeds = []

@@ -253,8 +253,6 @@ def evaluate(
     notes = results[0].notes + uneven_classes(evaluation.num_images, checkpoint.net.num_classes)
     print_scores({f"{checkpoint.source['kind']} weights": scores}, notes, skipped)
     main = next(iter(scores))
-    with checkpoint.context():
-        cost = sampling_cost(checkpoint.net, sampler, evaluation.block_size)
     return {
         **scores[main],
         "protocol": main,
@@ -265,7 +263,7 @@ def evaluate(
         "by_seed": {str(seed): result.scores for seed, result in zip(seeds, results, strict=True)},
         "images_sha256": [result.sha256 for result in results],
         "images": [file for result in results for file in result.files],
-        "cost": cost,
+        "cost": sampling_cost(checkpoint.net, sampler, evaluation.block_size, checkpoint.context),
         "settings": identity,
         "reference": results[0].reference,
         **checkpoint.facts,

@@ -220,6 +220,6 @@ def train(
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
     facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
-    with fitter.precision_plugin.forward_context():  # as the scores
-        cost = sampling_cost(module.averaged_net.eval(), sampler, evaluation.block_size if evaluation else 1)
+    block, context = evaluation.block_size if evaluation else 1, fitter.precision_plugin.forward_context
+    cost = sampling_cost(module.averaged_net.eval(), sampler, block, context)
     return {**scores, "scores": by_protocol, "yardsticks": rows, "cost": cost, **facts}

@@ -103,18 +103,21 @@ class Generation:
         return ids
 
 
-def sampling_cost(net: ENAT, sampler: Sampler, batch_size: int) -> dict[str, float]:
+def sampling_cost(
+    net: ENAT, sampler: Sampler, batch_size: int, context: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, float]:
     """What an image costs, without decoding: `parameters`, `gflop_per_image`, and `images_per_second` at a batch.
 
-    Operations are counted by torch while one image is sampled, attention included.
+    Operations are counted by torch while one image is sampled, attention included; `context` sets the precision.
     """
     device = net.head_bias.device
     eager = copy(sampler)
     eager.compile = False  # the counter sees no compiled operations
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with context(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         Generation(net, eager, 1, device)()
     clock = Clock(device, net.head_bias.dtype, 0.5, with_peak=False)
-    seconds = clock.time(Generation(net, sampler, batch_size, device))
+    with context():
+        seconds = clock.time(Generation(net, sampler, batch_size, device))
     return {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "gflop_per_image": counter.get_total_flops() / 1e9,
