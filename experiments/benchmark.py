@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy, deepcopy
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from enat.errors import InputError
@@ -26,7 +26,7 @@ from enat.tokenizer import Tokenizer
 from experiments.data_benchmark import stream_rate
 from experiments.optimizations import decoding_variants, leave_one_out, sampling_variants, training_variants
 from experiments.provenance import provenance, sampler_settings
-from experiments.workload import Clock, Generation, TrainingSteps
+from experiments.workload import Clock, Generation, TrainingSteps, at_resolution
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,7 +65,7 @@ def time_curves(
     """Images per second, operations and memory over the number of steps, and over the resolution."""
     points = {
         "num_steps": [(steps, net, sampler(num_steps=steps)) for steps in curves["num_steps"] or []],
-        "resolution": [(factor, _at_resolution(net, factor), sampler()) for factor in curves["resolution"] or []],
+        "resolution": [(factor, at_resolution(net, factor), sampler()) for factor in curves["resolution"] or []],
     }
     found: dict[str, list[dict[str, Any]]] = {}
     for name, settings in points.items():
@@ -78,16 +78,6 @@ def time_curves(
             for x, of_size, by in settings
         ]
     return found
-
-
-def _at_resolution(net: ENAT, factor: int) -> ENAT:
-    """The network for images whose sides are so many times as long; it shares all weights but those of positions."""
-    other = copy(net)
-    other._modules, other.sizes = dict(net._modules), {**net.sizes, "num_tokens": factor**2 * net.num_tokens}
-    other.num_tokens = other.sizes["num_tokens"]
-    positions = net.position_embedding.weight
-    other.position_embedding = nn.Embedding(other.num_tokens, net.width).to(positions.device, positions.dtype)
-    return other
 
 
 def time_tokenizer(work: Callable[[Tensor], Tensor], example: Tensor, clock: Clock) -> dict[str, Any]:
@@ -172,6 +162,22 @@ def measure(
     return {"peak_tflops": peak / 1e12, **found}
 
 
+def check_options(
+    precisions: list[str], batch_sizes: list[int], train_batch: int | None, curves_batch: int, seconds: float
+) -> None:
+    """Refuses what can't be measured.
+
+    Raises:
+        InputError: for an unknown precision, or a size below 1.
+    """
+    if not precisions or set(precisions) - set(DTYPES):
+        raise InputError(f"precisions={precisions}: expected some of {', '.join(DTYPES)}.")
+    numbers = [curves_batch, *batch_sizes, *([] if train_batch is None else [train_batch])]
+    if not batch_sizes or min(numbers) < 1 or seconds <= 0:
+        given = f"batch_sizes={batch_sizes}, curves.batch={curves_batch}, train_batch={train_batch}"
+        raise InputError(f"{given}, seconds={seconds}: expected all above 0.")
+
+
 def benchmark(
     module: MaskedTokenModule,
     sampler: Callable[..., Sampler],
@@ -206,12 +212,7 @@ def benchmark(
     Raises:
         InputError: for an unknown precision, or a size below 1.
     """
-    if not precisions or set(precisions) - set(DTYPES):
-        raise InputError(f"precisions={precisions}: expected some of {', '.join(DTYPES)}.")
-    numbers = [curves["batch"], *batch_sizes, *([] if train_batch is None else [train_batch])]
-    if not batch_sizes or min(numbers) < 1 or seconds <= 0:
-        given = f"batch_sizes={batch_sizes}, curves.batch={curves['batch']}, train_batch={train_batch}"
-        raise InputError(f"{given}, seconds={seconds}: expected all above 0.")
+    check_options(precisions, batch_sizes, train_batch, curves["batch"], seconds)
     by_precision: dict[str, dict[str, Any]] = {}
     for name in precisions:
         clock = Clock(fabric.device, DTYPES[name], seconds)

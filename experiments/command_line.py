@@ -68,9 +68,13 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
     output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     config.output = str(output)
     if is_job():
-        weights = config.get("weights")
         results = run_job(
-            output, config.resume, weights, lambda: _results(config, output), lambda error: explain(error)[0]
+            output,
+            config.resume,
+            config.get("weights"),
+            "study" in config,
+            lambda: _results(config, output),
+            lambda error: explain(error)[0],
         )
     else:
         results = _results(config, output)

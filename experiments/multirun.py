@@ -33,10 +33,40 @@ def asked_for(overrides: list[str]) -> list[str]:
     return sorted(text for text, name in names.items() if name not in FREE and not name.startswith("logger."))
 
 
+def check_record(record: Path, overrides: list[str]) -> None:
+    """Refuses a folder that is another job's.
+
+    Raises:
+        InputError: if it is.
+    """
+    earlier = json.loads(record.read_text())["overrides"] if record.exists() else overrides
+    if asked_for(earlier) != asked_for(overrides):
+        words = " ".join(earlier)
+        raise InputError(
+            f"{record.parent}: the folder is that of another job ({words}); expected another hydra.sweep.dir."
+        )
+
+
+def check_weights(records: list[Path], weights: str | None, sha256: str | None) -> None:
+    """Refuses weights other than those of the results that are there.
+
+    Raises:
+        InputError: if a job's were others.
+    """
+    for record in records:
+        done = (record.parent / "results.json").exists()
+        if done and json.loads(record.read_text()).get("weights_sha256") != sha256:
+            raise InputError(
+                f"weights={weights}: the file is not what it was when {record.parent} was made; expected the same "
+                "weights, or another hydra.sweep.dir."
+            )
+
+
 def run_job(
     output: Path,
     resume: bool,
     weights: str | None,
+    one_file: bool,
     work: Callable[[], dict[str, Any]],
     explain: Callable[[BaseException], str | None],
 ) -> dict[str, Any]:
@@ -47,6 +77,7 @@ def run_job(
             there is one.
         resume: whether results that are there count.
         weights: the file that it asks for, if any.
+        one_file: whether the results of the jobs beside it have to be of the same weights.
         work: gives the results, and writes them into the folder too.
         explain: an error in a sentence, or None for one that is not the user's.
 
@@ -54,25 +85,16 @@ def run_job(
         The results.
 
     Raises:
-        InputError: if the folder is another job's, or of other weights.
+        InputError: if the folder is another job's, or there are results of other weights.
         JobError: for any error of the work.
     """
     overrides = list(HydraConfig.get().overrides.task)
     sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
     record, results = output / JOB, output / "results.json"
-    if resume and record.exists():
-        earlier = json.loads(record.read_text())
-        if asked_for(earlier["overrides"]) != asked_for(overrides):
-            words = " ".join(earlier["overrides"])
-            raise InputError(
-                f"{output}: the folder is that of another job ({words}); expected another hydra.sweep.dir."
-            )
-        if results.exists() and earlier.get("weights_sha256") != sha256:
-            raise InputError(
-                f"weights={weights}: the file is not what it was when {output} was made; expected the same weights, or "
-                "another hydra.sweep.dir."
-            )
-        if results.exists():
+    if resume:
+        check_record(record, overrides)
+        check_weights(sorted(output.parent.glob(f"*/{JOB}")) if one_file else [record], weights, sha256)
+        if record.exists() and results.exists():
             rank_zero_only(print)(f"{output}: done already.")
             return dict(json.loads(results.read_text()))
 

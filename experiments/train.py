@@ -1,6 +1,6 @@
 """task=train: train, watch, evaluate."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,15 @@ def score_all(
     return rows
 
 
+def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: int) -> None:
+    """Logs the scores after training, and ends the runs of the loggers."""
+    for log in loggers:
+        log.log_metrics({f"final/{name}": value for name, value in scores.items()}, step)
+        log.finalize("success")
+        if isinstance(log, WandbLogger):
+            log.experiment.finish()
+
+
 def train(
     module: MaskedTokenModule,
     data: L.LightningDataModule,
@@ -211,11 +220,7 @@ def train(
     rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
     by_protocol = rows.pop("this network", {})
     scores = next(iter(by_protocol.values()), {})  # of the first protocol
-    for log in fitter.loggers:
-        log.log_metrics({f"final/{name}": value for name, value in scores.items()}, fitter.global_step)
-        log.finalize("success")
-        if isinstance(log, WandbLogger):
-            log.experiment.finish()
+    finish_logs(fitter.loggers, scores, fitter.global_step)
     grids = (callback for callback in callbacks.values() if isinstance(callback, SampleGrid))
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
@@ -101,6 +102,16 @@ class Generation:
     def __call__(self) -> torch.Tensor:
         ids: torch.Tensor = self.sampler(self.net, self.class_ids, self.generator)
         return ids
+
+
+def at_resolution(net: ENAT, factor: int) -> ENAT:
+    """The network for images whose sides are so many times as long; it shares all weights but those of positions."""
+    other = copy(net)
+    other._modules, other.sizes = dict(net._modules), {**net.sizes, "num_tokens": factor**2 * net.num_tokens}
+    other.num_tokens = other.sizes["num_tokens"]
+    positions = net.position_embedding.weight
+    other.position_embedding = nn.Embedding(other.num_tokens, net.width).to(positions.device, positions.dtype)
+    return other
 
 
 def sampling_cost(

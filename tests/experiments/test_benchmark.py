@@ -13,14 +13,13 @@ from enat.flops import sampling_flops, sampling_steps
 from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
 from enat.variants import NAT
-from experiments.benchmark import _at_resolution
 from experiments.optimizations import (
     CacheByTheWholeNetwork,
     ConditionAtEachStep,
     LogitsOfAllTokens,
     TwoPasses,
 )
-from experiments.workload import Clock
+from experiments.workload import Clock, at_resolution
 
 
 @pytest.mark.parametrize(("guidance", "schedule"), [(0.0, rising), (2.0, rising), (2.0, constant)])
@@ -81,7 +80,7 @@ def test_other_networks(command, tmp_path, option):
 
 def test_a_network_at_another_resolution(make_net):
     net = make_net(NAT, interactions=["visible_to_masked"])
-    other = _at_resolution(net, 2)
+    other = at_resolution(net, 2)
     assert (other.num_tokens, net.num_tokens, other.interactions) == (64, 16, net.interactions)
     assert (other.position_embedding.weight.shape[0], net.position_embedding.weight.shape[0]) == (64, 16)
     assert other.blocks is net.blocks
