@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from enat.errors import InputError
 from enat.flops import sampling_flops
 from enat.layers import normalize
+from enat.loss import MaskedCrossEntropy
 from enat.masking import Partition, RandomMasking, cosine, falling, rising
 from enat.net import ENAT
 from enat.packed import PerSampleMasking
@@ -44,6 +46,26 @@ def test_operations_are_those_that_torch_counts(name, make_net):
         token_ids = chosen(net, torch.tensor([0, 1, 2]))
     assert counter.get_total_flops() == 3 * sampling_flops(net, chosen)
     assert token_ids.max() < 12
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_on_a_gpu_nothing_waits_for_it(name, make_net):
+    """Tensors without values, as if on a GPU: sampling and a training step's loss need none on the host."""
+    kind, options, share = VARIANTS[name]
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            net = make_net(kind, **options)
+            class_ids, order = torch.tensor([0, 1, 2]), torch.rand(3, 16).argsort(dim=1)
+        token_ids = sampler(share)(net, class_ids)
+        part = Partition(*order.split([9, 4, 3] if share else [9, 7, 0], dim=1))
+        net.train()
+        condition = net.condition(class_ids)
+        cached = part.encode_cached(net, token_ids, condition) if share else None
+        loss = MaskedCrossEntropy()(*part.predict(net, token_ids, condition, cached))
+        with pytest.raises(DataDependentOutputException):  # what the host would wait for
+            loss.item()
+    assert {token_ids.device.type, loss.device.type} == {"cuda"}
+    assert token_ids.shape == (3, 16)
 
 
 def test_a_share_of_nothing_reuses_nothing(monkeypatch, make_net):
