@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
     def save(self, trainer: L.Trainer) -> Path:
         """Saves the state now, and removes what is no longer kept; all ranks have to call. Returns the file."""
         path = self.folder / f"step_{trainer.global_step:07d}.ckpt"
-        if trainer.global_step != self.saved_step or not path.exists():
+        if trainer.strategy.broadcast(trainer.global_step != self.saved_step or not path.exists()):  # all ranks do
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             self._link(path, "last.ckpt")

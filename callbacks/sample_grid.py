@@ -4,6 +4,7 @@ Shapes: `n` images, `L` tokens of an image, `T` steps.
 """
 
 import math
+from copy import copy
 from pathlib import Path
 
 import lightning as L
@@ -138,10 +139,10 @@ class SampleGrid(L.Callback):
             return
         assert isinstance(pl_module, MaskedTokenModule)
         net, tokenizer = pl_module.averaged_net, trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        sampler = copy(self.sampler)
+        sampler.compile = False  # for a batch of its own, while other ranks wait
         with trainer.precision_plugin.forward_context():
-            images, steps = sample_classes(
-                net, self.sampler, tokenizer, self.class_ids, self.images_per_class, self.seed
-            )
+            images, steps = sample_classes(net, sampler, tokenizer, self.class_ids, self.images_per_class, self.seed)
         name = f"step_{trainer.global_step:07d}"
         grid, reveal = self.folder / f"{name}.png", self.folder / f"{name}_reveal.png"
         self.pictures = save_pictures(images, steps, net, self.class_ids, grid, reveal)

@@ -18,17 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from enat.errors import InputError
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-FASTEST_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+FASTEST_FIRST = [SDPBackend.CUDNN_ATTENTION, *WITHOUT_PLANS]
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Torch's own, by the kernel that torch prefers."""
-    return F.scaled_dot_product_attention(query, key, value)
+    """Torch's own; on GPUs not by cuDNN's kernel, which plans anew for each number of tokens, and training's vary."""
+    if query.device.type != "cuda":
+        return F.scaled_dot_product_attention(query, key, value)
+    with sdpa_kernel(WITHOUT_PLANS, set_priority=True):
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 def cudnn_first(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -61,7 +60,5 @@ def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def auto(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`cudnn_first` on GPUs, `sdpa` elsewhere. For sampling: cuDNN plans anew for each number of tokens, and training's
-    vary from step to step.
-    """
+    """`cudnn_first` on GPUs, `sdpa` elsewhere. For sampling, whose numbers of tokens are always the same."""
     return (cudnn_first if query.device.type == "cuda" else sdpa)(query, key, value)

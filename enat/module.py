@@ -94,8 +94,10 @@ class MaskedTokenModule(L.LightningModule):
 
     def compile_networks(self) -> None:
         """Compiles the blocks of both networks, in place: the weights keep their names."""
-        # One, or any number, of tokens; no, one, or any number of context tokens; with and without gradient.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * 3 * 2)
+        # One, or any number, of tokens; no, one, or any number of context tokens; with and without gradient, and in
+        # inference mode.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * 3 * 3)
+        torch._dynamo.config.optimize_ddp = False  # it would split the blocks, which are small enough to overlap
         for block in [*self.net.blocks, *self.averaged_net.blocks]:
             block.compile(dynamic=True)
 
@@ -114,7 +116,7 @@ class MaskedTokenModule(L.LightningModule):
         return {
             "loss": self.loss(logits, targets),
             "accuracy": (logits.detach().argmax(dim=2) == targets).float().mean(),
-            "mask_ratio": torch.tensor(targets.numel() / token_ids.numel()),
+            "mask_ratio": torch.full((), targets.numel() / token_ids.numel(), device=token_ids.device),
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

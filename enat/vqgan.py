@@ -199,6 +199,7 @@ class VQGAN(Tokenizer):
         return self.to(memory_format=memory_format)
 
     @torch.no_grad()
+    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # another rounding could be another token
     def encode(self, images: Tensor) -> Tensor:
         return torch.cat([self.quantize(self.latents(part)) for part in images.split(self.batch_size)])
 

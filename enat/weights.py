@@ -1,6 +1,7 @@
 """Reads weights from a file, without running any of it: a checkpoint of ours, an official one, or safetensors."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # then weights are read where they are used; older files can't be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run."

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +24,7 @@ from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 from experiments.data_benchmark import stream_rate
 from experiments.optimizations import decoding_variants, leave_one_out, sampling_variants, training_variants
+from experiments.progress import tell
 from experiments.provenance import provenance, sampler_settings
 from experiments.workload import Clock, Generation, TrainingSteps, at_resolution
 
@@ -42,7 +42,13 @@ def time_sampling(net: ENAT, sampler: Sampler, batch_sizes: Sequence[int], clock
     by_batch: list[dict[str, Any]] = []
     for batch in sorted({1, *batch_sizes}):
         work = Generation(net, sampler, batch, clock.device)
-        memory, seconds = clock.memory(work), clock.time(work)
+        try:
+            memory, seconds = clock.memory(work), clock.time(work)
+        except torch.OutOfMemoryError:
+            if not by_batch:
+                raise
+            tell(f"no larger batches, since {batch} does not fit in the device's memory")
+            break
         by_batch.append(
             {"batch": batch, "seconds": seconds, "images_per_second": batch / seconds, "memory_gb": memory}
             | {"utilization": clock.utilization(batch * flops, seconds)}
@@ -119,11 +125,6 @@ def time_training(module: MaskedTokenModule, batch_size: int, clock: Clock) -> d
     }
 
 
-def tell(stage: str) -> None:
-    """What is measured now: a benchmark of a large network takes minutes."""
-    print(f"Measuring {stage}", file=sys.stderr, flush=True)
-
-
 def measure(
     module: MaskedTokenModule,
     sampler: Callable[..., Sampler],
@@ -135,11 +136,11 @@ def measure(
     clock: Clock,
 ) -> dict[str, Any]:
     """All kinds of work in the precision of the clock; leaves its arguments alone."""
-    device, dtype, sizes, batch = clock.device, clock.dtype, module.net.sizes, max(batch_sizes)
+    device, dtype, sizes = clock.device, clock.dtype, module.net.sizes
     tell(f"{dtype}: sampling, batches {batch_sizes}, and curves")
     net = deepcopy(module.net).to(device, dtype).eval()
     found: dict[str, Any] = {"sampling": time_sampling(net, sampler(), batch_sizes, clock)}
-    peak = clock.peak
+    peak, batch = clock.peak, found["sampling"]["by_batch"][-1]["batch"]  # the largest
     token_ids = torch.randint(sizes["codebook_size"], (batch, sizes["num_tokens"]), device=device)
     found["curves"] = time_curves(net, sampler, curves, clock)
     tell(f"{dtype}: tokenizer")
@@ -165,15 +166,14 @@ def measure(
 def check_options(
     precisions: list[str], batch_sizes: list[int], train_batch: int | None, curves_batch: int, seconds: float
 ) -> None:
-    """Refuses what can't be measured.
-
-    Raises:
-        InputError: for an unknown precision, or a size below 1.
-    """
+    """Raises InputError for an unknown precision, or a size below 1."""
     if not precisions or set(precisions) - set(DTYPES):
         raise InputError(f"precisions={precisions}: expected some of {', '.join(DTYPES)}.")
-    numbers = [curves_batch, *batch_sizes, *([] if train_batch is None else [train_batch])]
-    if not batch_sizes or min(numbers) < 1 or seconds <= 0:
+    if (
+        not batch_sizes
+        or min(curves_batch, *batch_sizes, 1 if train_batch is None else train_batch) < 1
+        or seconds <= 0
+    ):
         given = f"batch_sizes={batch_sizes}, curves.batch={curves_batch}, train_batch={train_batch}"
         raise InputError(f"{given}, seconds={seconds}: expected all above 0.")
 

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from enat.errors import InputError
 from enat.files import write_atomically
 from experiments.config_check import check_config
+from experiments.device import processes
 from experiments.multirun import JobError, is_job, objectives, run_job
 
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
@@ -33,7 +34,7 @@ UNFINISHED = "unfinished"  # in a task's output: work that the same command goes
 
 def _run_folder(folder: str, resume: bool) -> str:
     """The folder of a run: the one asked for, or, to start anew, the first of FOLDER, FOLDER-2 ... that is new."""
-    if not resume and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not resume and processes()[1] > 1:
         raise InputError("resume=false: expected output=NEWFOLDER with several processes, so that they agree on it.")
     number, free = 1, folder
     while not resume and Path(free).exists():
@@ -68,6 +69,11 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
     output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     config.output = str(output)
     if is_job():
+        if config.objective and "RANK" in os.environ and processes()[1] > 1:
+            raise InputError(
+                "objective: each of torchrun's processes would ask the sweeper for settings of its own; expected one "
+                "process, or a launcher that starts the processes of each job, such as hydra/launcher=submitit_slurm."
+            )
         results = run_job(
             output,
             config.resume,

@@ -114,8 +114,8 @@ def score(
     folder = unfinished.folder if unfinished else None
     if unfinished and (kept := processes.on_first(lambda: unfinished.recall(name))):
         return kept
-    if writer is not None and folder is not None and not (folder / name).exists():
-        processes.on_first(writer.clear)
+    if writer is not None and folder is not None:
+        processes.on_first(lambda: None if (folder / name).exists() else writer.clear())
     with ImageProgress(processes.rank) as progress:
         watchers = (progress.watcher("reference"), progress.watcher(title))
         if writer is not None:

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from enat.attention import sdpa
 from enat.layers import SelfCrossAttention
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
@@ -88,8 +88,8 @@ class CacheByTheWholeNetwork(Wrapped):
     """Decoder and head also in the pass that makes the cache."""
 
     def encode(self, token_ids: Tensor, revealed: Tensor, condition: Tensor) -> Tensor:
-        is_masked = torch.ones_like(token_ids, dtype=torch.bool).scatter(1, revealed, False)
-        masked = is_masked.nonzero()[:, 1].view(len(token_ids), -1)
+        is_revealed = torch.zeros_like(token_ids).scatter(1, revealed, 1)
+        masked = is_revealed.argsort(dim=1, stable=True)[:, : token_ids.shape[1] - revealed.shape[1]]
         return self.net(token_ids, revealed, masked, condition)[1]
 
 
@@ -104,11 +104,11 @@ def within(work: Work, context: Callable[[], Any]) -> Work:
 
 
 def by_sdpa(net: ENAT) -> ENAT:
-    """A copy whose attention is torch's, so that `sdpa_kernel` chooses the kernel."""
+    """A copy whose attention is torch's alone, so that `sdpa_kernel` chooses the kernel."""
     other = deepcopy(net)
     for module in other.modules():
         if isinstance(module, SelfCrossAttention | CrossAttention):
-            module.attention = sdpa
+            module.attention = F.scaled_dot_product_attention
     return other
 
 

@@ -1,5 +1,6 @@
-"""Progress bars of long work with images."""
+"""How far long work is: bars for images, a line for each measurement."""
 
+import sys
 from types import TracebackType
 
 from rich.console import Console
@@ -18,6 +19,11 @@ class Speed(ProgressColumn):
 
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+
+
+def tell(stage: str) -> None:
+    """What is measured now: a benchmark of a large network takes minutes."""
+    print(f"Measuring {stage}", file=sys.stderr, flush=True)
 
 
 class ImageProgress:

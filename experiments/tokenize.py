@@ -1,6 +1,5 @@
 """task=tokenize: a folder of images, or an official token cache, to shards."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from data.shards import Manifest, check_shards
 from data.tokenization import ImageSource, Source, TokenCacheSource, write_shards
 from enat.errors import InputError
 from enat.tokenizer import Tokenizer
-from experiments.device import device_for
+from experiments.device import device_for, processes
 from experiments.progress import COLUMNS
 
 
@@ -66,7 +65,7 @@ def tokenize(
         check_shards(folder, whole, deep=True)
         return summary(whole)
     source = open_source(images, labels, num_classes, views, batch_size, num_workers)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
     sizes = {"held_out": held_out, "shard_size": shard_size, "pack_size": pack_size, "seed": seed}
     with Progress(*COLUMNS, disable=rank > 0) as progress:

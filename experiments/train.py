@@ -7,12 +7,9 @@ from typing import Any
 
 import lightning as L
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -27,6 +24,7 @@ from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizer import Tokenizer
 from enat.weights import read_file
+from experiments.device import check_multirun
 from experiments.evaluate import print_scores, score
 from experiments.provenance import commit
 from experiments.workload import sampling_cost
@@ -44,7 +42,7 @@ def without_speed(options: Any) -> Any:
 def resume_point(
     folder: Path, config: Mapping[str, Any], module: MaskedTokenModule
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in a folder that can be read, and its content; None for a new run.
+    """The newest checkpoint in a folder that can be read, and what it says of its run; None for a new run.
 
     Raises:
         InputError: if no checkpoint can be read, or it is of a run with other settings or another network.
@@ -66,7 +64,7 @@ def resume_point(
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}:
             raise InputError(f"{path}: its weights are not those of this network; the code has changed since.")
-        return path, content
+        return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
     if found:
         raise InputError(f"output={folder.parent}: none of its checkpoints can be read; resume=false starts anew.")
     return None
@@ -76,8 +74,8 @@ def resume_point(
 def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
     """Says from where a run goes on, and whether it is bit for bit the run that would have been."""
     print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
-    before = content.get("world_size", world_size)
-    if before != world_size:
+    before = content["world_size"]
+    if before not in (None, world_size):
         if content["settings"]["module"]["mask_groups"] is None:
             masks = "masks and dropout are drawn by process (module.mask_groups=null), so that this is another run now."
         else:
@@ -105,34 +103,21 @@ def build_trainer(
         )
     try:
         plugins: list[Any] = [AtomicCheckpointIO()]
-        if SLURMEnvironment.detect():
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # torchrun runs inside of SLURM, too
             plugins.append(SLURMEnvironment(auto_requeue=False))  # `LeaveOnSignal` does it
         built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins)
     except (ValueError, TypeError) as error:
         raise InputError(f"trainer: {error}.") from error
     if isinstance(built.strategy, DDPStrategy) and "find_unused_parameters" not in built.strategy._ddp_kwargs:
         raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
-    if built.world_size > 1 and starts_processes(built) and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise InputError(
-            f"trainer.devices={built.num_devices}: expected one device in a multirun, or a launcher that starts the "
-            "processes of each run, such as hydra/launcher=submitit_slurm."
-        )
+    if built.world_size > 1:
+        check_multirun(built.strategy, built.num_devices)
     if isinstance(built.val_check_interval, int) and built.val_check_interval % built.accumulate_grad_batches:
         raise InputError(
             f"trainer.val_check_interval={built.val_check_interval}: expected a multiple of "
             f"trainer.accumulate_grad_batches={built.accumulate_grad_batches}, so that no checkpoint cuts a step."
         )
     return built
-
-
-def starts_processes(trainer: L.Trainer) -> bool:
-    """Whether a Trainer starts the processes of its other devices, by the same command, instead of srun or torchrun."""
-    strategy = trainer.strategy
-    return (
-        isinstance(strategy, DDPStrategy)
-        and isinstance(strategy.launcher, _SubprocessScriptLauncher)
-        and not strategy.launcher.cluster_environment.creates_processes_externally
-    )
 
 
 def score_all(

@@ -2,13 +2,15 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from enat.loss import MaskedCrossEntropy
-from enat.masking import RandomMasking
+from enat.masking import Partition, RandomMasking
 from enat.module import MaskedTokenModule
 from enat.randomness import rng_for
 
@@ -47,6 +49,17 @@ def test_compiled_blocks_serve_any_number_of_tokens(make_net, monkeypatch):
     module.compile_networks()
     torch.testing.assert_close(losses(module, 40), expected, rtol=1e-5, atol=1e-6)
     assert 2 <= counter.frame_count <= 12
+
+
+def test_what_is_logged_is_on_the_device(make_net):
+    """NCCL, which averages it over GPUs, takes nothing else."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            net, token_ids, classes = make_net(), torch.zeros(3, 16, dtype=torch.int64), torch.tensor([0, 1, 2])
+            part = Partition(*torch.rand(3, 16).argsort(dim=1).split([9, 7], dim=1), None)
+        module = MaskedTokenModule(net, lambda *_: part, MaskedCrossEntropy(), torch.optim.SGD, lambda optimizer: None)
+        found = module.predict_masked(net, (token_ids, classes), np.random.default_rng(0))
+    assert {name: value.device.type for name, value in found.items()} == dict.fromkeys(found, "cuda")
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,8 @@ from callbacks.guard import NonFiniteGuard
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.weights import read_file, select_state
-from experiments.train import starts_processes, without_speed
+from experiments.device import processes, starts_processes
+from experiments.train import without_speed
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"
@@ -182,12 +183,38 @@ def test_loss_scaling_finds_its_scale(compose_config, tmp_path, fused):
     assert all(tensor.isfinite().all() for tensor in changed.values())
 
 
-def test_multirun_with_several_devices_is_refused(tmp_path):
-    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
-    arguments = [sys.executable, "run.py", "-m", DEBUG, *options, f"hydra.sweep.dir={tmp_path}"]
-    ran = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize(
+    ("options", "variables", "sentence"),
+    [
+        (["trainer=ddp", "trainer.precision=32-true"], {}, "expected one device in a multirun"),
+        (["task=evaluate", "weights=any.ckpt"], {}, "expected one device in a multirun"),
+        (["objective=[fid]"], {"RANK": "0", "WORLD_SIZE": "2"}, "objective: each of torchrun's processes"),
+    ],
+)
+def test_multirun_with_several_processes_is_refused(options, variables, sentence, tmp_path):
+    arguments = [sys.executable, "run.py", "-m", DEBUG, "trainer.accelerator=cpu", "trainer.devices=2", *options]
+    arguments.append(f"hydra.sweep.dir={tmp_path}")
+    ran = subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **variables}
+    )
     assert ran.returncode == 1
-    assert "expected one device in a multirun" in ran.stderr
+    assert sentence in ran.stderr
+
+
+def test_processes_of_srun(monkeypatch, command):
+    """A step of srun says who is who; the script around it, in which there is one process, has the numbers too."""
+    slurm = {"NTASKS": "4", "PROCID": "3", "LOCALID": "1", "JOB_ID": "7", "JOB_NAME": "enat", "NODEID": "1"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert processes() == (0, 1, 0)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert processes() == (3, 4, 1)
+    refused = command(DEBUG, "task=evaluate", "trainer.accelerator=cpu", "weights=any.ckpt")
+    assert refused.status == 1
+    assert "srun has started 4 tasks" in refused.err
+    monkeypatch.setenv("RANK", "5")  # of torchrun, inside of it
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert processes() == (5, 8, 0)
 
 
 def test_who_starts_the_processes(monkeypatch):
@@ -199,8 +226,8 @@ def test_who_starts_the_processes(monkeypatch):
     for environment, expected in ((LightningEnvironment(), True), (SLURMEnvironment(auto_requeue=False), False)):
         strategy = DDPStrategy(cluster_environment=environment)
         trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
-        assert starts_processes(trainer) is expected
-    assert not starts_processes(L.Trainer(accelerator="cpu", logger=False))
+        assert starts_processes(trainer.strategy) is expected
+    assert not starts_processes(L.Trainer(accelerator="cpu", logger=False).strategy)
 
 
 def test_export(command, tmp_path):
