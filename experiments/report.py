@@ -75,32 +75,31 @@ def plot_panels(runs: dict[str, pd.DataFrame], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_over_cost(study: Study, path: Path) -> None:
-    """FID over operations, a point for each group; of many groups, those have names that no other beats in both."""
-    groups = study.groups.dropna(subset=["gflop_per_image", "fid"])
+def plot_over(x: str, study: Study, path: Path) -> None:
+    """FID over operations or Inception Score, a point a group; of many, those have names that none beats in both."""
+    groups = study.groups.dropna(subset=[x, "fid"])
     named = groups
     if len(groups) > MOST:
-        cheapest = groups.sort_values(["gflop_per_image", "fid"])
-        best = cheapest["fid"].cummin()
-        named = cheapest[(best < best.shift()) | best.shift().isna()].nsmallest(MOST, "fid")
-        named = named.sort_values("gflop_per_image")
+        from_best = groups.sort_values([x, "fid"], ascending=[x == "gflop_per_image", True])
+        best = from_best["fid"].cummin()
+        named = from_best[(best < best.shift()) | best.shift().isna()].nsmallest(MOST, "fid").sort_values(x)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     if len(named) < len(groups):
         rest = groups.drop(named.index)
-        axes.plot(rest["gflop_per_image"], rest["fid"], "o", color="0.75", ms=4, label="other settings")
-        axes.plot(named["gflop_per_image"], named["fid"], color="0.6", lw=1, zorder=1)
+        axes.plot(rest[x], rest["fid"], "o", color="0.75", ms=4, label="other settings")
+        axes.plot(named[x], named["fid"], color="0.6", lw=1, zorder=1)
     for number, (_, group) in enumerate(named.iterrows()):
-        place = group["gflop_per_image"], group["fid"]
+        place = group[x], group["fid"]
         axes.errorbar(*place, yerr=group["fid_std"], fmt="o", color=f"C{number}", capsize=3, label=group["label"])
-    least, most = groups["gflop_per_image"].min(), groups["gflop_per_image"].max()
-    if most >= 16 * least > 0:
+    least, most = groups[x].min(), groups[x].max()
+    axes.set(xlabel={"gflop_per_image": "GFLOP for an image"}.get(x, "Inception Score"), ylabel="FID")
+    if x == "gflop_per_image" and most >= 16 * least > 0:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    else:
+    elif x == "gflop_per_image":
         axes.set_xlim(0, 1.08 * most)  # or small differences look large
-    axes.set(xlabel="GFLOP for an image", ylabel="FID")
     axes.grid(alpha=0.3)
     _legend(figure, *axes.get_legend_handles_labels())
     figure.savefig(path, dpi=150)
@@ -221,7 +220,10 @@ def write_study(study: Study, title: str, folder: Path, logger: Mapping[str, Log
         plot_over_settings(study, pictures[-1])
     if known.get("fid", False) and study.groups.get("gflop_per_image", pd.Series(dtype=float)).nunique() > 1:
         pictures.append(folder / "fid_over_flops.png")
-        plot_over_cost(study, pictures[-1])
+        plot_over("gflop_per_image", study, pictures[-1])
+    if len(study.groups) > 2 * MOST and known.get("fid", False) and known.get("inception_score", False):
+        pictures.append(folder / "fid_over_inception_score.png")  # for which the one over settings has no place
+        plot_over("inception_score", study, pictures[-1])
     if plot_losses(study, folder / "losses.png"):
         pictures.append(folder / "losses.png")
     study.jobs.to_csv(folder / "report.csv", index=False)

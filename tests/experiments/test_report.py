@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.report import plot_losses, plot_over_cost, plot_over_settings
+from experiments.report import plot_losses, plot_over, plot_over_settings
 from experiments.study import Study, markdown_table, natural, read_scalars, settings_of
 
 
@@ -198,10 +199,18 @@ def test_of_many_groups_the_best_have_names(monkeypatch, tmp_path):
     fids = [5.0, 6.0, 7.0, 2.0, *[3.0 + n / 10 for n in range(10)], 1.0]
     for number, fid in enumerate(fids):
         job(tmp_path, number + 2, [f"a={number}", f"b={number**2}", f"c={number % 3}"], fid=fid)
-    figure = drawn(monkeypatch, plot_over_cost, Study(tmp_path), tmp_path)
+    figure = drawn(monkeypatch, partial(plot_over, "gflop_per_image"), Study(tmp_path), tmp_path)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "other settings", "a 0, b 0, c 0", "a 3, b 9, c 0", "a 14, b 196, c 2",
     ]  # fmt: skip
+
+
+def test_the_front_of_two_scores(monkeypatch, tmp_path):
+    """A high Inception Score is better: 9 has no match, 8 has the lower FID, 7 is worse than 8 in both."""
+    for number, (fid, score) in enumerate([(3.0, 9.0), (2.0, 8.0), (2.5, 7.0), *[(4.0 + n, 6.0) for n in range(10)]]):
+        job(tmp_path, number, [f"a={number}"], fid=fid, inception_score=score)
+    figure = drawn(monkeypatch, partial(plot_over, "inception_score"), Study(tmp_path), tmp_path)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["other settings", "a 1", "a 0"]
 
 
 def test_curves_are_means_over_seeds_with_a_band(monkeypatch, tmp_path):
