@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from enat.flops import sampling_flops, sampling_steps
+from enat.flops import product_speeds, sampling_flops, sampling_steps
 from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
 from enat.variants import NAT
+from experiments import workload
 from experiments.optimizations import (
     CacheByTheWholeNetwork,
     ConditionAtEachStep,
@@ -34,13 +36,25 @@ def test_operations_of_sampling(small_net, guidance, schedule, num_steps, share)
     assert all(row["reused"] == 0 for row in rows) or share
 
 
-def test_clock():
-    """Twice the work is twice the time, and a matrix product is its own peak."""
-    clock = Clock(torch.device("cpu"), torch.float32, 0.3)
-    a = torch.randn(2048, 2048)
-    seconds = clock.time(lambda: a @ a)
-    assert 0.3 < clock.utilization(2 * 2048**3, seconds) < 1.5
-    assert 1.3 < clock.time(lambda: a @ a @ a) / seconds < 3
+def test_clock(monkeypatch):
+    """Medians of several calls in turns, without the first, over what a matrix product reaches meanwhile."""
+    now, of_a = [0.0], iter([9.0, 2.0, 7.0, 2.0])
+
+    def spend(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(workload, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(workload, "product_speeds", lambda *_: [1e9, 4e9, 4e9])
+    clock = Clock(torch.device("cpu"), torch.float32, 3.0)
+    assert clock.compare({"a": lambda: spend(next(of_a)), "b": lambda: spend(1.0)}) == {"a": 2.0, "b": 1.0}
+    assert clock.utilization(6e9, 2.0) == 0.75
+    assert next(of_a, None) is None
+
+
+def test_product_speeds():
+    speeds = product_speeds(torch.device("cpu"), torch.float32, size=64)
+    assert len(speeds) > 2
+    assert min(speeds) > 0
 
 
 @pytest.mark.parametrize("wrapper", [TwoPasses, ConditionAtEachStep, LogitsOfAllTokens])
