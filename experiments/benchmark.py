@@ -169,11 +169,8 @@ def check_options(
     """Raises InputError for an unknown precision, or a size below 1."""
     if not precisions or set(precisions) - set(DTYPES):
         raise InputError(f"precisions={precisions}: expected some of {', '.join(DTYPES)}.")
-    if (
-        not batch_sizes
-        or min(curves_batch, *batch_sizes, 1 if train_batch is None else train_batch) < 1
-        or seconds <= 0
-    ):
+    numbers = [curves_batch, *batch_sizes, *([] if train_batch is None else [train_batch])]
+    if not batch_sizes or min(numbers) < 1 or seconds <= 0:
         given = f"batch_sizes={batch_sizes}, curves.batch={curves_batch}, train_batch={train_batch}"
         raise InputError(f"{given}, seconds={seconds}: expected all above 0.")
 

@@ -5,8 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import (
@@ -17,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from enat.errors import InputError
+from experiments.multirun import is_job
 
 PRECISIONS = ("32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
@@ -106,7 +105,7 @@ def check_multirun(strategy: Any, devices: int | str) -> None:
     Raises:
         InputError: if it does.
     """
-    if starts_processes(strategy) and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if starts_processes(strategy) and is_job():
         raise InputError(
             f"trainer.devices={devices}: expected one device in a multirun, or a launcher that starts the "
             "processes of each run, such as hydra/launcher=submitit_slurm."

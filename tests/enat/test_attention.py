@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from enat.attention import auto, cudnn_first, sdpa, xformers
 from enat.errors import InputError
@@ -70,3 +71,15 @@ class _OnGPU:
 def test_xformers_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="GPU only"):
         xformers(*random_heads())
+
+
+@pytest.mark.parametrize(("backend", "expected"), [(sdpa, False), (auto, True)])
+def test_on_gpus_cudnn_is_for_sampling(monkeypatch, backend, expected):
+    """cuDNN's kernel plans anew for each number of tokens, so that the default leaves it out."""
+    seen = []
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    backend(on_gpu, on_gpu, on_gpu)
+    assert seen == [expected]

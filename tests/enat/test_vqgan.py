@@ -95,3 +95,10 @@ def test_nearest_entry_in_full_precision():
 def test_sizes_that_do_not_fit(change, sentence):
     with pytest.raises(InputError, match=sentence):
         VQGAN(**{**TINY, **change})
+
+
+def test_tf32_chooses_no_token():
+    net, seen = VQGAN(**TINY), []
+    net.encoder.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    net.encode(torch.rand(1, 3, 16, 16))
+    assert seen == [False]

@@ -1,6 +1,7 @@
 """The benchmark counts what torch counts, and measures what it says."""
 
 import json
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +11,13 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from enat.flops import product_speeds, sampling_flops, sampling_steps
+from enat import flops
+from enat.flops import sampling_flops, sampling_steps
 from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
 from enat.variants import NAT
 from experiments import workload
+from experiments.benchmark import time_sampling
 from experiments.optimizations import (
     CacheByTheWholeNetwork,
     ConditionAtEachStep,
@@ -38,23 +41,39 @@ def test_operations_of_sampling(small_net, guidance, schedule, num_steps, share)
 
 def test_clock(monkeypatch):
     """Medians of several calls in turns, without the first, over what a matrix product reaches meanwhile."""
-    now, of_a = [0.0], iter([9.0, 2.0, 7.0, 2.0])
+    now, of_a = [0.0], iter([9.0, 2.0, 7.0, 3.0])
+    calls = []
 
-    def spend(seconds):
+    def spend(name, seconds):
+        calls.append(name)
         now[0] += seconds
 
     monkeypatch.setattr(workload, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(workload, "product_speeds", lambda *_: [1e9, 4e9, 4e9])
+    monkeypatch.setattr(workload, "product_speeds", lambda *_: [1e9, 4e9, 9e9])
     clock = Clock(torch.device("cpu"), torch.float32, 3.0)
-    assert clock.compare({"a": lambda: spend(next(of_a)), "b": lambda: spend(1.0)}) == {"a": 2.0, "b": 1.0}
+    works = {"a": lambda: spend("a", next(of_a)), "b": lambda: spend("b", 1.0)}
+    assert clock.compare(works) == {"a": 3.0, "b": 1.0}
+    assert "".join(calls) == "abababab"
     assert clock.utilization(6e9, 2.0) == 0.75
-    assert next(of_a, None) is None
 
 
-def test_product_speeds():
-    speeds = product_speeds(torch.device("cpu"), torch.float32, size=64)
-    assert len(speeds) > 2
-    assert min(speeds) > 0
+def test_product_speeds(monkeypatch):
+    """Two operations a multiply-add; here each product takes a second."""
+    monkeypatch.setattr(flops, "time", SimpleNamespace(perf_counter=count().__next__))
+    assert flops.product_speeds(torch.device("cpu"), torch.float32, size=64) == [2 * 64**3] * 4
+
+
+def test_a_batch_that_does_not_fit_ends_the_row(monkeypatch, small_net):
+    def out_of_memory(self, work):
+        if len(work.class_ids) > 2:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(Clock, "time", out_of_memory)
+    sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
+    clock = Clock(torch.device("cpu"), torch.float32, 0.1)
+    found = time_sampling(small_net, sampler, [2, 4, 8], clock)
+    assert [row["batch"] for row in found["by_batch"]] == [1, 2]
 
 
 @pytest.mark.parametrize("wrapper", [TwoPasses, ConditionAtEachStep, LogitsOfAllTokens])
