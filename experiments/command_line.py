@@ -69,10 +69,10 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
     output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     config.output = str(output)
     if is_job():
-        if config.objective and "RANK" in os.environ and processes()[1] > 1:
+        if config.objective and processes()[1] > 1 and "submitit" not in HydraConfig.get().launcher._target_:
             raise InputError(
-                "objective: each of torchrun's processes would ask the sweeper for settings of its own; expected one "
-                "process, or a launcher that starts the processes of each job, such as hydra/launcher=submitit_slurm."
+                "objective: each process of torchrun or srun would ask the sweeper for settings of its own; expected "
+                "one process, or a launcher that starts those of each job, such as hydra/launcher=submitit_slurm."
             )
         results = run_job(
             output,

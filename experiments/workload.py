@@ -137,7 +137,7 @@ def sampling_cost(
 
 
 class TrainingSteps:
-    """Steps on random tokens with the masks of training: forward, backward, optimiser and average.
+    """Steps on random tokens with the masks of training: forward, backward, optimiser and average; fp16's loss scaled.
 
     Args:
         module: is trained.
@@ -154,6 +154,7 @@ class TrainingSteps:
         self.parameters = list(self.averaged.parameters()), list(self.net.parameters())
         self.optimizer = module.optimizer(self.parameters[1])
         self.average: Callable[..., None] = get_ema_multi_avg_fn(0.9999)
+        self.scaler = torch.amp.GradScaler(clock.device.type, enabled=clock.dtype == torch.float16)
         if module.compile_blocks:
             module.__dict__["ema_net"] = self.averaged
             module.compile_networks()
@@ -173,7 +174,8 @@ class TrainingSteps:
             rng = rng_for("training", self.module.seed, 0, step, 0)
             with self.clock.autocast():
                 loss = self.module.predict_masked(self.net, self.batch, rng)["loss"]
-            loss.backward()
-            self.optimizer.step()
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.optimizer.zero_grad()
             self.average(*self.parameters, step)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,7 +25,7 @@ from experiments.optimizations import (
     LogitsOfAllTokens,
     TwoPasses,
 )
-from experiments.workload import Clock, at_resolution
+from experiments.workload import Clock, TrainingSteps, at_resolution
 
 
 @pytest.mark.parametrize(("guidance", "schedule"), [(0.0, rising), (2.0, rising), (2.0, constant)])
@@ -98,6 +99,21 @@ def test_cache_by_the_whole_network(small_net):
     condition = small_net.condition(torch.tensor([0, 1, 2]))
     expected = small_net.encode(token_ids, revealed, condition)
     assert torch.equal(CacheByTheWholeNetwork(small_net).encode(token_ids, revealed, condition), expected)
+
+
+def test_fp16_training_scales_its_loss(compose_config):
+    """Gradients that are infinite in 16 bits skip their step, and halve the scale."""
+    module = instantiate(compose_config("experiment=debug").module)
+    cross_entropy = module.loss
+    module.loss = lambda logits, targets: 1e6 * cross_entropy(logits, targets)
+    before = module.net.head_bias.detach().clone()
+    TrainingSteps(module, 4, Clock(torch.device("cpu"), torch.bfloat16, 0.1, with_peak=False))()
+    assert not torch.equal(module.net.head_bias, before)
+    before = module.net.head_bias.detach().clone()
+    steps = TrainingSteps(module, 4, Clock(torch.device("cpu"), torch.float16, 0.1, with_peak=False))
+    steps()
+    assert steps.scaler.get_scale() == 2.0 ** (16 - len(steps.steps))
+    assert torch.equal(module.net.head_bias, before)
 
 
 @pytest.mark.parametrize("option", ["variant=key_values", "variant=separate", "masking@module.masking=per_sample"])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -13,19 +14,22 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpoints import AtomicCheckpointIO
 from callbacks.guard import NonFiniteGuard
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.weights import read_file, select_state
-from experiments.device import processes, starts_processes
-from experiments.train import without_speed
+from experiments.device import ddp, processes, starts_processes
+from experiments.train import build_trainer, without_speed
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"
+SRUN = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7", "SLURM_NODEID": "1"}
+SRUN |= {"SLURM_JOB_NAME": "enat", "SLURM_STEP_NUM_TASKS": "4"}
 
 
 def learnt(folder: Path) -> dict[str, torch.Tensor]:
@@ -188,7 +192,8 @@ def test_loss_scaling_finds_its_scale(compose_config, tmp_path, fused):
     [
         (["trainer=ddp", "trainer.precision=32-true"], {}, "expected one device in a multirun"),
         (["task=evaluate", "weights=any.ckpt"], {}, "expected one device in a multirun"),
-        (["objective=[fid]"], {"RANK": "0", "WORLD_SIZE": "2"}, "objective: each of torchrun's processes"),
+        (["objective=[fid]"], {"RANK": "0", "WORLD_SIZE": "2"}, "objective: each process of torchrun"),
+        (["objective=[fid]"], SRUN, "objective: each process of torchrun"),
     ],
 )
 def test_multirun_with_several_processes_is_refused(options, variables, sentence, tmp_path):
@@ -203,9 +208,9 @@ def test_multirun_with_several_processes_is_refused(options, variables, sentence
 
 def test_processes_of_srun(monkeypatch, command):
     """A step of srun says who is who; the script around it, in which there is one process, has the numbers too."""
-    slurm = {"NTASKS": "4", "PROCID": "3", "LOCALID": "1", "JOB_ID": "7", "JOB_NAME": "enat", "NODEID": "1"}
-    for name, value in slurm.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     assert processes() == (0, 1, 0)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert processes() == (3, 4, 1)
@@ -228,6 +233,17 @@ def test_who_starts_the_processes(monkeypatch):
         trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
         assert starts_processes(trainer.strategy) is expected
     assert not starts_processes(L.Trainer(accelerator="cpu", logger=False).strategy)
+
+
+def test_torchrun_inside_of_slurm_says_which_process_this_is(monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which a Trainer changes
+    of_torchrun = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    slurm = {**SRUN, "SLURM_NTASKS_PER_NODE": "4"}
+    for variables, kind in ((slurm, SLURMEnvironment), (of_torchrun, TorchElasticEnvironment)):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        trainer = partial(L.Trainer, accelerator="cpu", devices=4, strategy=ddp(False, 1))
+        assert isinstance(build_trainer(trainer, {}, {}).strategy.cluster_environment, kind)
 
 
 def test_export(command, tmp_path):

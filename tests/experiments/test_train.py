@@ -5,14 +5,19 @@ import json
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
+from callbacks.sample_grid import SampleGrid
 from enat.official import to_official
+from enat.sampler import Sampler
 from enat.weights import read_file, select_state
 
 DEBUG = "experiment=debug"
@@ -44,6 +49,18 @@ def trained(command, tmp_path):
     outcome = command(DEBUG, f"output={tmp_path}/a")
     assert outcome.status == 0
     return tmp_path / "a", outcome.results
+
+
+def test_the_grid_compiles_nothing(compose_config, monkeypatch, tmp_path):
+    """It has a batch of its own, and other ranks wait for it."""
+    config = compose_config(DEBUG, "sampler.compile=true")
+    monkeypatch.setattr(Sampler, "_compiled", lambda *_: pytest.fail("it compiles"))
+    grid = SampleGrid(instantiate(config.sampler), [3], 2, 0, str(tmp_path))
+    trainer = SimpleNamespace(is_global_zero=True, global_step=7, loggers=[], datamodule=instantiate(config.data))
+    trainer.precision_plugin = SimpleNamespace(forward_context=nullcontext)
+    grid.on_validation_epoch_end(trainer, instantiate(config.module))
+    assert [path.name for path in grid.pictures] == ["step_0000007.png", "step_0000007_reveal.png"]
+    assert all(path.stat().st_size > 1000 for path in grid.pictures)
 
 
 def test_same_seed_same_bits(command, trained, tmp_path):
