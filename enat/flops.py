@@ -97,7 +97,7 @@ def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = 
     """
     halves = dtype in (torch.bfloat16, torch.float16)
     emulated = halves and torch.bfloat16 not in ONEDNN_TYPES  # by CPUs without them, very slowly
-    size = size or (8192 if device.type == "cuda" else 256 if emulated else 2048)
+    size = size or (8192 if device.type == "cuda" else 256 if emulated else 1024)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     speeds = []
     for _ in range(5):

@@ -58,7 +58,7 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
 
 
 def _root(sigma: Tensor) -> Tensor:
-    """A matrix R with R R^T = sigma, (D, D); without what rounding makes of eigenvalues that are 0."""
+    """A matrix R with R R^T = sigma, (D, rank): without what rounding makes of eigenvalues that are 0."""
     values, vectors = torch.linalg.eigh(sigma)
-    noise = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(0)
-    return vectors * torch.where(values > noise, values, 0).sqrt()
+    kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(0)
+    return vectors[:, kept] * values[kept].sqrt()
