@@ -19,7 +19,7 @@ from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.randomness import generator_for
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
 
 MASKED_COLOUR = (0.16, 0.22, 0.42)
 MIN_SIDE = 72  # pixels; smaller images are enlarged for the picture

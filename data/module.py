@@ -18,7 +18,7 @@ from data.fetch import fetch, local_folder
 from data.shards import Manifest, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
 from enat.errors import InputError
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
 
 
 def _ignore_signals(worker: int) -> None:

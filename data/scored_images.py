@@ -22,7 +22,7 @@ from data.shards import Manifest, ShardPacks, check_shards
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.metrics.images import Block, to_bytes
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
 
 
 class _FileBlocks(Dataset[tuple[torch.Tensor, torch.Tensor, list[str], str | None]]):

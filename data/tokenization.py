@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.images import ImageList, Views, load_rgb
 from data.shards import Manifest, Shard, token_dtype, write_atomically, write_shard
 from enat.errors import InputError
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
 
 
 class Encoded(NamedTuple):

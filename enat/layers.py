@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from enat.attention import Attention, sdpa
+from enat.kernels import Attention, sdpa
 
 EPS = 1e-6  # of every layer norm but the two in the head
 ONEDNN_TYPES = [torch.float32] if torch.backends.mkldnn.is_available() else []
@@ -81,7 +81,7 @@ class Layout(Protocol):
         """Vectors of images (B, 8, D) -> of the tokens and of the context, with 8 at dimension 1, to broadcast."""
 
     def attend(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """As `enat.attention`, with keys of the context first."""
+        """As `enat.kernels`, with keys of the context first."""
 
 
 class SelfCrossAttention(nn.Module):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enat.attention import Attention, sdpa
 from enat.errors import InputError
+from enat.kernels import Attention, sdpa
 from enat.layers import EPS, MLP, Block, Linear, normalize
 
 
@@ -44,7 +44,7 @@ class ENAT(nn.Module):
         decoder_depth: blocks over masked tokens.
         dropout: on the embedding, while training.
         class_dropout: share of classes replaced by the null class, while training.
-        attention: of `enat.attention`; the choice changes the speed, not the result.
+        attention: of `enat.kernels`; the choice changes the speed, not the result.
         block: makes a block from width, heads and attention; see `enat.variants` for another kind.
 
     Raises:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from enat.attention import Attention, xformers, xformers_operations
 from enat.errors import InputError
+from enat.kernels import Attention, xformers, xformers_operations
 from enat.layers import Layout, normalize
 from enat.masking import RandomMasking, num_masked
 from enat.net import ENAT

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from enat.attention import Attention, sdpa
 from enat.errors import InputError
+from enat.kernels import Attention, sdpa
 from enat.layers import Block, Layout, Linear, modulate, normalize
 from enat.net import ENAT
 

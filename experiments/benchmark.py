@@ -21,12 +21,17 @@ from enat.flops import sampling_flops, sampling_steps
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
+from experiments.benchmarking.optimizations import (
+    decoding_variants,
+    leave_one_out,
+    sampling_variants,
+    training_variants,
+)
+from experiments.benchmarking.workload import Clock, Generation, TrainingSteps, at_resolution
 from experiments.data_benchmark import stream_rate
-from experiments.optimizations import decoding_variants, leave_one_out, sampling_variants, training_variants
-from experiments.progress import tell
-from experiments.provenance import provenance, sampler_settings
-from experiments.workload import Clock, Generation, TrainingSteps, at_resolution
+from experiments.runtime.progress import tell
+from experiments.runtime.provenance import provenance, sampler_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.scored_images import ImageWriter
+from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.metrics.evaluation import Evaluation, Scores
@@ -23,12 +24,11 @@ from enat.metrics.images import GeneratedImages, Images
 from enat.metrics.processes import Processes
 from enat.net import ENAT
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
-from enat.weights import load_weights
-from experiments.command_line import UNFINISHED
-from experiments.progress import ImageProgress
-from experiments.provenance import provenance, sampler_settings
-from experiments.workload import sampling_cost
+from enat.tokenizers.base import Tokenizer
+from experiments.benchmarking.workload import sampling_cost
+from experiments.runtime.command_line import UNFINISHED
+from experiments.runtime.progress import ImageProgress
+from experiments.runtime.provenance import provenance, sampler_settings
 
 OVER_SEEDS = "_std_over_seeds"  # beside a mean; `..._std` is over the splits or subsets of one set of images
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from enat.checkpoints.official import to_official
+from enat.checkpoints.weights import load_weights
 from enat.files import sha256_of, write_atomically
 from enat.layers import Block
 from enat.net import ENAT
-from enat.official import to_official
-from enat.weights import load_weights
 
 
 def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:

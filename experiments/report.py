@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from callbacks.loggers import log_table
 from enat.errors import InputError
 from enat.files import write_atomically
-from experiments.multirun import JOB
-from experiments.study import UNFINISHED, Study, markdown_table, natural, read_scalars, shown
+from experiments.reporting.study import UNFINISHED, Study, markdown_table, natural, read_scalars, shown
+from experiments.runtime.multirun import JOB
 
 PANELS = {  # by section and title: series over `step`, which `task=dashboard` shows on W&B too
     "Scores": {

@@ -6,12 +6,12 @@ from typing import Any
 from torchvision.utils import save_image
 
 from callbacks.sample_grid import sample_classes, save_pictures
+from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
-from enat.weights import load_weights
-from experiments.device import device_for
+from enat.tokenizers.base import Tokenizer
+from experiments.runtime.launch import device_for
 
 
 def sample(

@@ -14,7 +14,7 @@ from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation, Scores
 from enat.sampler import Sampler
 from experiments.evaluate import Checkpoint, Unfinished, print_scores, score
-from experiments.provenance import provenance, sampler_settings
+from experiments.runtime.provenance import provenance, sampler_settings
 
 
 def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], protocol: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from enat.metrics.images import Images
 from enat.metrics.processes import Processes
 from experiments.evaluate import Unfinished, print_scores
 from experiments.evaluate import score as score_with_progress
-from experiments.provenance import provenance
+from experiments.runtime.provenance import provenance
 
 
 def score(

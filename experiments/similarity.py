@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.variants import NAT
-from enat.weights import load_weights
-from experiments.device import device_for
+from experiments.runtime.launch import device_for
 
 KINDS = ("visible", "masked")
 

@@ -14,7 +14,7 @@ from enat.metrics.processes import Processes
 from enat.metrics.summary import summarize
 from enat.metrics.tally import Plan
 from experiments.evaluate import Unfinished
-from experiments.progress import ImageProgress
+from experiments.runtime.progress import ImageProgress
 
 
 def statistics(

@@ -10,9 +10,9 @@ from data.images import ImageList, Views
 from data.shards import Manifest, check_shards
 from data.tokenization import ImageSource, Source, TokenCacheSource, write_shards
 from enat.errors import InputError
-from enat.tokenizer import Tokenizer
-from experiments.device import device_for, processes
-from experiments.progress import COLUMNS
+from enat.tokenizers.base import Tokenizer
+from experiments.runtime.launch import device_for, processes
+from experiments.runtime.progress import COLUMNS
 
 
 def open_source(

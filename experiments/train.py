@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
+from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation, Scores
 from enat.metrics.images import Images, TensorImages
@@ -22,12 +23,11 @@ from enat.metrics.processes import Processes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
-from enat.weights import read_file
-from experiments.device import check_multirun
+from enat.tokenizers.base import Tokenizer
+from experiments.benchmarking.workload import sampling_cost
 from experiments.evaluate import print_scores, score
-from experiments.provenance import commit
-from experiments.workload import sampling_cost
+from experiments.runtime.launch import check_multirun
+from experiments.runtime.provenance import commit
 
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
 

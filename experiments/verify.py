@@ -18,15 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.images import center_crop
+from enat.checkpoints.official import from_official, to_official
+from enat.checkpoints.weights import load_exactly
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
-from enat.masking import cosine, falling, num_masked, rising
+from enat.masking import num_masked
 from enat.metrics.statistics import Moments, Statistics, frechet_distance
 from enat.net import ENAT
-from enat.official import from_official, to_official
 from enat.sampler import Sampler
-from enat.vqgan import VQGAN
-from enat.weights import load_exactly
+from enat.schedules import cosine, falling, rising
+from enat.tokenizers.vqgan import VQGAN
 
 Tensors = dict[str, Tensor]
 

@@ -17,7 +17,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import run
 from enat.net import ENAT
-from experiments.command_line import explain_errors
+from experiments.runtime.command_line import explain_errors
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ from enat.metrics.summary import Watcher, summarize
 from enat.metrics.tally import Plan, Summary
 from enat.net import ENAT
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
 
 Scores = dict[str, dict[str, float]]  # by protocol and score
 

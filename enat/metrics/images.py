@@ -10,7 +10,7 @@ from torch import Tensor
 from enat.net import ENAT
 from enat.randomness import generator_for
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
 
 
 def to_bytes(images: Tensor) -> Tensor:

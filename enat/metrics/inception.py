@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import sha256_of
 from enat.metrics.features import Features
 from enat.metrics.images import to_bytes
-from enat.weights import read_file
 
 SIDE = 299
 _BEFORE_SPATIAL = (

@@ -2,7 +2,8 @@
 
 import torch
 
-from data.digits import DigitFeatures, PixelTokenizer, classify_digits, digit_images, digit_labels
+from data.toy.digits import DigitFeatures, classify_digits, digit_images, digit_labels
+from enat.tokenizers.pixels import PixelTokenizer
 
 
 def test_tokenizer_is_exact():

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from enat.attention import auto, cudnn_first, sdpa, xformers
 from enat.errors import InputError
+from enat.kernels import auto, cudnn_first, sdpa, xformers
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

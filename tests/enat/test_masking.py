@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from enat.masking import RandomMasking, cosine, num_masked
+from enat.masking import RandomMasking, num_masked
+from enat.schedules import cosine
 
 
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(2, 70), st.floats(0, 1))

@@ -11,7 +11,6 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from enat.errors import InputError
-from enat.masking import constant, cosine, rising
 from enat.metrics.evaluation import Evaluation
 from enat.metrics.features import Features
 from enat.metrics.images import GeneratedImages, TensorImages
@@ -21,6 +20,7 @@ from enat.metrics.statistics import Moments, Statistics, frechet_distance
 from enat.metrics.summary import summarize
 from enat.metrics.tally import Plan, Tally, measure
 from enat.sampler import Sampler
+from enat.schedules import constant, cosine, rising
 
 CPU = torch.device("cpu")
 

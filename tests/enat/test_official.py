@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from enat.checkpoints.official import from_official, infer_sizes, is_official, to_official
 from enat.errors import InputError
 from enat.net import ENAT
-from enat.official import from_official, infer_sizes, is_official, to_official
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

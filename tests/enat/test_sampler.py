@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enat.errors import InputError
-from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
+from enat.schedules import constant, cosine, falling, rising
 
 K, L = 5, 12
 

@@ -11,10 +11,11 @@ from enat.errors import InputError
 from enat.flops import sampling_flops
 from enat.layers import normalize
 from enat.loss import MaskedCrossEntropy
-from enat.masking import Partition, RandomMasking, cosine, falling, rising
+from enat.masking import Partition, RandomMasking
 from enat.net import ENAT
 from enat.packed import PerSampleMasking
 from enat.sampler import Sampler, State
+from enat.schedules import cosine, falling, rising
 from enat.variants import INTERACTIONS, NAT, KeyValueReuse, SeparateBlock
 
 VARIANTS = {

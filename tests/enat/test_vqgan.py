@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from enat.errors import InputError
-from enat.vqgan import VQGAN
+from enat.tokenizers.vqgan import VQGAN
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TINY = {"codebook_size": 64, "code_width": 32, "channels": 32, "multipliers": [1, 2], "num_blocks": 1, "resolution": 16}

@@ -14,18 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from enat import flops
 from enat.flops import sampling_flops, sampling_steps
-from enat.masking import constant, cosine, falling, rising
 from enat.sampler import Sampler
+from enat.schedules import constant, cosine, falling, rising
 from enat.variants import NAT
-from experiments import workload
 from experiments.benchmark import time_sampling
-from experiments.optimizations import (
+from experiments.benchmarking import workload
+from experiments.benchmarking.optimizations import (
     CacheByTheWholeNetwork,
     ConditionAtEachStep,
     LogitsOfAllTokens,
     TwoPasses,
 )
-from experiments.workload import Clock, TrainingSteps, at_resolution
+from experiments.benchmarking.workload import Clock, TrainingSteps, at_resolution
 
 
 @pytest.mark.parametrize(("guidance", "schedule"), [(0.0, rising), (2.0, rising), (2.0, constant)])

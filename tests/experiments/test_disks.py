@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 
 from data import module
-from data.photos import cut_photos
 from data.stream import TokenStream
+from data.toy.photos import cut_photos
+from enat.checkpoints.weights import read_file
 from enat.module import MaskedTokenModule
-from enat.weights import read_file
 
 from .test_checkpoints import same
 

@@ -15,7 +15,7 @@ from cleanfid.resize import make_resizer
 from PIL import Image
 from skimage import data as photos
 
-from data.digits import DigitFeatures
+from data.toy.digits import DigitFeatures
 from enat.metrics import inception as protocols
 from enat.metrics.inception import InceptionFeatures, to_bytes
 from experiments import evaluate

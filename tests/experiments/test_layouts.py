@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enat.weights import read_file
+from enat.checkpoints.weights import read_file
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
-from data.photos import cut_photos
+from data.toy.photos import cut_photos
 from enat.errors import InputError
 from enat.metrics.inception import InceptionFeatures, adm
 from enat.metrics.reference import StatisticsFile

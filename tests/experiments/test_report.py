@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.report import plot_losses, plot_over, plot_over_settings
-from experiments.study import Study, markdown_table, natural, read_scalars, settings_of
+from experiments.reporting.study import Study, markdown_table, natural, read_scalars, settings_of
 
 
 def job(folder, number, overrides, fid=None, error=None, steps=0, **results):

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.multirun import asked_for, objectives
+from experiments.runtime.multirun import asked_for, objectives
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["experiment=debug", "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid=null"]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.photos import cut_photos
 from data.shards import Manifest, ShardPacks
-from enat.vqgan import VQGAN
+from data.toy.photos import cut_photos
+from enat.tokenizers.vqgan import VQGAN
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = VQGAN(codebook_size=64, code_width=32, channels=32, multipliers=[1, 1, 2], num_blocks=1, resolution=32)

@@ -16,9 +16,9 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from callbacks.sample_grid import SampleGrid
-from enat.official import to_official
+from enat.checkpoints.official import to_official
+from enat.checkpoints.weights import read_file, select_state
 from enat.sampler import Sampler
-from enat.weights import read_file, select_state
 
 DEBUG = "experiment=debug"
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from enat.checkpoints.weights import load_exactly, read_file
 from enat.errors import InputError
-from enat.tokenizer import Tokenizer
-from enat.weights import load_exactly, read_file
+from enat.tokenizers.base import Tokenizer
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from einops import rearrange
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 
 from data.module import TokenDataModule
 from data.stream import OnePack
-from enat.errors import InputError
 from enat.metrics.features import Features
-from enat.tokenizer import Tokenizer
 
 NUM_HELD_OUT = 500  # of 1,797 images
 
@@ -44,28 +41,6 @@ def digit_images(split: str) -> Tensor:
 def digit_labels(split: str) -> Tensor:
     """The digits of the same images, (B,), int64."""
     return _splits()[split][1]
-
-
-class PixelTokenizer(Tokenizer):
-    """A tokenizer whose tokens are grey levels, one per pixel; exact for images of that many levels.
-
-    Args:
-        num_levels: grey levels, the size of the codebook.
-        resolution: side of the image in pixels, and so of the token grid.
-    """
-
-    def __init__(self, num_levels: int, resolution: int):
-        super().__init__()
-        self.codebook_size, self.resolution, self.grid = num_levels, resolution, (resolution, resolution)
-
-    def encode(self, images: Tensor) -> Tensor:
-        if images.shape[1] != 1:
-            raise InputError(f"tokenizer=pixels: expected grey images, found {images.shape[1]} channels.")
-        return rearrange((images * (self.codebook_size - 1)).round().long(), "b 1 h w -> b (h w)")
-
-    def decode(self, token_ids: Tensor) -> Tensor:
-        levels = token_ids.float() / (self.codebook_size - 1)
-        return rearrange(levels, "b (h w) -> b 1 h w", h=self.grid[0])
 
 
 class DigitFeatures(nn.Module):

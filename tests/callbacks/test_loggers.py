@@ -12,9 +12,9 @@ from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from experiments.dashboard import layout
-from experiments.provenance import commit
 from experiments.report import PANELS
-from experiments.study import read_scalars
+from experiments.reporting.study import read_scalars
+from experiments.runtime.provenance import commit
 
 ROOT = Path(__file__).parents[2]
 

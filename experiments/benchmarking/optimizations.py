@@ -15,10 +15,10 @@ from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.packed import PerSampleMasking
 from enat.sampler import Sampler
-from enat.tokenizer import Tokenizer
+from enat.tokenizers.base import Tokenizer
+from enat.tokenizers.vqgan import VQGAN, run
 from enat.variants import CrossAttention
-from enat.vqgan import VQGAN, run
-from experiments.workload import Clock, Generation, TrainingSteps, Work
+from experiments.benchmarking.workload import Clock, Generation, TrainingSteps, Work
 
 
 class Wrapped:

@@ -25,9 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
 from enat.files import write_atomically
-from experiments.config_check import check_config
-from experiments.device import processes
-from experiments.multirun import JobError, is_job, objectives, run_job
+from experiments.runtime.config_check import check_config
+from experiments.runtime.launch import processes
+from experiments.runtime.multirun import JobError, is_job, objectives, run_job
 
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
@@ -169,7 +169,7 @@ def _explain_option(error: BaseException) -> str:
     name = lines[0].split("'")[1] if isinstance(error, ConfigCompositionException) and "'" in lines[0] else ""
     if not lines[0].startswith("Could not override"):
         return " ".join(lines)
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
         known = _options(compose("config"))
     last = {option.rpartition(".")[2]: option for option in known}
     close = difflib.get_close_matches(name, known, 3, 0.75) or [

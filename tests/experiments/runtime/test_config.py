@@ -19,10 +19,10 @@ import experiments
 from data.images import ImageList, PlainAndFlipped
 from data.tokenization import ImageSource, write_shards
 from enat.errors import InputError
-from enat.vqgan import VQGAN
-from experiments.config_check import check_config
+from enat.tokenizers.vqgan import VQGAN
+from experiments.runtime.config_check import check_config
 
-CONF = Path(__file__).parent.parent.parent / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
 PACKAGES = {  # group -> the place of its choice, and what else must be chosen for it
     "net": ("module.net", ()),
@@ -159,7 +159,7 @@ def test_targets_in_lists_and_by_detours_are_refused(compose_config):
     with pytest.raises(InputError, match=r"_target_=os\.getpid: expected a name"):
         check_config(config, "task")
     config = compose_config()
-    config.module.loss = {"_target_": "experiments.command_line.os.getpid"}
+    config.module.loss = {"_target_": "experiments.runtime.command_line.os.getpid"}
     with pytest.raises(InputError, match="which is not allowed"):
         check_config(config, "task")
 

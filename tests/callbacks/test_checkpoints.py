@@ -20,10 +20,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpoints import AtomicCheckpointIO
 from callbacks.guard import NonFiniteGuard
+from enat.checkpoints.weights import read_file, select_state
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
-from enat.weights import read_file, select_state
-from experiments.device import ddp, processes, starts_processes
+from experiments.runtime.launch import ddp, processes, starts_processes
 from experiments.train import build_trainer, without_speed
 
 ROOT = Path(__file__).parents[2]
@@ -255,8 +255,8 @@ def test_export(command, tmp_path):
 
 
 def test_options_of_speed_do_not_keep_a_run_from_going_on():
-    settings = {"net": {"width": 8, "attention": {"_target_": "enat.attention.sdpa"}}, "compile": False}
-    others = {"net": {"width": 8, "attention": {"_target_": "enat.attention.auto"}}, "compile": True}
+    settings = {"net": {"width": 8, "attention": {"_target_": "enat.kernels.sdpa"}}, "compile": False}
+    others = {"net": {"width": 8, "attention": {"_target_": "enat.kernels.auto"}}, "compile": True}
     before_there_was_a_choice = {"net": {"width": 8}}
     assert without_speed(settings) == without_speed(others) == before_there_was_a_choice
     assert without_speed({"net": {"width": 16}}) != before_there_was_a_choice

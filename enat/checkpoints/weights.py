@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from enat.checkpoints.official import from_official, infer_sizes, is_official
 from enat.errors import InputError
 from enat.files import sha256_of
 from enat.net import ENAT
-from enat.official import from_official, infer_sizes, is_official
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from enat.errors import InputError
-from experiments.multirun import JOB
+from experiments.runtime.multirun import JOB
 
 COST = ("parameters", "gflop_per_image", "images_per_second")
 UNFINISHED = "not finished"

@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from enat.weights import read_file, select_state
+from enat.checkpoints.weights import read_file, select_state
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "run.py", "experiment=debug", "trainer.max_steps=90", "trainer.val_check_interval=30"]
 COMMAND += ["callbacks.checkpoint.every_n_steps=9", "data.num_workers=1", "metrics.evaluation.num_images=60"]
 COMMAND += ["callbacks.generation_metrics.num_images=60"]

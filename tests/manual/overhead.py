@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, default_convert
 
-import experiments.command_line  # noqa: F401  # registers the resolvers
+import experiments.runtime.command_line  # noqa: F401  # registers the resolvers
 from callbacks.ema import EMA
 from data.stream import StreamPositions, TokenStream
 from enat.randomness import rng_for, seed_default_generator
@@ -65,7 +65,7 @@ def step_times(*more: str) -> tuple[float, float]:
     """Mean seconds of a step under the Trainer and in the bare loop."""
     with tempfile.TemporaryDirectory() as folder:
         options = [f"trainer.max_steps={STEPS}", "trainer.val_check_interval=100000", f"output={folder}"]
-        with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
             config = compose("config", [*options, "callbacks.generation_metrics=null", *more])
         turns = InTurns(bare_loop(config))
         callbacks = {"turns": turns, **instantiate(config.callbacks)}

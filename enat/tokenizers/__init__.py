@@ -1,0 +1,1 @@
+"""Tokenizers turn images into token ids and back."""

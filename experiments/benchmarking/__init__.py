@@ -1,0 +1,1 @@
+"""Clocks and workloads of the benchmark tasks."""
