@@ -1,6 +1,6 @@
 """Images in files, for scores: reading a folder of them, or shards as their tokenizer decodes them, and writing.
 
-What reads is an `enat.metrics.images.Images`.
+What reads is an `enat.images.Images`.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from data.images import SUFFIXES, center_crop, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards
 from enat.errors import InputError
 from enat.files import write_atomically
-from enat.metrics.images import Block, to_bytes
+from enat.images import Block, to_bytes
 from enat.tokenizers.base import Tokenizer
 
 
@@ -93,7 +93,7 @@ class FolderImages:
         }
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """See `enat.metrics.images.Images`."""
+        """See `enat.images.Images`."""
         blocks = _FileBlocks(self.files, places, self.resolution)
         for numbers, images, skipped, problem in DataLoader(blocks, batch_size=None, num_workers=self.num_workers):
             if problem is not None:
@@ -140,7 +140,7 @@ class ShardImages:
         }
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """See `enat.metrics.images.Images`."""
+        """See `enat.images.Images`."""
         self.tokenizer.to(device)
         loaded = -1
         for place in places:

@@ -17,17 +17,19 @@ from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
+from enat.generation import GeneratedImages
+from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
-from enat.metrics.images import Images, TensorImages
-from enat.metrics.processes import Processes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
+from enat.processes import Processes
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.benchmarking.workload import sampling_cost
-from experiments.evaluate import print_scores, score
+from experiments.reporting.scores import notes_on, print_scores
 from experiments.runtime.launch import check_multirun
 from experiments.runtime.provenance import commit
+from experiments.runtime.scoring import score
 
 SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
 
@@ -126,21 +128,24 @@ def score_all(
     tokenizer: Tokenizer,
     sampler: Sampler,
     evaluation: Evaluation,
-    held_out: TensorImages | None,
+    held_out: Images | None,
 ) -> dict[str, Scores]:
     """Scores networks, and real images that were not trained on, on all ranks of a Trainer."""
     device, processes = fitter.strategy.root_device, Processes()
     context = fitter.precision_plugin.forward_context
+    sizes = (evaluation.num_images, evaluation.seed, evaluation.block_size, evaluation.batch_size)
     sets: dict[str, Images] = {
-        name: evaluation.generated(net.to(device).eval(), sampler, tokenizer, context=context)
-        for name, net in nets.items()
+        name: GeneratedImages(net.to(device).eval(), sampler, tokenizer, *sizes, context) for name, net in nets.items()
     }
     if held_out is not None:
         sets["real, held out"] = held_out
-    results = {name: score(evaluation, images, f"scoring {name}", device, processes) for name, images in sets.items()}
+    results = {
+        name: score(evaluation, images, f"scoring {name}", device, processes)[0] for name, images in sets.items()
+    }
     rows = {name: result.scores for name, result in results.items()}
     if fitter.is_global_zero:
-        notes = [note for scores in rows.values() for note in evaluation.notes(scores)]
+        width = evaluation.features.widths["pool"]
+        notes = [note for result in results.values() for note in notes_on(result, width)]
         print_scores(rows, notes, [reason for result in results.values() for reason in result.skipped])
     return rows
 
@@ -163,7 +168,7 @@ def train(
     logger: Mapping[str, Logger | None],
     sampler: Sampler,
     evaluation: Evaluation | None,
-    held_out: TensorImages | None,
+    held_out: Images | None,
     untrained: bool,
     resume: bool,
     output: str,

@@ -3,11 +3,12 @@
 import sys
 from types import TracebackType
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from enat.metrics.summary import Watcher
+from enat.images import Progress
 
 
 class Speed(ProgressColumn):
@@ -27,13 +28,13 @@ def tell(stage: str) -> None:
 
 
 class ImageProgress:
-    """A context with progress bars for `enat.metrics.summary`; silent on ranks but the first."""
+    """Shows progress bars for sets of images, on rank 0 only; a context manager."""
 
     def __init__(self, rank: int):
-        self.progress = Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0)
+        self.progress = rich_progress.Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0)
 
-    def watcher(self, title: str) -> Watcher:
-        """Shows a set of images, once its number is known."""
+    def add(self, title: str) -> Progress:
+        """Adds a bar, which is shown when the number of images is known."""
         bar = self.progress.add_task(title, total=None, visible=False)
 
         def start(total: int, done: int) -> None:
@@ -42,7 +43,7 @@ class ImageProgress:
                 self.progress.console.print(f"{title}: {done:,} of {total:,} images are there already.")
                 self.progress.update(bar, description=f"{title}, the rest", total=total - done)
 
-        return Watcher(on_start=start, on_images=lambda count: self.progress.advance(bar, count))
+        return Progress(on_start=start, on_images=lambda count: self.progress.advance(bar, count))
 
     def __enter__(self) -> "ImageProgress":
         self.progress.start()

@@ -5,20 +5,21 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from enat.metrics.statistics import Moments, Statistics, frechet_distance
+from enat.metrics.summary import summarize
+from enat.metrics.tally import Plan, Tally, measure
 from scipy import linalg
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from data.references import TensorImages
 from enat.errors import InputError
+from enat.features.network import Features
+from enat.generation import GeneratedImages
 from enat.metrics.evaluation import Evaluation
-from enat.metrics.features import Features
-from enat.metrics.images import GeneratedImages, TensorImages
-from enat.metrics.processes import Processes
 from enat.metrics.scores import ClassAccuracy, CopyShare, InceptionScore, kernel_distance, precision_recall
-from enat.metrics.statistics import Moments, Statistics, frechet_distance
-from enat.metrics.summary import summarize
-from enat.metrics.tally import Plan, Tally, measure
+from enat.processes import Processes
 from enat.sampler import Sampler
 from enat.schedules import constant, cosine, rising
 

@@ -16,8 +16,8 @@ from PIL import Image
 from skimage import data as photos
 
 from data.toy.digits import DigitFeatures
-from enat.metrics import inception as protocols
-from enat.metrics.inception import InceptionFeatures, to_bytes
+from enat.features import inception as protocols
+from enat.features.inception import InceptionFeatures, to_bytes
 from experiments import evaluate
 
 ROOT = Path(__file__).parents[2]
