@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -55,6 +58,54 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
             status = int(leaving.code or 0)
         captured = capsys.readouterr()
         return Outcome(status, captured.out, captured.err)
+
+    return call
+
+
+def _run_program(arguments: Sequence[str], environment: Mapping[str, str]) -> Outcome:
+    """Runs a program in the project's folder, in a process group of its own."""
+    ended = subprocess.run(
+        arguments, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, start_new_session=True
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.fixture(scope="session")
+def separate_command() -> Callable[..., Outcome]:
+    """Runs `LAUNCHER run.py ARGUMENTS` in processes of its own, for what `command` can't do, such as several ranks."""
+
+    def call(
+        *arguments: str,
+        launcher: Sequence[str] = (sys.executable,),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Outcome:
+        return _run_program([*launcher, "run.py", *arguments], environment)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def killed() -> Callable[..., Outcome]:
+    """Runs `LAUNCHER run.py ARGUMENTS` and signals it at a given call of a function; see `tests/kill_at_call.py`.
+
+    For example, `killed("experiment=debug", at="enat.module:MaskedTokenModule.training_step", number=3)` kills training
+    at the start of its third step. With a launcher of several ranks, each rank counts its own calls. Fails the test if
+    a process without a launcher of ranks should have been killed and was not.
+    """
+
+    def call(
+        *arguments: str,
+        at: str,
+        number: int = 1,
+        sent: signal.Signals = signal.SIGKILL,
+        launcher: Sequence[str] = (sys.executable,),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Outcome:
+        hook = ["tests/kill_at_call.py", at, str(number), sent.name]
+        outcome = _run_program([*launcher, *hook, *arguments], environment)
+        if sent == signal.SIGKILL and len(launcher) == 1:
+            assert outcome.status == -signal.SIGKILL, f"not killed: {at} had no call {number}\n{outcome.err}"
+        return outcome
 
     return call
 
