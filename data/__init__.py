@@ -1,1 +1,1 @@
-"""Data: images, tokens, and the streams that feed training."""
+"""Lists and tokenises images, stores them as shards, and feeds training with them."""

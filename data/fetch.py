@@ -1,4 +1,4 @@
-"""Brings remote shards to this machine. A URL is of http(s), or of any other file system that fsspec knows."""
+"""Downloads remote shards. A URL may be of http(s) or of any other file system that fsspec can read."""
 
 import hashlib
 from pathlib import Path
@@ -6,44 +6,49 @@ from pathlib import Path
 import fsspec
 from aiohttp import ClientError
 
-from data.shards import Manifest, write_atomically
+from data.shards import Manifest
 from enat.errors import InputError
+from enat.files import sha256_of, write_atomically
 
 
-def local_folder(place: str, cache: Path) -> Path:
-    """Where a folder's shards lie on this machine: a local one as it is, a remote one below `cache`."""
-    if "://" not in place and not place.startswith("pipe:"):
-        return Path(place)
-    return cache / hashlib.sha256(place.encode()).hexdigest()[:16]
+def local_folder(folder_or_url: str, cache: Path) -> Path:
+    """Returns the local folder of a set of shards: the folder itself, or for a URL a folder below `cache`."""
+    if "://" not in folder_or_url and not folder_or_url.startswith("pipe:"):
+        return Path(folder_or_url)
+    return cache / hashlib.sha256(folder_or_url.encode()).hexdigest()[:16]
 
 
-def fetch(place: str, cache: Path) -> Path:
-    """Copies the manifest and the shards of a URL that are not yet here; returns the local folder.
+def fetch(folder_or_url: str, cache: Path) -> Path:
+    """Downloads the manifest of a URL and all shards that are missing or altered in the local copy.
+
+    Returns:
+        The local folder; see `local_folder`.
 
     Raises:
-        InputError: for a URL of a kind that is not known (`pipe:` runs shell commands and is refused), or a file
-            that can't be read, or is not what the manifest says.
+        InputError: for a URL whose scheme is not supported (`pipe:` runs shell commands and is refused), and for a
+            file that can't be read or does not have the sha256 that the manifest gives.
     """
-    folder = local_folder(place, cache)
-    if folder == Path(place):
+    folder = local_folder(folder_or_url, cache)
+    if folder == Path(folder_or_url):
         return folder
-    scheme = place.partition(":")[0]
+    scheme = folder_or_url.partition(":")[0]
     if scheme not in fsspec.available_protocols() or scheme in ("pipe", "cached", "simplecache"):
-        raise InputError(f"data.shards={place}: expected a folder, or a URL of http, https or another fsspec scheme.")
+        expected = "expected a folder, or a URL of http, https or another fsspec scheme"
+        raise InputError(f"data.shards={folder_or_url}: {expected}.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", _read(f"{place}/manifest.json"))
-    for shard in (shard for shards in Manifest.load(folder).splits.values() for shard in shards):
+    write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json"))
+    for shard in Manifest.load(folder).all_shards():
         path = folder / shard.name
-        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256:
+        if path.exists() and sha256_of(path) == shard.sha256:
             continue
-        content = _read(f"{place}/{shard.name}")
+        content = _download(f"{folder_or_url}/{shard.name}")
         if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise InputError(f"{place}/{shard.name}: the shard was altered; its sha256 is not the manifest's.")
+            raise InputError(f"{folder_or_url}/{shard.name}: the shard was altered; its sha256 is not the manifest's.")
         write_atomically(path, content)
     return folder
 
 
-def _read(url: str) -> bytes:
+def _download(url: str) -> bytes:
     try:
         with fsspec.open(url, "rb") as file:
             return file.read()

@@ -1,14 +1,15 @@
-"""Image files as ADM's loader sees them: which there are, RGB, cropped, in several views.
+"""Lists image files with their classes, reads them as ADM does, and cuts views out of them.
 
-Shapes: `V` views of an image, `S` their side in pixels.
+Shapes: `V` views of an image, `S` height and width of a view in pixels.
 """
 
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
+from annotated_types import Ge
 from PIL import Image
 
 from enat.errors import InputError
@@ -18,62 +19,66 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 @dataclass
 class ImageList:
-    """Image files below a folder, the class id of each, and the names of the classes."""
+    """Image files below a folder, with a class id for each."""
 
     folder: Path
     files: list[str]  # relative to the folder
     class_ids: np.ndarray  # (files,)
-    class_names: list[str]
+    class_names: list[str]  # a class id is an index of this list
 
     @classmethod
     def find(cls, folder: Path, labels: Path | None = None) -> "ImageList":
-        """Class folders of images, or, with a CSV of the columns `file` and `class`, the files that it lists.
+        """Lists the images of a folder. A class id is the position of the class in the sorted list of class names.
 
-        Class ids are the places of the sorted class names.
+        Args:
+            folder: has a folder of images for each class, named after the class.
+            labels: a CSV file with the columns `file` and `class`, for a folder that is not sorted into classes.
 
         Raises:
-            InputError: if there are no images, a class folder has none, or the CSV does not fit the folder.
+            InputError: if there are no images, a class has none, or the CSV file names files that are not there.
         """
         if not folder.is_dir():
             raise InputError(f"images={folder}: there is no such folder.")
-        pairs = _class_folders(folder) if labels is None else _listed(folder, labels)
-        names = sorted({name for _, name in pairs})
-        number = {name: index for index, name in enumerate(names)}
-        class_ids = np.array([number[name] for _, name in pairs])
-        return cls(folder, [file for file, _ in pairs], class_ids, names)
+        files_and_classes = _list_class_folders(folder) if labels is None else _read_labels(folder, labels)
+        class_names = sorted({class_name for _, class_name in files_and_classes})
+        id_of_class = {class_name: class_id for class_id, class_name in enumerate(class_names)}
+        class_ids = np.array([id_of_class[class_name] for _, class_name in files_and_classes])
+        return cls(folder, [file for file, _ in files_and_classes], class_ids, class_names)
 
 
-def _class_folders(folder: Path) -> list[tuple[str, str]]:
-    pairs = []
+def _list_class_folders(folder: Path) -> list[tuple[str, str]]:
+    """Returns the file and the class of each image; all files of a class folder belong to the class."""
+    files_and_classes = []
     for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = sorted(path for path in class_folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not files:
             raise InputError(f"images={folder}: the class folder {class_folder.name} has no images.")
-        pairs += [(str(path.relative_to(folder)), class_folder.name) for path in files]
-    if not pairs:
+        files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]
+    if not files_and_classes:
         raise InputError(f"images={folder}: expected a folder of images for each class, or labels=FILE for a flat one.")
-    return pairs
+    return files_and_classes
 
 
-def _listed(folder: Path, labels: Path) -> list[tuple[str, str]]:
+def _read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
+    """Returns the file and the class of each row of a CSV file."""
     try:
         with labels.open(newline="", encoding="utf-8-sig") as file:
-            pairs = [(row["file"], row["class"]) for row in csv.DictReader(file)]
+            files_and_classes = [(row["file"], row["class"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
-    for name, label in pairs:
-        if not name or not label or not (folder / name).is_file():
+    for name, class_name in files_and_classes:
+        if not name or not class_name or not (folder / name).is_file():
             raise InputError(f"labels={labels}: {name} has no class or is not in {folder}.")
-    if not pairs:
+    if not files_and_classes:
         raise InputError(f"labels={labels}: the file lists no images.")
-    return pairs
+    return files_and_classes
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """An image as ADM's loader reads it: by Pillow, to RGB, whatever its EXIF orientation says.
+    """Reads an image as ADM's loader does: with Pillow, converted to RGB, ignoring the EXIF orientation.
 
     Raises:
-        InputError: with the reason, if it can't be read, or is grey of more than 8 bits, which Pillow would clip.
+        InputError: if the file can't be read, or has more than 8 bits a channel, which Pillow would clip.
     """
     try:
         with Image.open(path) as image:
@@ -85,31 +90,42 @@ def load_rgb(path: Path) -> Image.Image:
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:
-    """ADM's crop (SPEC 7): halve with a box filter while possible, bicubic to the short side, cut the centre."""
+    """Crops an image to a square of `side` pixels, as ADM does (docs/method.md, Data).
+
+    The image is halved with a box filter while its short side is at least twice `side`, then resized with a bicubic
+    filter until the short side is `side`; the centre of that is cut out.
+    """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    left = (image.width - side) // 2
+    top = (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
 
 
 class Views(Protocol):
-    """What is made of an image: an RGB image -> uint8 (V, S, S, 3)."""
+    """Cuts views of one size out of an image.
+
+    Attributes:
+        names: one for each view.
+        side: height and width of a view in pixels, `S`.
+    """
 
     names: list[str]
     side: int
 
-    def __call__(self, image: Image.Image) -> np.ndarray: ...
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Turns an RGB image into its views, uint8 (V, S, S, 3)."""
 
 
 class PlainAndFlipped:
-    """The centre crop as it is and flipped left-right, as in the official recipe."""
+    """Makes two views, as the official recipe does: the centre crop, and its mirror image (docs/method.md, Data)."""
 
     names = ["plain", "flipped"]  # noqa: RUF012
 
-    def __init__(self, side: int):
+    def __init__(self, side: Annotated[int, Ge(1)]):
         self.side = side
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -118,11 +134,11 @@ class PlainAndFlipped:
 
 
 class TenCrop:
-    """Four corners and the centre of a centre crop 1.1 times as large, and all of them flipped."""
+    """Makes ten views: the corners and the centre of a centre crop 1.1 times as large, and their mirror images."""
 
     names = [f"{place}{flip}" for flip in ("", ", flipped") for place in ("nw", "ne", "sw", "se", "centre")]  # noqa: RUF012
 
-    def __init__(self, side: int):
+    def __init__(self, side: Annotated[int, Ge(1)]):
         self.side = side
 
     def __call__(self, image: Image.Image) -> np.ndarray:

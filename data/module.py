@@ -1,4 +1,7 @@
-"""The LightningDataModule of token ids, whatever they come from."""
+"""Feeds training with token ids: the LightningDataModule, and the one that reads shards.
+
+Shapes: `B` samples of a batch, `L` tokens of a sample.
+"""
 
 import atexit
 import multiprocessing
@@ -7,10 +10,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
@@ -22,24 +26,30 @@ from enat.tokenizers.base import Tokenizer
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to all processes is the matter of the one that trains, which also ends its workers."""
+    """Makes a data worker ignore signals: the training process handles them and ends its workers itself."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_workers() -> None:
-    """Ends workers that an interrupted start has left: Python would wait for them, and they ignore its SIGTERM."""
+def _kill_workers() -> None:
+    """Kills the data workers at exit. Python would wait for them forever, because they ignore its SIGTERM."""
     for process in multiprocessing.active_children():
         process.kill()
 
 
 class HeldOut(Dataset[tuple[Tensor, Tensor]]):
-    """The held-out samples in order, in their first view: token ids (L,) and class id."""
+    """Holds the held-out samples in memory, each in its first view.
+
+    Args:
+        packs: stores the samples.
+    """
+
+    BLOCK_SIZE = 16
 
     def __init__(self, packs: Packs):
-        parts = [packs.read(pack) for pack in range(len(packs.sizes))]
-        self.token_ids = torch.cat([torch.from_numpy(tokens[:, 0].astype("int64")) for tokens, _ in parts])
-        self.class_ids = torch.cat([torch.from_numpy(classes.astype("int64")) for _, classes in parts])
+        samples = [packs.read(pack) for pack in range(len(packs.sizes))]
+        self.token_ids = torch.cat([torch.from_numpy(token_ids[:, 0].astype("int64")) for token_ids, _ in samples])
+        self.class_ids = torch.cat([torch.from_numpy(class_ids.astype("int64")) for _, class_ids in samples])
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -48,17 +58,25 @@ class HeldOut(Dataset[tuple[Tensor, Tensor]]):
         return self.token_ids[item], self.class_ids[item]
 
     def blocks(self, rank: int, world_size: int) -> list[range]:
-        """Blocks of 16 samples, dealt out to the ranks; of fewer blocks than ranks, some see one again: none waits."""
-        starts = range(0, len(self), 16)
-        mine = range(rank, max(len(starts), world_size), world_size)
-        return [range(len(self))[start : start + 16] for start in (starts[block % len(starts)] for block in mine)]
+        """Returns the blocks of 16 samples that a rank validates.
+
+        Ranks take blocks in turns. A rank for which there is no block repeats an earlier one, because a rank without
+        batches would let the others wait forever.
+        """
+        starts = range(0, len(self), self.BLOCK_SIZE)
+        block_numbers = range(rank, max(len(starts), world_size), world_size)
+        starts_of_rank = [starts[number % len(starts)] for number in block_numbers]
+        return [range(len(self))[start : start + self.BLOCK_SIZE] for start in starts_of_rank]
 
 
 class TimedLoader(DataLoader):
-    """A DataLoader that adds up for how long its batches were waited for, in seconds.
+    """Measures how long training waits for its batches.
+
+    Attributes:
+        waited_s: seconds waited so far.
 
     Raises:
-        InputError: as its worker raised it, without the worker's traceback.
+        InputError: if a worker raises it; the message is the worker's without its traceback.
     """
 
     waited_s = 0.0
@@ -66,40 +84,52 @@ class TimedLoader(DataLoader):
     def __iter__(self) -> Any:
         batches = super().__iter__()
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             try:
                 batch = next(batches)  # training data have no end
             except InputError as error:
                 raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
-            self.waited_s += time.perf_counter() - begun
+            self.waited_s += time.perf_counter() - started
             yield batch
 
 
 class TokenDataModule(L.LightningDataModule, ABC):
-    """Feeds training from packs of token ids, by the stream of `data.stream`; a subclass says which packs.
+    """Feeds training with the stream of `data.stream`; a subclass says where the samples are stored.
 
     Args:
-        tokenizer: the one that made the token ids.
-        batch_size: the global batch, over all devices and accumulated batches.
-        seed: of the order, the views and the class dropout.
-        class_dropout: share of classes replaced by the null class (SPEC 4).
-        num_workers: processes that read ahead, on each rank.
+        tokenizer: made the token ids.
+        batch_size: global batch size of an optimiser step, over all devices and accumulated batches.
+        seed: determines the order, the views and the class dropout.
+        class_dropout: share of the class ids replaced by the null class (docs/method.md, Recipe).
+        num_workers: number of processes on each rank that read ahead; 0 reads in the training process.
+
+    Attributes:
+        num_classes: number of classes, which is also the id of the null class.
     """
 
+    num_classes: int
+
     def __init__(
-        self, tokenizer: Tokenizer, batch_size: int, seed: int = 0, class_dropout: float = 0.15, num_workers: int = 0
+        self,
+        tokenizer: Tokenizer,
+        batch_size: Annotated[int, Ge(1)],
+        seed: int = 0,
+        class_dropout: Annotated[float, Ge(0), Le(1)] = 0.15,
+        num_workers: Annotated[int, Ge(0)] = 0,
     ):
         super().__init__()
-        self.tokenizer, self.batch_size, self.seed = tokenizer, batch_size, seed
-        self.class_dropout, self.num_workers = class_dropout, num_workers
-
-    num_classes: int  # of the data; the id of the null class
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.seed = seed
+        self.class_dropout = class_dropout
+        self.num_workers = num_workers
 
     @abstractmethod
     def packs(self, split: str) -> Packs:
-        """The samples of the split `train` or `held_out`."""
+        """Opens the samples of the split `train` or `held_out`."""
 
     def train_dataloader(self) -> DataLoader:
+        """Starts the stream at the first batch that the trainer has not yet trained on."""
         trainer = self.trainer
         assert trainer is not None
         accumulate = trainer.accumulate_grad_batches
@@ -110,7 +140,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
             first_batch=trainer.global_step * accumulate,
         )
         stream = TokenStream(self.packs("train"), self.num_classes, self.class_dropout, self.seed)
-        atexit.register(_end_workers)
+        atexit.register(_kill_workers)
         return TimedLoader(
             stream,
             batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
@@ -132,14 +162,14 @@ class ShardsDataModule(TokenDataModule):
     """Reads the shards that `task=tokenize` wrote.
 
     Args:
-        shards: the folder, or its http(s) or other fsspec URL, whose files are then copied to `cache` first.
-        reader: what reads a split's packs: `data.shards.ShardPacks` one at a time, or `data.shards.map_packs` all
-            as memory that the processes of a machine share.
+        shards: a folder, or an http(s) or other fsspec URL, from which the shards are first copied to `cache`.
+        reader: opens the packs of a split: `data.shards.ShardPacks` reads one pack at a time, `data.shards.map_packs`
+            maps all into memory that the processes of a machine share.
+        tokenizer, batch_size, seed, class_dropout, num_workers: see `TokenDataModule`.
         cache: folder for copies of remote shards.
-        options: of `TokenDataModule`.
 
     Raises:
-        InputError: for shards that are missing, altered, or made by another tokenizer.
+        InputError: for shards that are missing, altered, made by another tokenizer, or do not fit the network.
     """
 
     def __init__(
@@ -147,17 +177,19 @@ class ShardsDataModule(TokenDataModule):
         shards: str | None,
         reader: Callable[[Path, Manifest, str], Packs],
         tokenizer: Tokenizer,
-        batch_size: int,
+        batch_size: Annotated[int, Ge(1)],
         seed: int = 0,
-        class_dropout: float = 0.15,
-        num_workers: int = 0,
+        class_dropout: Annotated[float, Ge(0), Le(1)] = 0.15,
+        num_workers: Annotated[int, Ge(0)] = 0,
         cache: str = "assets/shards",
     ):
         super().__init__(tokenizer, batch_size, seed, class_dropout, num_workers)
-        self.shards, self.reader, self.cache = shards, reader, Path(cache)
+        self.shards = shards
+        self.reader = reader
+        self.cache = Path(cache)
 
     def prepare_data(self) -> None:
-        """Once on each machine: fetches what is remote, and checks every shard."""
+        """Fetches remote shards and checks every shard; Lightning calls it in one process of each machine."""
         if self.shards is None:
             raise InputError("data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
         folder = fetch(self.shards, self.cache)
@@ -165,7 +197,7 @@ class ShardsDataModule(TokenDataModule):
         check_shards(folder, manifest)
         for split, shards in manifest.splits.items():
             if shards:
-                self.reader(folder, manifest, split)  # a mapped set is unpacked here, by one process
+                self.reader(folder, manifest, split)  # `map_packs` unpacks the shards here, in a single process
 
     def setup(self, stage: str) -> None:
         assert self.shards is not None
@@ -174,14 +206,18 @@ class ShardsDataModule(TokenDataModule):
         self.num_classes = len(self.manifest.class_names)
         if self.manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
             raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
-        net = self.trainer.lightning_module.net if self.trainer is not None else None
+        if self.trainer is not None:
+            self._check_network(self.trainer.lightning_module.net)
+
+    def _check_network(self, net: Any) -> None:
+        """Checks that the network has the sizes of the shards."""
         sizes = {
             "num_classes": self.num_classes,
             "codebook_size": self.manifest.codebook_size,
             "num_tokens": self.manifest.num_tokens,
         }
         for name, size in sizes.items():
-            if net is not None and getattr(net, name) != size:
+            if getattr(net, name) != size:
                 raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
 
     def packs(self, split: str) -> Packs:

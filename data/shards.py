@@ -1,10 +1,10 @@
-"""Token shards: webdataset tars of packed samples, and the manifest that vouches for them.
+"""Writes, checks and reads token shards: webdataset tars of packed samples, with a manifest of their sha256.
 
-A folder holds `manifest.json` and shards such as `train-00000.tar`. A member of a shard is one array of a pack of
-about 1,000 samples: `KEY.tokens.npy` (n, V, L), `KEY.classes.npy` (n,), `KEY.sources.npy` (n,), the last being the
-number of the image among all that were tokenised. The bytes depend on the samples alone.
+A folder holds `manifest.json` and shards such as `train-00000.tar`. A shard holds packs of about 1,000 samples, and
+each pack is three arrays: `KEY.tokens.npy` (n, V, L), `KEY.classes.npy` (n,) and `KEY.sources.npy` (n,), the numbers
+of the images among all images of the data set. Equal samples give equal bytes: a shard holds no times or host names.
 
-Shapes: `n` samples of a pack, `V` views of a sample, `L` tokens of a view.
+Shapes: `n` samples of a pack or shard, `V` views of a sample, `L` tokens of a view.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ from webdataset import TarWriter
 
 from data.stream import OnePack
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import sha256_of, write_atomically
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What the manifest knows of a shard."""
+    """The entry of a shard in the manifest."""
 
     name: str
     samples: int
@@ -40,7 +40,10 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """What a folder of shards holds, and what made it. `skipped` lists unreadable images with the reason."""
+    """Describes a folder of shards: what they hold and which tokenizer made them.
+
+    `skipped` lists the images that could not be read, each with its `file` and the `reason`.
+    """
 
     tokenizer: str
     tokenizer_sha256: str
@@ -58,8 +61,13 @@ class Manifest:
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    def all_shards(self) -> Iterator[Shard]:
+        """Iterates over the shards of all splits."""
+        for shards in self.splits.values():
+            yield from shards
+
     def save(self, folder: Path) -> None:
-        """Writes `manifest.json`, last of all and at once."""
+        """Writes `manifest.json`. It is written after the shards: a folder with a manifest is complete."""
         write_atomically(folder / "manifest.json", json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
@@ -67,7 +75,7 @@ class Manifest:
         """Reads `manifest.json`.
 
         Raises:
-            InputError: if it is missing, no manifest, or of another version.
+            InputError: if the file is missing, is not a manifest, or has another version.
         """
         path = folder / "manifest.json"
         if not path.is_file():
@@ -80,7 +88,7 @@ class Manifest:
             manifest = cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: this is no manifest of token shards.") from error
-        for shard in (shard for shards in manifest.splits.values() for shard in shards):
+        for shard in manifest.all_shards():
             if Path(shard.name).name != shard.name:
                 raise InputError(f"{path}: the shard name {shard.name!r} is no plain file name.")
         if manifest.version != VERSION:
@@ -89,12 +97,23 @@ class Manifest:
 
 
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:
-    """The smallest of uint16 and uint32 that holds every token id."""
+    """Returns the smaller of uint16 and uint32 that can hold every token id."""
     return np.uint16 if codebook_size <= 2**16 else np.uint32
 
 
 def write_shard(path: Path, token_ids: np.ndarray, class_ids: np.ndarray, sources: np.ndarray, pack_size: int) -> Shard:
-    """Writes a shard at once, from token ids (n, V, L), class ids (n,) and source numbers (n,)."""
+    """Writes a shard atomically.
+
+    Args:
+        path: file to write.
+        token_ids: (n, V, L).
+        class_ids: (n,).
+        sources: (n,), the numbers of the images in the data set.
+        pack_size: samples of a pack; the last pack of a shard may have fewer.
+
+    Raises:
+        InputError: if the file can't be written.
+    """
     buffer = io.BytesIO()
     with TarWriter(buffer, mtime=0) as tar:
         for pack, start in enumerate(range(0, len(class_ids), pack_size)):
@@ -113,10 +132,12 @@ def write_shard(path: Path, token_ids: np.ndarray, class_ids: np.ndarray, source
 
 
 def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
-    """Checks that every shard of a manifest is there, whole and unaltered.
+    """Checks that every shard of a manifest exists and has the size and the sha256 that the manifest gives.
 
     Args:
-        deep: also look into the packs: counts, token ids and class ids in range.
+        folder: holds the shards.
+        manifest: lists the shards.
+        deep: also reads the packs and checks their shapes and the ranges of token and class ids.
 
     Raises:
         InputError: naming the shard.
@@ -128,9 +149,8 @@ def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
                 raise InputError(f"{path}: the shard is missing.")
             if path.stat().st_size != shard.bytes:
                 raise InputError(f"{path}: {path.stat().st_size} bytes; the manifest says {shard.bytes}.")
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise InputError(f"{path}: the shard was altered; its sha256 is not the manifest's.")
+            if sha256_of(path) != shard.sha256:
+                raise InputError(f"{path}: the shard was altered; its sha256 is not the manifest's.")
         if deep and shards:
             _check_packs(ShardPacks(folder, manifest, split), manifest)
 
@@ -138,39 +158,47 @@ def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
 def _check_packs(packs: "ShardPacks", manifest: Manifest) -> None:
     for pack in range(len(packs.sizes)):
         token_ids, class_ids = packs.read(pack)
-        expected = (packs.sizes[pack], len(manifest.views), manifest.num_tokens)
-        if token_ids.shape != expected or class_ids.shape != expected[:1]:
-            raise InputError(f"{packs.name(pack)}: shape {token_ids.shape}; the manifest says {expected}.")
-        if token_ids.max() >= manifest.codebook_size or not 0 <= class_ids.min() <= class_ids.max() < len(
-            manifest.class_names
-        ):
+        expected_shape = (packs.sizes[pack], len(manifest.views), manifest.num_tokens)
+        if token_ids.shape != expected_shape or class_ids.shape != expected_shape[:1]:
+            raise InputError(f"{packs.name(pack)}: shape {token_ids.shape}; the manifest says {expected_shape}.")
+        classes_fit = class_ids.min() >= 0 and class_ids.max() < len(manifest.class_names)
+        if token_ids.max() >= manifest.codebook_size or not classes_fit:
             raise InputError(f"{packs.name(pack)}: token or class ids out of the range that the manifest says.")
 
 
 class ShardPacks:
-    """The packs of a split, read from the shards one at a time; a `data.stream.Packs`."""
+    """Reads the packs of a split from its shards, one at a time; implements `data.stream.Packs`.
+
+    Args:
+        folder: holds the shards.
+        manifest: lists the shards.
+        split: `train` or `held_out`.
+
+    Raises:
+        InputError: if the split has no shards, or a shard has another number of packs than the manifest says.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str):
         if not manifest.splits.get(split):
             raise InputError(f"{folder}: there are no {split} shards.")
         self.folder = folder
-        shards = manifest.splits.get(split, [])
-        self.places: list[tuple[str, Mapping[str, tuple[int, int]]]] = []  # shard, offset and size by array
+        # For each pack: the shard's name, and the offset and size in bytes of each array in it.
+        self.locations: list[tuple[str, Mapping[str, tuple[int, int]]]] = []
         sizes: list[int] = []
-        for shard in shards:
-            packs = self._index(folder / shard.name)
-            full, rest = divmod(shard.samples, manifest.pack_size)
-            counts = [manifest.pack_size] * full + [rest] * (rest > 0)
-            if len(packs) != len(counts):
-                raise InputError(f"{folder / shard.name}: {len(packs)} packs; the manifest says {len(counts)}.")
-            self.places += [(shard.name, pack) for pack in packs]
-            sizes += counts
+        for shard in manifest.splits[split]:
+            packs = self._locate_packs(folder / shard.name)
+            full_packs, rest = divmod(shard.samples, manifest.pack_size)
+            pack_sizes = [manifest.pack_size] * full_packs + [rest] * (rest > 0)
+            if len(packs) != len(pack_sizes):
+                raise InputError(f"{folder / shard.name}: {len(packs)} packs; the manifest says {len(pack_sizes)}.")
+            self.locations += [(shard.name, pack) for pack in packs]
+            sizes += pack_sizes
         self.sizes = np.array(sizes, dtype=np.int64)
         sample_bytes = len(manifest.views) * manifest.num_tokens * token_dtype(manifest.codebook_size)().itemsize
         self.pack_bytes = manifest.pack_size * sample_bytes
 
     @staticmethod
-    def _index(path: Path) -> list[dict[str, tuple[int, int]]]:
+    def _locate_packs(path: Path) -> list[dict[str, tuple[int, int]]]:
         packs: dict[str, dict[str, tuple[int, int]]] = {}
         with tarfile.open(path) as tar:
             for member in tar:
@@ -179,59 +207,65 @@ class ShardPacks:
         return list(packs.values())
 
     def name(self, pack: int) -> str:
-        """The file and the place in it, for messages."""
-        return f"{self.folder / self.places[pack][0]}, pack {pack}"
+        """Names a pack for error messages: its file, and its number in the split."""
+        return f"{self.folder / self.locations[pack][0]}, pack {pack}"
 
     def read(self, pack: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (n, V, L) and class ids (n,) of a pack.
+        """Reads the token ids (n, V, L) and the class ids (n,) of a pack.
 
         Raises:
-            InputError: if the shard is gone or damaged.
+            InputError: if the shard is missing or damaged.
         """
-        shard, arrays = self.places[pack]
-        loaded = []
+        shard, arrays = self.locations[pack]
+        token_ids_and_class_ids = []
         try:
             with (self.folder / shard).open("rb") as file:
                 for array in ("tokens.npy", "classes.npy"):
                     offset, size = arrays[array]
                     file.seek(offset)
-                    loaded.append(np.load(io.BytesIO(file.read(size)), allow_pickle=False))
+                    token_ids_and_class_ids.append(np.load(io.BytesIO(file.read(size)), allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             reason = getattr(error, "strerror", None) or "it is damaged"
             raise InputError(f"{self.name(pack)}: can't be read: {reason}.") from error
-        return loaded[0], loaded[1]
+        token_ids, class_ids = token_ids_and_class_ids
+        return token_ids, class_ids
 
 
 def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
-    """The packs of a split as one array in memory that all processes of a machine share.
+    """Maps all samples of a split into memory that the processes of a machine share, as a single pack.
 
-    The first call unpacks them to `mapped/` beside the shards; the operating system keeps in memory what is used.
+    The first call unpacks the shards to files in `mapped/` beside them. The operating system loads from these files
+    what is used and drops it when memory is short.
+
+    Raises:
+        InputError: if the disk has no room for the files, or a shard is missing or damaged.
     """
     shards = manifest.splits.get(split, [])
     digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
-    paths = [folder / "mapped" / f"{split}-{digest}-{array}.npy" for array in ("tokens", "classes")]
-    if not all(path.exists() for path in paths):
-        packs = ShardPacks(folder, manifest, split)
-        total = int(packs.sizes.sum())
-        shapes = [(total, len(manifest.views), manifest.num_tokens), (total,)]
-        dtypes = [token_dtype(manifest.codebook_size), np.int32]
-        paths[0].parent.mkdir(exist_ok=True)
-        needed = total * (packs.pack_bytes // manifest.pack_size + 4)
-        if shutil.disk_usage(folder).free < needed:  # a full disk would end a mapped write without a word
-            raise InputError(
-                f"{paths[0].parent}: {needed} bytes are needed for the mapped set; there is no such space."
-            )
-        temporary = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in paths]
-        arrays = [
-            np.lib.format.open_memmap(path, "w+", dtype, shape)
-            for path, dtype, shape in zip(temporary, dtypes, shapes, strict=True)
-        ]
-        start = 0
-        for pack, size in enumerate(packs.sizes):
-            for array, part in zip(arrays, packs.read(pack), strict=True):
-                array[start : start + size] = part
-            start += size
-        for array, partial, path in zip(arrays, temporary, paths, strict=True):
-            array.flush()
-            partial.replace(path)
-    return OnePack(*(np.load(path, mmap_mode="r") for path in paths))
+    token_path, class_path = (folder / "mapped" / f"{split}-{digest}-{array}.npy" for array in ("tokens", "classes"))
+    if not (token_path.exists() and class_path.exists()):
+        _unpack(ShardPacks(folder, manifest, split), manifest, token_path, class_path)
+    return OnePack(np.load(token_path, mmap_mode="r"), np.load(class_path, mmap_mode="r"))
+
+
+def _unpack(packs: ShardPacks, manifest: Manifest, token_path: Path, class_path: Path) -> None:
+    """Writes the samples of all packs to two .npy files, under temporary names until they are complete."""
+    total = int(packs.sizes.sum())
+    needed = total * (packs.pack_bytes // manifest.pack_size + np.dtype(np.int32).itemsize)
+    token_path.parent.mkdir(exist_ok=True)
+    # Writing to mapped memory on a full disk ends the process without an error message, so ask beforehand.
+    free = shutil.disk_usage(packs.folder).free
+    if free < needed:
+        raise InputError(f"{token_path.parent}: the mapped set needs {needed} bytes; the disk has {free} bytes free.")
+    token_shape = (total, len(manifest.views), manifest.num_tokens)
+    temporary = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (token_path, class_path)]
+    token_ids = np.lib.format.open_memmap(temporary[0], "w+", token_dtype(manifest.codebook_size), token_shape)
+    class_ids = np.lib.format.open_memmap(temporary[1], "w+", np.int32, (total,))
+    start = 0
+    for pack, size in enumerate(packs.sizes):
+        token_ids[start : start + size], class_ids[start : start + size] = packs.read(pack)
+        start += size
+    token_ids.flush()
+    class_ids.flush()
+    temporary[0].replace(token_path)
+    temporary[1].replace(class_path)

@@ -2,13 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Lt
 from rich.progress import Progress
 
 from data.images import ImageList, Views
 from data.shards import Manifest, check_shards
-from data.tokenization import ImageSource, Source, TokenCacheSource, write_shards
+from data.sources import ImageSource, Source, TokenCacheSource
+from data.tokenization import write_shards
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import device_for, processes
@@ -30,14 +32,14 @@ def open_source(
 def tokenize(
     images: str | None,
     labels: str | None,
-    num_classes: int,
+    num_classes: Annotated[int, Ge(1)],
     tokenizer: Tokenizer,
     views: Views,
-    held_out: float,
-    shard_size: int,
-    pack_size: int,
-    batch_size: int,
-    num_workers: int,
+    held_out: Annotated[float, Ge(0), Lt(1)],
+    shard_size: Annotated[int, Ge(1)],
+    pack_size: Annotated[int, Ge(1)],
+    batch_size: Annotated[int, Ge(1)],
+    num_workers: Annotated[int, Ge(0)],
     seed: int,
     check: bool,
     output: str,

@@ -1,1 +1,1 @@
-"""Data sets that need no download."""
+"""Provides data sets that need no download."""

@@ -1,6 +1,6 @@
-"""Real data without a download: scikit-learn's handwritten digits, 8x8 pixels of 17 grey levels.
+"""Provides scikit-learn's handwritten digits, 8x8 pixels of 17 grey levels, as real data that need no download.
 
-Each pixel is a token, so that the tokenizer is exact. Shapes: `B` images, `L = 64` tokens.
+Each pixel is a token, so that the tokenizer loses nothing. Shapes: `B` images.
 """
 
 import hashlib
@@ -35,19 +35,19 @@ def _splits() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def digit_images(split: str) -> Tensor:
-    """Images of the split `train` or `held_out`, (B, 1, 8, 8), float32 in [0, 1]."""
+    """Returns the images of the split `train` or `held_out`: (B, 1, 8, 8), float32 in [0, 1]."""
     return _splits()[split][0]
 
 
 def digit_labels(split: str) -> Tensor:
-    """The digits of the same images, (B,), int64."""
+    """Returns the digits that the images of a split show: (B,), int64."""
     return _splits()[split][1]
 
 
 class DigitFeatures(nn.Module):
-    """The feature network for digits, in Inception's place: a perceptron fitted on the training split.
+    """Extracts features for the scores of digits, in place of Inception: a perceptron fitted on the training split.
 
-    Features are its 64 hidden units, logits its log-probabilities up to a constant.
+    The features are its 64 hidden units. The logits are its log-probabilities up to a constant.
     """
 
     widths: Mapping[str, int] = {"pool": 64, "logits": 10}
@@ -59,13 +59,13 @@ class DigitFeatures(nn.Module):
         self.hidden, self.out = (nn.utils.skip_init(nn.Linear, *weight.shape) for weight in fitted.coefs_)
         for layer, weight, bias in zip((self.hidden, self.out), fitted.coefs_, fitted.intercepts_, strict=True):
             layer.weight.data, layer.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias)
-        self.double()  # in float32, the number of threads would show in the ninth digit of a score
+        self.double()  # in float32, the number of threads would change the ninth digit of a score
         self.requires_grad_(False)
         weights = b"".join(tensor.numpy().tobytes() for tensor in self.state_dict().values())
         self.sha256 = hashlib.sha256(weights).hexdigest()
 
     def forward(self, images: Tensor) -> dict[str, Views]:
-        """Images (B, 1, 8, 8) in [0, 1] -> features (B, 64) and logits (B, 10) of the protocol `digits`."""
+        """Turns images (B, 1, 8, 8) in [0, 1] into features (B, 64) and logits (B, 10) of the protocol `digits`."""
         pool = self.hidden(images.flatten(1).to(self.hidden.weight.dtype)).relu()
         return {"digits": {"pool": pool, "logits": self.out(pool)}}
 
@@ -74,7 +74,7 @@ class DigitFeatures(nn.Module):
 def _fit_perceptron() -> MLPClassifier:
     images, labels = _splits()["train"]
     perceptron = MLPClassifier((DigitFeatures.widths["pool"],), max_iter=1000, random_state=0)
-    with threadpool_limits(1):  # the number of threads shows in the weights
+    with threadpool_limits(1):  # the number of threads would change the weights
         return perceptron.fit(images.flatten(1).numpy(), labels.numpy())
 
 
@@ -85,13 +85,16 @@ def _fit_support_vectors() -> SVC:
 
 
 def classify_digits(images: Tensor) -> Tensor:
-    """Class ids (B,) of images (B, 1, 8, 8), by a support vector machine, unlike `DigitFeatures`."""
+    """Classifies images (B, 1, 8, 8) to class ids (B,).
+
+    It uses a support vector machine, so that it does not share the errors of `DigitFeatures`.
+    """
     predicted = _fit_support_vectors().predict(images.flatten(1).cpu().numpy())
     return torch.from_numpy(predicted).to(images.device)
 
 
 class DigitsDataModule(TokenDataModule):
-    """Token ids and labels of the digits; arguments as of `data.module.TokenDataModule`."""
+    """Feeds training with the digits; its arguments are the ones of `data.module.TokenDataModule`."""
 
     num_classes = 10
 

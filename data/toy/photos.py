@@ -1,4 +1,4 @@
-"""The way from images to shards in miniature, on photos that scikit-image ships."""
+"""Runs the way from images to shards in miniature, on photos that scikit-image ships."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from PIL import Image
 
 from data.images import ImageList, PlainAndFlipped
 from data.module import ShardsDataModule
-from data.tokenization import ImageSource, write_shards
+from data.sources import ImageSource
+from data.tokenization import write_shards
 from enat.errors import InputError
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -15,7 +16,7 @@ CROPS = 60  # of each photo
 
 
 def cut_photos(folder: Path) -> None:
-    """Makes a class folder of each photo, with random square cuts of it as JPEG files, the same each time.
+    """Writes a class folder for each photo, with 60 square cuts of it as JPEG files. Every call makes the same cuts.
 
     Raises:
         InputError: if scikit-image is not installed.
@@ -23,7 +24,7 @@ def cut_photos(folder: Path) -> None:
     try:
         import skimage.data
     except ImportError as error:
-        raise InputError("experiment=photos: needs scikit-image; `pip install -e '.[test]'` brings it.") from error
+        raise InputError("experiment=photos: needs scikit-image; `pip install -e '.[test]'` installs it.") from error
     rng = np.random.default_rng(0)
     for name in PHOTOS:
         with Image.open(Path(skimage.data.__file__).parent / name) as photo:
@@ -32,12 +33,13 @@ def cut_photos(folder: Path) -> None:
         class_folder.mkdir(parents=True, exist_ok=True)
         for number in range(CROPS):
             side = int(rng.integers(100, min(rgb.size)))
-            left, top = (int(rng.integers(extent - side + 1)) for extent in rgb.size)
+            left = int(rng.integers(rgb.width - side + 1))
+            top = int(rng.integers(rgb.height - side + 1))
             rgb.crop((left, top, left + side, top + side)).save(class_folder / f"{number:03d}.jpg", quality=95)
 
 
 class PhotosDataModule(ShardsDataModule):
-    """Cuts the photos and tokenises the cuts before it reads them as shards; arguments as of the base class."""
+    """Cuts and tokenises the photos once, then reads the shards; its arguments are the ones of the base class."""
 
     def prepare_data(self) -> None:
         assert self.shards is not None

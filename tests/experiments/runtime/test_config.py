@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 import experiments
 from data.images import ImageList, PlainAndFlipped
-from data.tokenization import ImageSource, write_shards
+from data.sources import ImageSource
+from data.tokenization import write_shards
 from enat.errors import InputError
 from enat.tokenizers.vqgan import VQGAN
 from experiments.runtime.config_check import check_config

@@ -1,0 +1,185 @@
+"""Reads what can be tokenised: image files, or an official token cache.
+
+Shapes: `n` samples, `V` views of a sample, `L` tokens of a view, `S` height and width of a view in pixels.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.images import ImageList, Views, load_rgb
+from enat.errors import InputError
+from enat.tokenizers.base import Tokenizer
+
+
+class Encoded(NamedTuple):
+    """Holds the samples of a shard, and the images that could not be read."""
+
+    token_ids: np.ndarray  # (n, V, L), of any integer type
+    class_ids: np.ndarray  # (n,)
+    sources: np.ndarray  # (n,), numbers of the samples in the source
+    skipped: list[dict[str, str]]  # `file` and `reason` of each
+
+
+class Source(Protocol):
+    """Encodes samples that are chosen by number.
+
+    Attributes:
+        size: number of samples.
+        class_names: a class id is an index of this list.
+        views: names of the views of a sample.
+        digest: sha256 that differs between two sources with different samples.
+    """
+
+    size: int
+    class_names: list[str]
+    views: list[str]
+    digest: str
+
+    def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
+        """Encodes the samples with these numbers; calls `on_images` with the count of each batch that is done."""
+
+
+class _ImageViews(Dataset[np.ndarray | str]):
+    """Reads images and cuts their views; for an unreadable image it gives the reason as a string."""
+
+    def __init__(self, images: ImageList, numbers: np.ndarray, views: Views):
+        self.images = images
+        self.numbers = numbers
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, item: int) -> np.ndarray | str:
+        try:
+            return self.views(load_rgb(self.images.folder / self.images.files[self.numbers[item]]))
+        except InputError as error:
+            return str(error)
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+class ImageSource:
+    """Encodes image files: worker processes read and crop them, the tokenizer encodes them in batches on its device.
+
+    Args:
+        images: lists the files and their classes.
+        views: cuts the views out of each image.
+        batch_size: number of images that are encoded at a time.
+        num_workers: number of processes that read images; 0 reads in this process.
+    """
+
+    def __init__(
+        self, images: ImageList, views: Views, batch_size: Annotated[int, Ge(1)], num_workers: Annotated[int, Ge(0)]
+    ):
+        self.images = images
+        self.make_views = views
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.size = len(images.files)
+        self.class_names = images.class_names
+        self.views = views.names
+        file_sizes = [(images.folder / file).stat().st_size for file in images.files]
+        listing = json.dumps([views.side, views.names, images.files, file_sizes, images.class_ids.tolist()])
+        self.digest = hashlib.sha256(listing.encode()).hexdigest()
+
+    def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
+        """See `Source`."""
+        loader = DataLoader(
+            _ImageViews(self.images, numbers, self.make_views),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_as_list,
+        )
+        no_tokens = np.empty((0, len(self.views), tokenizer.grid[0] * tokenizer.grid[1]), dtype=np.int64)
+        token_ids = [no_tokens]  # so that a shard without a readable image has an array too
+        readable_numbers: list[int] = []
+        skipped: list[dict[str, str]] = []
+        done = 0
+        for batch in loader:
+            readable = []
+            for number, views in zip(numbers[done : done + len(batch)], batch, strict=True):
+                if isinstance(views, str):
+                    skipped.append({"file": self.images.files[number], "reason": views})
+                else:
+                    readable.append(views)
+                    readable_numbers.append(number)
+            if readable:
+                token_ids.append(_encode_views(np.stack(readable), tokenizer))
+            done += len(batch)
+            on_images(len(batch))
+        sources = np.array(readable_numbers, dtype=np.int64)
+        return Encoded(np.concatenate(token_ids), self.images.class_ids[sources], sources, skipped)
+
+
+def _encode_views(views: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Encodes views (n, V, S, S, 3), uint8, to token ids (n, V, L), int64."""
+    device = next((tensor.device for tensor in tokenizer.state_dict().values()), torch.device("cpu"))
+    pixels: Tensor = torch.from_numpy(views).to(device)
+    pixels = pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 255  # (n * V, 3, S, S), in [0, 1]
+    return tokenizer.encode(pixels).unflatten(0, views.shape[:2]).cpu().numpy()
+
+
+class TokenCacheSource:
+    """Reads the official token cache `train.npy`: a row for each view, its class id and then its `L` token ids.
+
+    The file is mapped into memory, not loaded. See docs/method.md, Data.
+
+    Args:
+        path: the file.
+        num_classes: number of classes; all class ids must be below it.
+
+    Raises:
+        InputError: if the file is not a two-dimensional .npy array of whole numbers.
+    """
+
+    views = ["row"]  # noqa: RUF012
+
+    def __init__(self, path: Path, num_classes: Annotated[int, Ge(1)]):
+        self.path = path
+        try:
+            self.rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"images={path}: missing, truncated, or no .npy file.") from error
+        if self.rows.ndim != 2 or not np.issubdtype(self.rows.dtype, np.integer):
+            raise InputError(f"images={path}: {self.rows.dtype} {self.rows.shape}; expected rows of whole numbers.")
+        self.size = len(self.rows)
+        self.class_names = [str(class_id) for class_id in range(num_classes)]
+        digest = hashlib.sha256(f"{self.rows.shape} {self.rows.dtype} {num_classes}".encode())
+        every = max(len(self.rows) // 1000, 1)  # about 1,000 rows tell one cache from another; all would take minutes
+        digest.update(np.ascontiguousarray(self.rows[::every]).tobytes())
+        self.digest = digest.hexdigest()
+
+    def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
+        """See `Source`.
+
+        Raises:
+            InputError: if the rows have another number of tokens than the tokenizer, or naming a row with an id that
+                is out of range.
+        """
+        num_tokens = tokenizer.grid[0] * tokenizer.grid[1]
+        if self.rows.shape[1] != num_tokens + 1:
+            raise InputError(f"images={self.path}: {self.rows.shape[1] - 1} tokens a row; expected {num_tokens}.")
+        in_file_order = np.sort(numbers)  # a disk reads in this order much faster
+        rows = np.asarray(self.rows[in_file_order])[np.searchsorted(in_file_order, numbers)]
+        limits = np.array([len(self.class_names)] + [tokenizer.codebook_size] * num_tokens)
+        is_wrong = ((rows < 0) | (rows >= limits)).any(axis=1)
+        if is_wrong.any():
+            row = int(numbers[is_wrong][0])
+            raise InputError(
+                f"images={self.path}: row {row} has class {int(self.rows[row, 0])} or a token out of range; expected "
+                f"classes below {len(self.class_names)} and tokens below {tokenizer.codebook_size}."
+            )
+        on_images(len(numbers))
+        return Encoded(token_ids=rows[:, None, 1:], class_ids=rows[:, 0], sources=numbers, skipped=[])
