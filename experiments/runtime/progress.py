@@ -1,4 +1,4 @@
-"""How far long work is: bars for images, a line for each measurement."""
+"""Shows the progress of long work: bars for images, a line for each measurement."""
 
 import sys
 from types import TracebackType
@@ -11,7 +11,7 @@ from enat.metrics.summary import Watcher
 
 
 class Speed(ProgressColumn):
-    """Images per second, or seconds per image."""
+    """Shows images per second or, for slow work, seconds per image."""
 
     def render(self, task: Task) -> Text:
         speed = task.speed or 0
@@ -22,18 +22,18 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 
 def tell(stage: str) -> None:
-    """What is measured now: a benchmark of a large network takes minutes."""
+    """Prints what is measured now, since a benchmark of a large network takes minutes."""
     print(f"Measuring {stage}", file=sys.stderr, flush=True)
 
 
 class ImageProgress:
-    """A context with progress bars for `enat.metrics.summary`; silent on ranks but the first."""
+    """Shows progress bars for sets of images while its context is open; on the first rank only."""
 
     def __init__(self, rank: int):
         self.progress = Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0)
 
     def watcher(self, title: str) -> Watcher:
-        """Shows a set of images, once its number is known."""
+        """Adds a bar for a set of images, which appears once the number of images is known."""
         bar = self.progress.add_task(title, total=None, visible=False)
 
         def start(total: int, done: int) -> None:
