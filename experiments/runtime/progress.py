@@ -1,4 +1,4 @@
-"""How far long work is: bars for images, a line for each measurement."""
+"""Shows the progress of long work: bars for images, a line for each measurement."""
 
 import sys
 from types import TracebackType
@@ -12,7 +12,7 @@ from enat.images import Progress
 
 
 class Speed(ProgressColumn):
-    """Images per second, or seconds per image."""
+    """Shows images per second or, for slow work, seconds per image."""
 
     def render(self, task: Task) -> Text:
         speed = task.speed or 0
@@ -23,7 +23,7 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 
 def tell(stage: str) -> None:
-    """What is measured now: a benchmark of a large network takes minutes."""
+    """Prints what is measured now, since a benchmark of a large network takes minutes."""
     print(f"Measuring {stage}", file=sys.stderr, flush=True)
 
 

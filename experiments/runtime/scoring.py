@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from data.scored_images import ImageWriter
-from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import refuse_other_work, write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import Evaluation, Result
@@ -50,13 +49,7 @@ class Unfinished:
             self.folder.mkdir(parents=True)
             write_atomically(path, json.dumps(wanted, indent=1).encode())
             return
-        earlier = json.loads(path.read_text())
-        changed = sorted(name for name in {*earlier, *wanted} if earlier.get(name) != wanted.get(name))
-        if changed:
-            raise InputError(
-                f"{self.folder}: unfinished work with another {', '.join(changed)}; expected the same settings, "
-                "another output=DIR, or resume=false for a new folder."
-            )
+        refuse_other_work(self.folder, json.loads(path.read_text()), wanted, "unfinished work with other settings")
 
     def recall(self, name: str) -> tuple[Result, list[str]] | None:
         """Returns the result under a name and the files that belong to it, if they are finished already."""
