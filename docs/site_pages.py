@@ -1,7 +1,7 @@
 """A hook of mkdocs that adds pages and pictures from outside of docs/ to the site.
 
-In the repository, links are relative to the file that they stand in, so that they also work on GitHub. The hook rewrites
-those that lead out of docs/ to the places that the files have on the site.
+In the repository, a link is relative to the file that contains it, so that it also works on GitHub. The hook rewrites
+links between docs/ and other folders to the places that the files have on the site.
 """
 
 import posixpath

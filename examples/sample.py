@@ -1,4 +1,4 @@
-"""Loads a checkpoint, draws four images of each of two classes and saves them: python examples/sample.py [CHECKPOINT]."""
+"""Loads a checkpoint, draws four images of two classes each and saves them: python examples/sample.py [FILE]."""
 
 import sys
 
