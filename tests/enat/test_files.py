@@ -28,8 +28,8 @@ def test_every_setting_that_differs_is_named():
     wanted["module"] = {"_target_": "enat.module.MaskedTokenModule", "net": {"width": 128, "dropout": 0.1}}
     sentence = (
         "run: the folder holds another run (betas: [0.9, 0.99] before, [0.9] now; module.net.width: 96 before, "
-        "128 now; resume: null before, true now; seed: 0 before, 5 now; sizes[0]._target_: Shard before, Shards now); expected "
-        "the same settings, another output=DIR, or resume=false for a new folder."
+        "128 now; resume: null before, true now; seed: 0 before, 5 now; sizes[0]._target_: Shard before, Shards now); "
+        "expected the same settings, another output=DIR, or resume=false for a new folder."
     )
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         refuse_other_work(Path("run"), SETTINGS, wanted, "another run")
