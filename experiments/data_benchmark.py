@@ -72,7 +72,7 @@ def reading_rate(packs: ShardPacks, batch_size: int, seconds: float) -> float:
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         read += len(next(reader)[1])
-    return read / (time.perf_counter() - start)  # its worker ends here, which makes its memory known
+    return read / (time.perf_counter() - start)  # its worker ends here, and is counted in `worker_mb`
 
 
 def stream_rate(side: int, batch_size: int, seconds: float) -> float:

@@ -28,7 +28,8 @@ def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
     """
     source = load_weights(net, weights)
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    ours, official = Path(output) / "weights.safetensors", Path(output) / "nnet_ema.pth"
+    ours = Path(output) / "weights.safetensors"
+    official = Path(output) / "nnet_ema.pth"
     write_atomically(ours, save(state, {name: str(size) for name, size in net.sizes.items()}))
     results = {"safetensors": str(ours), "safetensors_sha256": sha256_of(ours), **source}
     if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):

@@ -55,7 +55,7 @@ def sample(
     files = folder / "images"
     files.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
-        class_id, number = classes[index // images_per_class], index % images_per_class
-        save_image(image, files / f"class_{class_id:04d}_seed_{seed}_{number:04d}.png")
+        class_id = classes[index // images_per_class]
+        save_image(image, files / f"class_{class_id:04d}_seed_{seed}_{index % images_per_class:04d}.png")
     grid, reveal = save_pictures(images, steps, net, classes, folder / "grid.png", folder / "reveal.png")
     return {"images": str(files), "grid": str(grid), "reveal": str(reveal), **source}

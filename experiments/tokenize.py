@@ -55,11 +55,9 @@ def tokenize(
         images: a folder with a folder of images per class, a flat one with `labels`, or an official `train.npy`.
         labels: a CSV file with the columns file and class.
         num_classes: the number of classes of a `train.npy`.
-        tokenizer: makes token ids of each view.
-        views: makes views of each image, such as the image and its mirror image.
+        tokenizer, views: make views of each image, such as its mirror image, and token ids of each view.
         held_out, shard_size, pack_size, seed: see `data.tokenization.write_shards`.
-        batch_size: the number of images that are encoded at a time.
-        num_workers: the number of processes that read images.
+        batch_size, num_workers: images that are encoded at a time, and processes that read images.
         check: verify every shard instead of writing any.
         output: the folder of the shards.
         accelerator: where the tokenizer runs; under torchrun, each process takes its share of the shards.

@@ -222,6 +222,6 @@ def train(
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
     facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
-    block, context = evaluation.block_size if evaluation else 1, fitter.precision_plugin.forward_context
-    cost = sampling_cost(module.averaged_net.eval(), sampler, block, context)
+    batch_size = evaluation.block_size if evaluation else 1
+    cost = sampling_cost(module.averaged_net.eval(), sampler, batch_size, fitter.precision_plugin.forward_context)
     return {**scores, "scores": by_protocol, "yardsticks": rows, "cost": cost, **facts}

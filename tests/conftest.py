@@ -24,9 +24,9 @@ from experiments.runtime.command_line import explain_errors
 
 ROOT = Path(__file__).parent.parent
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other's cores
-    os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # workers would wait for each other's cores
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of processes that tests start, which must compute the same bits
+torch.set_num_threads(THREADS)
 
 
 @dataclass

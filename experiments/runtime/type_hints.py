@@ -48,7 +48,8 @@ def fits(value: Any, hint: Any, limits: Limits = NO_LIMITS) -> bool:
         hint: as of `typing.get_type_hints(..., include_extras=True)`.
         limits: ranges and lengths that hold in addition.
     """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return True
     if origin is Annotated:
@@ -70,7 +71,8 @@ def fits(value: Any, hint: Any, limits: Limits = NO_LIMITS) -> bool:
 
 def values_hint(hint: Any) -> Any:
     """Returns the hint of each value of a mapping; `Any` where the hint allows no mapping, or says nothing of them."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin is Annotated:
         return values_hint(arguments[0])
     if origin in _UNIONS:
@@ -143,7 +145,8 @@ def _join(words: list[str]) -> str:
 
 def _alternatives(hint: Any, limits: Limits, plural: bool) -> list[str]:
     """Describes the alternatives of a hint, in the singular or the plural."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin is Annotated:
         return _alternatives(arguments[0], {**limits, **_limits(arguments[1:])}, plural)
     if origin in _UNIONS:
@@ -180,7 +183,8 @@ def _describe_elements(hint: Any, limits: Limits) -> str:
 
 def _describe_length(limits: Limits) -> str:
     """Describes how many elements there may be; empty where any number may be."""
-    shortest, longest = limits.get("min_length", 0), limits.get("max_length")
+    shortest = limits.get("min_length", 0)
+    longest = limits.get("max_length")
     if longest is None:
         return {0: "", 1: "one or more"}.get(shortest, f"{shortest} or more")
     if shortest == longest:

@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,16 +17,18 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.checkpoints import AtomicCheckpointIO
+from callbacks.checkpoints import LEFT_ON_SIGNAL, AtomicCheckpointIO
 from callbacks.guard import NonFiniteGuard
 from enat.checkpoints.weights import read_file, select_state
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from experiments.runtime.launch import ddp, processes, starts_processes
-from experiments.train import build_trainer, without_speed
+from experiments.train import build_trainer, fixed_settings, without_speed
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"
+TRAINING = [DEBUG, "metrics.evaluation=null", "callbacks.generation_metrics=null", "callbacks.sample_grid=null"]
+TRAINING += ["callbacks.checkpoint.monitor=val/loss", "callbacks.throughput=null"]  # no scores, pictures or speed
 SRUN = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7", "SLURM_NODEID": "1"}
 SRUN |= {"SLURM_JOB_NAME": "enat", "SLURM_STEP_NUM_TASKS": "4"}
 
@@ -49,7 +50,7 @@ def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(InputError, match=r"last\.ckpt: can't be written: .*; what was there before is whole"):
+        with pytest.raises(InputError, match=r"last\.ckpt: can't be written: .*; an earlier file is unchanged"):
             AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -58,7 +59,7 @@ def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path):
 
 
 def test_files_kept(command, tmp_path):
-    run = [DEBUG, "trainer.max_steps=9", "trainer.val_check_interval=4", "callbacks.checkpoint.every_n_steps=3"]
+    run = [*TRAINING, "trainer.max_steps=9", "trainer.val_check_interval=4", "callbacks.checkpoint.every_n_steps=3"]
     command(*run, f"output={tmp_path}")
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -75,10 +76,11 @@ def test_files_kept(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("groups", "sentence"), [("null", "masks and dropout are drawn by process"), ("1", "only sums")]
+    ("groups", "sentence"),
+    [("null", "masks and dropout are drawn by process"), ("1", "only the order of sums differs")],
 )
 def test_another_number_of_processes_is_told(command, tmp_path, groups, sentence):
-    run = [DEBUG, f"module.mask_groups={groups}", f"output={tmp_path}"]
+    run = [*TRAINING, f"module.mask_groups={groups}", f"output={tmp_path}"]
     assert "instead of" not in command(*run, "trainer.max_steps=2").out
     path = tmp_path / "checkpoints" / "last.ckpt"
     content = read_file(path)
@@ -91,14 +93,14 @@ def test_another_number_of_processes_is_told(command, tmp_path, groups, sentence
 
 
 def test_damaged_and_missing_files(command, tmp_path):
-    run = [DEBUG, f"output={tmp_path}/b"]
-    command(DEBUG, f"output={tmp_path}/a")
+    run = [*TRAINING, f"output={tmp_path}/b"]
+    command(*TRAINING, f"output={tmp_path}/a")
     command(*run)
     folder = tmp_path / "b" / "checkpoints"
     (folder / "last.ckpt").unlink()
     (folder / "step_0000004.ckpt").write_bytes((folder / "step_0000004.ckpt").read_bytes()[:20_000])
     outcome = command(*run)  # from step 2
-    assert "the file is truncated or no checkpoint. Taking the one before." in outcome.out
+    assert "the file is truncated or no checkpoint. Taking the checkpoint before it." in outcome.out
     assert "step_0000002.ckpt, step 2" in outcome.out
     assert same(tmp_path / "a", tmp_path / "b")
     content = read_file(folder / "last.ckpt")
@@ -113,30 +115,44 @@ def test_damaged_and_missing_files(command, tmp_path):
     assert (outcome.status, "none of its checkpoints can be read; resume=false" in outcome.err) == (1, True)
 
 
-def test_a_signal_saves_and_the_run_goes_on(command, tmp_path):
-    """SIGINT to all processes, as the terminal sends it; `tests/kill_and_resume.py` tries the others."""
-    number = signal.SIGINT
-    run = [DEBUG, "trainer.max_steps=40", "trainer.val_check_interval=40", "callbacks.checkpoint.every_n_steps=5"]
-    run += ["callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss", "data.num_workers=1"]
-    assert command(*run, f"output={tmp_path}/a").status == 0
-    process = subprocess.Popen(
-        [sys.executable, "run.py", *run, f"output={tmp_path}/b"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while process.poll() is None and not list((tmp_path / "b" / "checkpoints").glob("step_*.ckpt")):
-        time.sleep(0.005)
-    os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    assert f"{number.name}: saved" in err
-    steps = read_file(tmp_path / "b" / "checkpoints" / "last.ckpt")["global_step"]
-    assert 5 <= steps < 40
-    assert command(*run, f"output={tmp_path}/b").results["steps"] == 40
-    assert same(tmp_path / "a", tmp_path / "b")
+def test_a_run_goes_on_after_its_classes_have_moved(command, tmp_path):
+    """The class itself must be the same."""
+    run = [*TRAINING, f"output={tmp_path}"]
+    command(*run, "trainer.max_steps=2")
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = read_file(path)
+    settings = content["settings"]
+    for name, sentence in (("NAT", "(module.net._target_: NAT before, ENAT now); expected"), ("ENAT", "")):
+        settings["module"]["net"]["_target_"] = f"enat.earlier.{name}"
+        path.unlink()
+        torch.save(content, path)
+        outcome = command(*run, "trainer.max_steps=3")
+        assert (outcome.status, "Going on from" in outcome.out) == ((1, False) if sentence else (0, True))
+        assert f"the folder holds another run {sentence}" in outcome.err or not sentence
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(separate_command, tmp_path_factory):
+    """A run of 20 steps with a data worker: its options and its folder."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run = [*TRAINING, "trainer.max_steps=20", "trainer.val_check_interval=20", "data.num_workers=1"]
+    run.append("callbacks.leave_on_signal.every_n_steps=5")
+    assert separate_command(*run, f"output={folder}").status == 0
+    return run, folder
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_run_goes_on(uninterrupted, command, killed, tmp_path, sent):
+    """All processes get the signal when the eighth step begins; the ranks compare their flags every five steps."""
+    run, folder = uninterrupted
+    hook = "callbacks.checkpoints:Checkpoints.on_train_batch_start"
+    left = killed(*run, f"output={tmp_path}", at=hook, number=8, sent=sent)
+    assert left.status == LEFT_ON_SIGNAL, left.err
+    saved = tmp_path / "checkpoints" / "step_0000010.ckpt"
+    assert f"{sent.name}: saved {saved}; the same command goes on from there." in left.err
+    assert read_file(saved.with_name("last.ckpt"))["global_step"] == 10
+    assert command(*run, f"output={tmp_path}").results["steps"] == 20
+    assert same(folder, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +167,7 @@ def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed, 
         return call(self, logits, targets) * (float("nan") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(MaskedCrossEntropy, "__call__", broken)
-    run = [DEBUG, "trainer.val_check_interval=4", f"callbacks.guard.max_skipped={allowed}", f"output={tmp_path}"]
+    run = [*TRAINING, "trainer.val_check_interval=4", f"callbacks.guard.max_skipped={allowed}", f"output={tmp_path}"]
     outcome = command(*run, f"module.optimizer.fused={fused}", f"trainer.log_every_n_steps={every}")
     if not allowed:
         assert (outcome.status, "step 2: the gradient is not finite, for 1 steps in a row" in outcome.err) == (1, True)
@@ -260,3 +276,4 @@ def test_options_of_speed_do_not_keep_a_run_from_going_on():
     before_there_was_a_choice = {"net": {"width": 8}}
     assert without_speed(settings) == without_speed(others) == before_there_was_a_choice
     assert without_speed({"net": {"width": 16}}) != before_there_was_a_choice
+    assert fixed_settings({"module": settings, "trainer": {"max_steps": 3}}) == fixed_settings({"module": others})
