@@ -45,7 +45,7 @@ class Study:
         groups = self.jobs.drop_duplicates("group").set_index("group")[self.varied]
         labels = [self._label(values, digits=4) for _, values in groups.iterrows()]
         if len(set(labels)) < len(labels):
-            labels = [self._label(values, digits=17) for _, values in groups.iterrows()]
+            labels = [self._label(values, digits=15) for _, values in groups.iterrows()]
         groups.insert(0, "label", labels)
         groups["seeds"] = done.size().reindex(groups.index, fill_value=0)
         groups = groups.join(done[numbers].mean()).join(done[numbers].std().add_suffix("_std"))
