@@ -17,7 +17,7 @@ PANELS = {  # by section and title: logged scalars over `step`; the second of a 
         "Loss": ["train/loss", "val/loss"],
         "Accuracy on masked tokens": ["train/accuracy", "val/accuracy"],
     },
-    "Optimization": {
+    "Optimisation": {
         "Learning rate": ["train/learning_rate"],
         "Gradient norm": ["train/grad_norm"],
         "Skipped steps": ["train/skipped_steps"],
@@ -51,7 +51,7 @@ def plot_panels(runs: Mapping[str, pd.DataFrame], path: Path) -> None:
                     values = scalars[column].dropna() if column in scalars else pd.Series(dtype=float)
                     marker = "o" if len(values) < 15 else None
                     axes.plot(values.index, values, style, color=palette[name], marker=marker, markersize=4)
-            axes.set(title=title, xlabel="optimizer step", ylabel="")
+            axes.set(title=title, xlabel="optimiser step", ylabel="")
         row[0].set_ylabel(section, fontweight="bold")
     handles = [Line2D([], [], color=color) for color in palette.values()]
     handles += [Line2D([], [], color="black", linestyle="--")]

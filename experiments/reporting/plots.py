@@ -259,7 +259,7 @@ def plot_losses(study: Study, path: Path) -> bool:
             points, x="step", y=name, hue="line", hue_order=list(labels), palette=colours(len(labels)),
             errorbar=("pi", 100), marker="o" if points["step"].nunique() < 15 else None, ax=axes,
         )  # fmt: skip
-        axes.set(title=LOSSES[name], xlabel="optimizer step", ylabel="")
+        axes.set(title=LOSSES[name], xlabel="optimiser step", ylabel="")
         if name == "val/fid" and points[name].max() > 10 * points[name].min() > 0:
             axes.set_yscale("log")  # or the first score hides how the last ones differ
             axes.yaxis.set_major_formatter("{x:g}")

@@ -88,7 +88,7 @@ class Study:
         others = self.groups[[name for name in self.varied if name != axis]]
         labels = pd.Series("", index=others.index)
         if len(others.columns):
-            labels = others.apply(self._label, axis=1, digits=4)
+            labels = others.apply(self._label, axis=1, digits=15)
         return labels if 2 * labels.nunique() <= len(labels) else None
 
 
