@@ -173,6 +173,7 @@ def plot_sampler_options(study: Study, axis: str, path: Path) -> None:
             axes.annotate(format_value(value), place, xytext=(5, -4), textcoords="offset points", color=color, va="top")
     titles = study.score_titles()
     axes.set(xlabel=titles["inception_score"], ylabel=titles["fid"])
+    axes.margins(0.08)  # room for the values
     axes.set_title(f"At each point: {axis.replace('_', ' ')}")
     if lines.nunique() > 1:
         save_with_labels_of(axes, path)
