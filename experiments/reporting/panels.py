@@ -5,7 +5,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -18,7 +17,7 @@ PANELS = {  # by section and title: logged scalars over `step`; the second of a 
         "Loss": ["train/loss", "val/loss"],
         "Accuracy on masked tokens": ["train/accuracy", "val/accuracy"],
     },
-    "Optimization": {
+    "Optimisation": {
         "Learning rate": ["train/learning_rate"],
         "Gradient norm": ["train/grad_norm"],
         "Skipped steps": ["train/skipped_steps"],
@@ -51,8 +50,8 @@ def plot_panels(runs: Mapping[str, pd.DataFrame], path: Path) -> None:
                 for column, style in zip(series, ("-", "--"), strict=False):
                     values = scalars[column].dropna() if column in scalars else pd.Series(dtype=float)
                     marker = "o" if len(values) < 15 else None
-                    sns.lineplot(values, color=palette[name], linestyle=style, marker=marker, ax=axes)
-            axes.set(title=title, xlabel="optimizer step", ylabel="")
+                    axes.plot(values.index, values, style, color=palette[name], marker=marker, markersize=4)
+            axes.set(title=title, xlabel="optimiser step", ylabel="")
         row[0].set_ylabel(section, fontweight="bold")
     handles = [Line2D([], [], color=color) for color in palette.values()]
     handles += [Line2D([], [], color="black", linestyle="--")]

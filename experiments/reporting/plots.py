@@ -13,14 +13,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.reporting.figures import MOST_NAMES, STYLE, colours, save, save_with_labels_of
 from experiments.reporting.runs import read_scalars
 from experiments.reporting.study import Study, format_value
 
 LOSSES = {
-    "train/loss": "training loss (running mean)",
-    "val/loss": "loss on held-out images",
+    "train/loss": "Training loss (running mean)",
+    "val/loss": "Loss on held-out images",
     "val/fid": "FID while training",
 }
 MOST_POINTS = 200  # along a curve of losses; more can't be seen
@@ -30,8 +31,8 @@ def plot_study(study: Study, folder: Path) -> list[Path]:
     """Draws every plot that the results of a study allow, and returns their files."""
     drawn: list[Path] = []
     if study.has("fid") and study.varied:
-        options = "_".join(study.varied) if len(study.varied) <= 2 else "options"
-        drawn.append(folder / f"fid_over_{options}.png")
+        settings = "_".join(study.varied) if len(study.varied) <= 2 else "settings"
+        drawn.append(folder / f"fid_over_{settings}.png")
         plot_over_options(study, drawn[-1])
     if study.has("fid") and study.has("gflop_per_image") and study.groups["gflop_per_image"].nunique() > 1:
         drawn.append(folder / "fid_over_flops.png")
@@ -86,6 +87,7 @@ def _scale(axes: Axes, name: str, values: pd.Series) -> None:
     positive = [value for value in distinct if value > 0]
     if positive and max(positive) >= 8 * min(positive) and len(distinct) <= MOST_NAMES:
         axes.set_xscale("symlog", base=2, linthresh=min(positive))  # 0 has a place too
+        axes.autoscale(axis="x")
     if len(distinct) <= MOST_NAMES:
         axes.set_xticks(distinct, [f"{value:g}" for value in distinct])
         axes.minorticks_off()
@@ -132,7 +134,8 @@ def _plot_rows(study: Study, path: Path) -> None:
         axes.set_yticks(range(len(order)), labels)
         for row in np.flatnonzero(study.groups[score].isna()):
             axes.text(0.02, row, "no result", transform=axes.get_yaxis_transform(), color="0.5", va="center")
-    save(figure, path)
+    handles = [Line2D([], [], marker="o", color=color, linestyle="") for color in (colours(1)[0], "0.7")]
+    save(figure, path, handles, ["mean and standard deviation", "one seed"] if study.groups["seeds"].max() > 1 else [])
 
 
 @mpl.rc_context(STYLE)
@@ -157,7 +160,7 @@ def plot_sampler_options(study: Study, axis: str, path: Path) -> None:
     """Draws FID over Inception Score of a sampler: one option varies along a line and is written at its points."""
     lines = study.lines_over(axis)
     assert lines is not None
-    groups = study.groups.assign(line=lines).dropna(subset=["fid", "inception_score"]).sort_values(axis)
+    groups = study.groups.assign(line=lines).dropna(subset=["fid", "inception_score"]).sort_values(axis, kind="stable")
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     for color, (label, line) in zip(colours(lines.nunique()), groups.groupby("line", sort=False), strict=False):
@@ -167,9 +170,10 @@ def plot_sampler_options(study: Study, axis: str, path: Path) -> None:
             x, y, line["fid_std"], line["inception_score_std"], fmt="none", ecolor=color, alpha=0.5, elinewidth=1
         )
         for place, value in zip(zip(x, y, strict=True), line[axis], strict=True):
-            axes.annotate(format_value(value), place, xytext=(5, 5), textcoords="offset points", color=color)
+            axes.annotate(format_value(value), place, xytext=(5, -4), textcoords="offset points", color=color, va="top")
     titles = study.score_titles()
     axes.set(xlabel=titles["inception_score"], ylabel=titles["fid"])
+    axes.margins(0.08)  # room for the values
     axes.set_title(f"At each point: {axis.replace('_', ' ')}")
     if lines.nunique() > 1:
         save_with_labels_of(axes, path)
@@ -256,7 +260,7 @@ def plot_losses(study: Study, path: Path) -> bool:
             points, x="step", y=name, hue="line", hue_order=list(labels), palette=colours(len(labels)),
             errorbar=("pi", 100), marker="o" if points["step"].nunique() < 15 else None, ax=axes,
         )  # fmt: skip
-        axes.set(title=LOSSES[name], xlabel="optimizer step", ylabel="")
+        axes.set(title=LOSSES[name], xlabel="optimiser step", ylabel="")
         if name == "val/fid" and points[name].max() > 10 * points[name].min() > 0:
             axes.set_yscale("log")  # or the first score hides how the last ones differ
             axes.yaxis.set_major_formatter("{x:g}")

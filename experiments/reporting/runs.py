@@ -40,7 +40,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read_scalars(run: Path) -> pd.DataFrame:
-    """Reads the scalars of a run, a row for each optimizer step.
+    """Reads the scalars of a run, a row for each optimiser step.
 
     A run that was stopped and went on from a checkpoint has a file for each time that it was started. Steps that it did
     again count as they were the last time.

@@ -45,7 +45,7 @@ class Study:
         groups = self.jobs.drop_duplicates("group").set_index("group")[self.varied]
         labels = [self._label(values, digits=4) for _, values in groups.iterrows()]
         if len(set(labels)) < len(labels):
-            labels = [self._label(values, digits=17) for _, values in groups.iterrows()]
+            labels = [self._label(values, digits=15) for _, values in groups.iterrows()]
         groups.insert(0, "label", labels)
         groups["seeds"] = done.size().reindex(groups.index, fill_value=0)
         groups = groups.join(done[numbers].mean()).join(done[numbers].std().add_suffix("_std"))
@@ -88,7 +88,7 @@ class Study:
         others = self.groups[[name for name in self.varied if name != axis]]
         labels = pd.Series("", index=others.index)
         if len(others.columns):
-            labels = others.apply(self._label, axis=1, digits=4)
+            labels = others.apply(self._label, axis=1, digits=15)
         return labels if 2 * labels.nunique() <= len(labels) else None
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.similarity import changes, distance_to, near_share, summarize, table_of
+from experiments.reporting.similarity import change_by, changes, distance_to, share_near_new, table_of
 
 SIDE = 5
 
@@ -49,32 +49,34 @@ def states():
 def test_distances():
     torch.manual_seed(0)
     revealed = torch.rand(3, SIDE**2).argsort(dim=1)[:, :2]
-    found = distance_to(revealed, SIDE**2)
+    distances = distance_to(revealed, SIDE**2)
     for image in range(3):
         for token in range(SIDE**2):
             apart = [
                 max(abs(token // SIDE - new // SIDE), abs(token % SIDE - new % SIDE))
                 for new in revealed[image].tolist()
             ]
-            assert found[image, token] == min(apart)
+            assert distances[image, token] == min(apart)
 
 
 def test_only_neighbours_of_new_tokens_change(states):
     token_ids, order = states
-    found = list(changes(Neighbours(), token_ids, torch.tensor([0, 1])))
-    assert [(one.step, one.kind) for one in found] == [
+    compared = list(changes(Neighbours(), token_ids, torch.tensor([0, 1])))
+    assert [(one.step, one.kind) for one in compared] == [
         (2, "visible"), (2, "masked"), (3, "visible"), (3, "masked"),
     ]  # fmt: skip
-    for one in found:
+    for one in compared:
         assert torch.allclose(one.similarity[one.distance > 1], torch.tensor(1.0))
         assert (one.similarity[one.distance == 1] < 0.999).all()
-    assert torch.equal(found[0].positions.sort().values, order[:, :4].sort().values)  # visible at both steps
-    assert torch.equal(found[1].positions.sort().values, order[:, 8:].sort().values)  # masked at both
-    table = table_of(found)
-    assert len(table) == summarize(table, ["kind"])["tokens"].sum() == 2 * (4 + 17 + 8 + 16)
+        revealed = order[:, 4:8] if one.step == 2 else order[:, 8:9]
+        assert torch.equal(one.new.sort().values, revealed.sort().values)
+    assert torch.equal(compared[0].positions.sort().values, order[:, :4].sort().values)  # visible at both steps
+    assert torch.equal(compared[1].positions.sort().values, order[:, 8:].sort().values)  # masked at both
+    table = table_of(compared)
+    assert len(table) == change_by(table, ["kind"])["tokens"].sum() == 2 * (4 + 17 + 8 + 16)
     for kind in ("visible", "masked"):
-        assert near_share(table, kind)["change"] == pytest.approx(1)
-        assert 0 < near_share(table, kind)["tokens"] < 1
+        assert share_near_new(table, kind)["change"] == pytest.approx(1)
+        assert 0 < share_near_new(table, kind)["tokens"] < 1
 
 
 def test_steps_that_reveal_nothing_are_left_out(states):
@@ -111,7 +113,6 @@ def test_task(command, tmp_path):
     with Image.open(outcome.results["plot"]) as picture:
         assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
     for option, sentence in {
-        "num_images=0": "num_images=0, batch_size=3: expected at least 1",
         "sampler.num_steps=2": "sampler.num_steps=2: expected at least 3",
         "module.net.num_tokens=60": "num_tokens=60: expected a square",
     }.items():

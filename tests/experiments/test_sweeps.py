@@ -57,12 +57,32 @@ def test_a_study_is_run_once_and_a_failure_is_told(tmp_path):
 
 
 def test_sampler_study(command, tmp_path):
+    """Several options of the sampler vary on one checkpoint; a job's scores are those of `task=evaluate` alone."""
+    command(*SMALL, f"output={tmp_path}/run")
+    weights = f"weights={tmp_path}/run/checkpoints/last.ckpt"
+    options = ["+sweep=sampler_study", "study=any", weights, "seed=3", f"hydra.sweep.dir={tmp_path}/study"]
+    vary = ["sampler.num_steps=1,2", "sampler.guidance_scale=0,1"]
+    assert sweep(*options, *vary).returncode == 0
+    by_options = {
+        (sampler["num_steps"], sampler["guidance_scale"]): results
+        for results in (json.loads(path.read_text()) for path in tmp_path.glob("study/*/results.json"))
+        if (sampler := results["settings"]["sampler"])
+    }
+    assert set(by_options) == {(1, 0), (1, 1), (2, 0), (2, 1)}
+    assert by_options[1, 0]["cost"]["gflop_per_image"] < by_options[2, 0]["cost"]["gflop_per_image"]
+    alone = ["task=evaluate", weights, "seed=3", "sampler.num_steps=2", "sampler.guidance_scale=1"]
+    assert command(*SMALL, *alone, f"output={tmp_path}/alone").results["fid"] == by_options[2, 1]["fid"]
+    report = command("task=report", f"runs={tmp_path}/study", f"output={tmp_path}/report").results
+    assert [(row["num_steps"], row["guidance_scale"], row["fid"]) for row in report["groups"]] == [
+        (steps, scale, by_options[steps, scale]["fid"]) for steps, scale in ((1, 0), (1, 1), (2, 0), (2, 1))
+    ]
+    assert f"{tmp_path}/report/fid_over_inception_score.png" in report["pictures"]
+
+
+def test_a_study_refuses_other_weights(command, tmp_path):
     command(*SMALL, f"output={tmp_path}/run")
     options = ["+sweep=steps", f"weights={tmp_path}/run/checkpoints/last.ckpt", "seed=3"]
     assert sweep(*options, "sampler.num_steps=1,2", f"hydra.sweep.dir={tmp_path}/study").returncode == 0
-    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("study/*/results.json"))]
-    assert [result["settings"]["sampler"]["num_steps"] for result in results] == [1, 2]
-    assert results[0]["cost"]["gflop_per_image"] < results[1]["cost"]["gflop_per_image"]
     shutil.rmtree(tmp_path / "run")
     command(*SMALL, f"output={tmp_path}/run", "seed=7")  # another network in a file of the same name
     shutil.rmtree(next(tmp_path.glob("study/*num_steps=2*")))
@@ -93,21 +113,20 @@ def test_a_job_begun_anew_has_no_old_results(tmp_path):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_jobs(name):
-    """All of its jobs can be composed, and differ in what varies and in the seed."""
+    """Every value of an option that varies can be composed, and makes a configuration of its own."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [f"+sweep={name}"], return_hydra_config=True)
         params = dict(config.hydra.sweeper.params)
         assert params.pop("seed", "0,1,2") == "0,1,2"
-        if name.startswith("tune"):  # Each interval by its two ends, one setting after another
-            ends = [(option, re.findall(r"[\d.]+", values)) for option, values in params.items()]
-            chosen = [f"{option}={end}" for option, (low, high) in ends for end in (low, high)]
+        if name.startswith("tune"):  # each interval by its two ends, one option after another
+            values_of = {option: re.findall(r"[\d.]+", values) for option, values in params.items()}
         else:
-            ((option, values),) = params.items()
-            chosen = [f"{option}={value}" for value in _split(str(values))]
-        assert len(chosen) >= 2
-        jobs = [compose("config", [f"+sweep={name}", job]) for job in chosen]
-    assert len({json.dumps(str(job)) for job in jobs}) == len(jobs)
+            values_of = {option: _split(str(values)) for option, values in params.items()}
+        for option, values in values_of.items():
+            jobs = [compose("config", [f"+sweep={name}", f"{option}={value}"]) for value in values]
+            assert len({json.dumps(str(job)) for job in jobs}) == len(values) >= 2
+    assert values_of
 
 
 def _split(values: str) -> list[str]:

@@ -1,0 +1,110 @@
+"""The report of a study says what its jobs' results say."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+
+def test_task(command, study_folder, tmp_path):
+    outcome = command("task=report", f"runs={study_folder}", f"output={tmp_path}/report")
+    results, folder = outcome.results, tmp_path / "report"
+    assert (outcome.status, results["failed"]) == (0, 2)
+    text = (folder / "report.md").read_text()
+    assert "6 jobs: 1 failed, 1 not finished." in text
+    assert "± is the sample standard deviation over seeds." in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == (
+        "| reuse prob | seeds | FID | Inception Score | GFLOP/image | images/s | parameters | "
+        "FID difference (95 % interval) | errors |"
+    )
+    assert rows[2:] == [
+        "| 0.5 | 2 | 3.000 ± 1.414 | 9.000 ± 0.000 | 1 | 20 | 1.23 M |  |  |",
+        "| 10 | 2 | **1.250 ± 0.354** | 9.000 ± 0.000 | 3 | 20 | 1.23 M | -1.750 (-11.872 to 8.372) |  |",
+        "| 0 | 0 |  |  |  |  |  |  | 1 x module.masking: something \\| was wrong.; 1 x not finished |",
+    ]
+    sentences = [
+        "Compared with row 1 (reuse prob 0.5), by Welch's 95 % interval over seeds:",
+        "- reuse prob 10: FID not told apart (difference -1.750, 95 % interval -11.872 to 8.372); "
+        "Inception Score differs by 0.000 (no interval can be given).",
+        "- reuse prob 0: FID can't be compared (there is no score); "
+        "Inception Score can't be compared (there is no score).",
+    ]
+    printed = outcome.out.splitlines()
+    assert all(sentence in text.splitlines() and sentence in printed for sentence in sentences)
+    assert any(line.split()[:5] == ["10", "2", "1.250", "±", "0.354"] for line in printed)
+    table = pd.read_csv(folder / "report.csv")
+    assert list(table["fid"].dropna()) == [2.0, 4.0, 1.0, 1.5]
+    assert list(table["seed"]) == [0, 1] * 3
+    assert list(table["error"].dropna()) == ["module.masking: something | was wrong.", "not finished"]
+    groups = pd.read_csv(folder / "groups.csv")
+    assert list(groups["fid"].dropna()) == [3.0, 1.25]
+    assert groups.loc[1, ["fid_difference", "fid_low", "fid_high"]].tolist() == pytest.approx(
+        [-1.75, -11.872, 8.372], abs=1e-3
+    )
+    for name in ("fid_over_reuse_prob.png", "fid_over_flops.png", "losses.png", "panels.png"):
+        with Image.open(folder / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1_000_000)) > 30, name
+    assert [path.rpartition("/")[2] for path in results["pictures"]] == [
+        "fid_over_reuse_prob.png", "fid_over_flops.png", "losses.png",
+    ]  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == {  # and no logger's folder
+        "report.md", "report.csv", "groups.csv", "results.json", "panels.png", "losses.png",
+        "fid_over_reuse_prob.png", "fid_over_flops.png",
+    }  # fmt: skip
+    assert len(results["groups"]) == 3
+    assert len(results["runs"]) == 6  # with a file for scalars, which for two of them is empty
+
+
+def test_jobs_without_metrics(command, tmp_path, make_job):
+    for seed in range(2):
+        for images, prob in ((0, "0.5"), (1, "default")):
+            overrides = [f"seed={seed}"] + ([f"p={prob}"] if images == 0 else [])
+            make_job(tmp_path / "study", 2 + 2 * seed + images, overrides, fid=1.0 + images)
+    shutil.rmtree(tmp_path / "study" / "2" / "metrics")
+    outcome = command("task=report", f"runs={tmp_path}/study", f"output={tmp_path}/report")
+    assert outcome.status == 0
+    assert "panels" not in outcome.results
+    assert not (tmp_path / "report" / "panels.png").exists()
+    assert not (tmp_path / "report" / "losses.png").exists()
+    assert (tmp_path / "report" / "fid_over_p.png").exists()
+
+
+def test_another_row_to_compare_with(command, study_folder, tmp_path):
+    options = ["task=report", f"runs={study_folder}", f"output={tmp_path}/report"]
+    assert "Compared with row 2 (reuse prob 10)" in command(*options, "baseline=2").out
+    refused = command(*options, "baseline=4")
+    assert (refused.status, "baseline=4: expected the number of a row of the table, 1 to 3." in refused.err) == (
+        1,
+        True,
+    )
+
+
+def test_what_is_no_study(command, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "job.json").write_text("{")
+    outcome = command("task=report", f"runs={tmp_path}", f"output={tmp_path}/report")
+    assert (outcome.status, "job.json: expected what a multirun writes" in outcome.err) == (1, True)
+
+
+def test_wandb_gets_the_table(command, study_folder, tmp_path):
+    options = ["logger=wandb", "logger.wandb.offline=true", f"output={tmp_path}/report"]
+    assert command("task=report", f"runs={study_folder}", *options).status == 0
+    (path,) = (tmp_path / "report" / "wandb").glob("offline-run-*/files/media/table/*.json")
+    table = json.loads(path.read_text())
+    assert [row[table["columns"].index("fid")] for row in table["data"]] == [3.0, 1.25, None]
+    assert [row[table["columns"].index("reuse_prob")] for row in table["data"]] == [0.5, 10, 0]
+    pictures = (tmp_path / "report" / "wandb").glob("offline-run-*/files/media/images/*.png")
+    assert len(list(pictures)) == 3
+
+
+def test_wandb_gets_a_column_of_numbers_and_words(command, tmp_path, make_job):
+    make_job(tmp_path / "study", 2, ["p=0.5"], fid=1.0)
+    make_job(tmp_path / "study", 3, [], fid=2.0)
+    options = ["logger=wandb", "logger.wandb.offline=true", f"output={tmp_path}/report"]
+    assert command("task=report", f"runs={tmp_path}/study", *options).status == 0
+    (path,) = (tmp_path / "report" / "wandb").glob("offline-run-*/files/media/table/*.json")
+    table = json.loads(path.read_text())
+    assert [row[table["columns"].index("p")] for row in table["data"]] == ["0.5", "default"]
