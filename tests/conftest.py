@@ -1,4 +1,4 @@
-"""What tests share: the command line in this process, small networks, a run of the debug experiment."""
+"""Gives all tests the command line, in this process and in others, kills at a given moment, and small inputs."""
 
 import json
 import os
@@ -15,14 +15,20 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 from omegaconf import DictConfig
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import run
+from data.toy.photos import cut_photos
 from enat.net import ENAT
 from experiments.runtime.command_line import explain_errors
 
 ROOT = Path(__file__).parent.parent
+
+# The same examples on each run and no limits of time: a test's outcome depends on the code alone.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other's cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -31,7 +37,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 @dataclass
 class Outcome:
-    """How a command ended."""
+    """Holds the exit status and the output of a command."""
 
     status: int
     out: str
@@ -160,3 +166,11 @@ def inception(tmp_path_factory) -> Path:
             torch.nn.init.kaiming_normal_(module.weight)  # or the signal fades on its way through
     torch.save(net.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Makes a folder of four class folders with 60 small photos each; tests must not change it."""
+    folder = tmp_path_factory.mktemp("photos")
+    cut_photos(folder)
+    return folder
