@@ -11,8 +11,8 @@ from experiments.runtime.command_line import explain_errors, run_task
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def main(config: DictConfig) -> float | tuple[float, ...] | None:
-    """Runs the task that the configuration names; gives a sweeper its objective."""
-    with explain_errors(sys.argv, inside=True):  # too, or Hydra adds words of its own
+    """Runs the task that the configuration names, and returns what a sweeper minimises or maximises."""
+    with explain_errors(sys.argv, inside=True):  # otherwise Hydra adds its own words
         return run_task(config)
 
 

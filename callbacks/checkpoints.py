@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run can rely on, and leaving on a signal."""
+"""Saves checkpoints that a killed run can go on from, and ends a run on a signal."""
 
 import os
 import signal
@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -31,28 +32,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps the state of a run in files: `step_0001000.ckpt`, and `last.ckpt` and `best.ckpt` as links to them.
+    """Saves the state of a run in files `step_0001000.ckpt`, and keeps `last.ckpt` and `best.ckpt` as links to them.
 
-    It saves when the next batch starts, so that the step before is over with all that belongs to it: validation, logs,
-    averages. A run that goes on from there does what the uninterrupted one would have done.
+    It saves when the next batch starts: validation, logs and averages of the step before are complete then, so that a
+    run that goes on from the file does what an uninterrupted run would have done.
 
     Args:
-        folder: of the files.
-        every_n_steps: optimiser steps between two checkpoints; there is also one after each validation.
-        keep: how many there are at a time, beside the best.
-        monitor: the logged value that the best checkpoint has the lowest of; None for no best one.
-
-    Raises:
-        InputError: for numbers below 1.
+        folder: where the files are.
+        every_n_steps: the number of optimiser steps between two checkpoints; validation is followed by one, too.
+        keep: the number of newest checkpoints that are kept; the best one is kept in addition.
+        monitor: the logged value that is lowest at the best checkpoint; None for no best one.
     """
 
-    def __init__(self, folder: str, every_n_steps: int, keep: int, monitor: str | None):
-        if every_n_steps < 1 or keep < 1:
-            raise InputError(f"callbacks.checkpoint: every_n_steps={every_n_steps}, keep={keep}: expected at least 1.")
-        self.folder, self.every_n_steps, self.keep, self.monitor = Path(folder), every_n_steps, keep, monitor
-        self.settings: Mapping[str, Any] = {}  # of the whole run, as plain values, for the files
+    def __init__(
+        self, folder: str, every_n_steps: Annotated[int, Ge(1)], keep: Annotated[int, Ge(1)], monitor: str | None
+    ):
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.monitor = monitor
+        self.settings: Mapping[str, Any] = {}  # the whole configuration as plain values, for the files
         self.best: float | None = None
-        self.saved_step, self.is_due, self.is_best = -1, False, False
+        self.saved_step = -1
+        self.is_due = False  # a checkpoint, before the next batch
+        self.is_best = False  # the state that is due
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
@@ -67,7 +70,8 @@ class Checkpoints(Checkpoint):
             raise InputError(f"callbacks.checkpoint.monitor={self.monitor}: nothing of that name is logged.")
         value = float(trainer.callback_metrics[self.monitor])
         if self.best is None or value < self.best:
-            self.best, self.is_best = value, True
+            self.best = value
+            self.is_best = True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -81,9 +85,9 @@ class Checkpoints(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> Path:
-        """Saves the state now, and removes what is no longer kept; all ranks have to call. Returns the file."""
+        """Saves the state, removes files that are no longer kept, and returns the path; all ranks have to call it."""
         path = self.folder / f"step_{trainer.global_step:07d}.ckpt"
-        if trainer.strategy.broadcast(trainer.global_step != self.saved_step or not path.exists()):  # all ranks do
+        if trainer.strategy.broadcast(trainer.global_step != self.saved_step or not path.exists()):  # as rank 0 says
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             self._link(path, "last.ckpt")
@@ -92,20 +96,20 @@ class Checkpoints(Checkpoint):
             for old in sorted(self.folder.glob("step_*.ckpt"))[: -self.keep]:
                 if old != path:
                     old.unlink()
-        self.saved_step, self.is_due, self.is_best = trainer.global_step, False, False
+        self.saved_step = trainer.global_step
+        self.is_due = False
+        self.is_best = False
         return path
 
     def _link(self, path: Path, name: str) -> None:
-        """Gives a file a second name, at once."""
+        """Gives a file a second name; the name always belongs to a whole file."""
         temporary = self.folder / f"{name}.partial"
         temporary.unlink(missing_ok=True)
         os.link(path, temporary)
         temporary.replace(self.folder / name)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for part in ("total", "current"):  # the batch that is about to start belongs to the run that goes on
-            progress[part]["ready"] = progress[part]["completed"]
+        forget_started_batch(checkpoint)
         checkpoint["settings"] = dict(self.settings)
         checkpoint["world_size"] = trainer.world_size
 
@@ -116,24 +120,32 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"]
 
 
+def forget_started_batch(checkpoint: dict[str, Any]) -> None:
+    """Removes the batch that is about to start from a checkpoint's progress, so that a run that goes on trains on it.
+
+    The layout of this part of a checkpoint is private to Lightning. The public way would be a hook between two batches,
+    where Lightning's own counters do not yet include the next one.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counters in (progress["total"], progress["current"]):
+        counters["ready"] = counters["completed"]
+
+
 class LeaveOnSignal(L.Callback):
-    """On SIGTERM, SIGUSR1 or SIGINT, all ranks save one checkpoint together and leave with status 75.
+    """Saves a checkpoint on SIGTERM, SIGUSR1 or SIGINT, and ends all ranks with status 75.
 
-    Under SLURM, SIGUSR1 also puts the job into the queue again.
-
-    The handlers only set a flag. Every few steps the ranks agree on it, on the CPU, so that nothing waits for a GPU;
-    a second SIGINT ends the run at once.
+    Under SLURM, SIGUSR1 also puts the job into the queue again. The signal's handler only sets a flag. Every few steps
+    the ranks compare their flags, on the CPU, so that nothing waits for a GPU. A second SIGINT ends the run at once.
 
     Args:
-        every_n_steps: between two agreements.
+        every_n_steps: the number of steps between two comparisons.
         timeout_minutes: a rank that does not answer for so long ends the run with a message.
     """
 
-    def __init__(self, every_n_steps: int, timeout_minutes: float):
-        if every_n_steps < 1:
-            raise InputError(f"callbacks.leave_on_signal.every_n_steps={every_n_steps}: expected at least 1.")
-        self.every_n_steps, self.timeout = every_n_steps, timedelta(minutes=timeout_minutes)
-        self.received = 0  # the signal's number
+    def __init__(self, every_n_steps: Annotated[int, Ge(1)], timeout_minutes: Annotated[float, Gt(0)]):
+        self.every_n_steps = every_n_steps
+        self.timeout = timedelta(minutes=timeout_minutes)
+        self.received = 0  # the number of the signal
         self.group: Any = None
         self.earlier: dict[int, Any] = {}
 
@@ -143,10 +155,10 @@ class LeaveOnSignal(L.Callback):
         self.earlier = self._install()  # before data workers start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._install()  # Lightning has put its own in front of SIGTERM's
+        self._install()  # again, since Lightning has installed a handler of SIGTERM
 
     def _install(self) -> dict[int, Any]:
-        """Sets the handlers; returns those that there were."""
+        """Installs the handlers, and returns the earlier ones."""
         numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         return {number: signal.signal(number, self._receive) for number in numbers}
 
@@ -174,9 +186,10 @@ class LeaveOnSignal(L.Callback):
         checkpoints = trainer.checkpoint_callback
         path = checkpoints.save(trainer) if isinstance(checkpoints, Checkpoints) else None
         if trainer.is_global_zero:
-            name, what = signal.Signals(int(flag)).name, "nothing is saved" if path is None else f"saved {path}"
+            name = signal.Signals(int(flag)).name
+            what = "nothing is saved" if path is None else f"saved {path}"
             print(f"\n{name}: {what}; the same command goes on from there.", file=sys.stderr)
-            if flag == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # time is nearly over: in the queue again
+            if flag == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time limit is near
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         raise SystemExit(LEFT_ON_SIGNAL)
 

@@ -1,41 +1,59 @@
-"""FID, Inception Score and their kin while training."""
+"""Scores of generated images while training."""
+
+from collections.abc import Sequence
+from typing import Annotated
 
 import lightning as L
+from annotated_types import Ge
 
-from enat.errors import InputError
+from enat.generation import GeneratedImages
 from enat.metrics.evaluation import Evaluation
-from enat.metrics.processes import Processes
 from enat.module import MaskedTokenModule
+from enat.processes import Processes
 from enat.sampler import Sampler
 
 
 class GenerationMetrics(L.Callback):
-    """At each validation, scores images of the averaged network on all ranks and logs them.
+    """Scores images of the averaged network at each validation, on all ranks, and logs the scores.
 
-    The first protocol's scores are `val/fid` and so on, those of others `val/PROTOCOL/fid`.
+    The first protocol's scores are logged as `val/fid` and so on, those of others as `val/PROTOCOL/fid`.
 
     Args:
-        evaluation: the engine that `task=evaluate` uses too.
-        sampler: makes the token ids; the data module's tokenizer makes images of them.
-        num_images: how many; FIDs of different numbers of images are not comparable.
+        evaluation: the torchmetrics metrics that `task=evaluate` uses too.
+        sampler: draws the token ids, of which the data module's tokenizer makes images.
+        num_images: how many images are scored; FIDs of different numbers of images are not comparable.
+        leave_out: names of scores that are only computed after training.
     """
 
-    def __init__(self, evaluation: Evaluation, sampler: Sampler, num_images: int):
-        if num_images < max(2, evaluation.splits):
-            raise InputError(f"num_images={num_images}: expected at least {max(2, evaluation.splits)}.")
-        self.evaluation, self.sampler, self.num_images = evaluation, sampler, num_images
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        sampler: Sampler,
+        num_images: Annotated[int, Ge(2)],
+        leave_out: Sequence[str] = (),
+    ):
+        evaluation.check_count(num_images)
+        evaluation.leave_out(leave_out)
+        self.evaluation = evaluation
+        self.sampler = sampler
+        self.num_images = num_images
         self.processes: Processes | None = None  # known when training starts
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MaskedTokenModule)
         self.processes = self.processes or Processes()
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        context = trainer.precision_plugin.forward_context
-        images = self.evaluation.generated(
-            pl_module.averaged_net, self.sampler, tokenizer, self.num_images, context=context
+        images = GeneratedImages(
+            pl_module.averaged_net,
+            self.sampler,
+            trainer.datamodule.tokenizer,  # type: ignore[attr-defined]
+            self.num_images,
+            self.evaluation.seed,
+            self.evaluation.block_size,
+            self.evaluation.batch_size,
+            trainer.precision_plugin.forward_context,
         )
-        scores = self.evaluation.score(images, pl_module.device, self.processes, full=False)
-        for place, (protocol, row) in enumerate(scores.items()):
-            prefix = f"val/{protocol}/" if place else "val/"
-            logged = {f"{prefix}{name}": value for name, value in row.items() if name != "num_images"}
+        result = self.evaluation.score(images, pl_module.device, self.processes)
+        for number, (protocol, scores) in enumerate(result.scores.items()):
+            prefix = f"val/{protocol}/" if number else "val/"
+            logged = {f"{prefix}{name}": value for name, value in scores.items() if name != "num_images"}
             pl_module.log_dict(logged, sync_dist=True)  # the same on all ranks already

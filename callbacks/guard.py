@@ -1,9 +1,10 @@
-"""What happens when a loss or a gradient is not finite."""
+"""Skips training steps whose gradient is not finite."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -12,25 +13,25 @@ from enat.module import MaskedTokenModule
 
 
 class NonFiniteGuard(L.Callback):
-    """Skips a step whose gradient is not finite, counts such steps, and ends a run of too many.
+    """Skips and counts steps whose gradient is not finite, and ends a run with too many of them in a row.
 
-    It also logs the gradient's norm. With DDP, gradients are the same on all ranks, and so is what becomes of them.
-    With fp16, it is the loss scaler that skips steps, as a matter of course; they count as well.
+    It also logs the norm of the gradient. With DDP, gradients are the same on all ranks, so that all skip the same
+    steps. With fp16, the loss scaler skips steps while it looks for a scale; they count as well.
 
-    A fused optimiser is told to skip on the device, and what it has been told is read a step later, so that the
-    device never waits for the host.
+    A fused optimiser skips on the device, and the step is counted one step later, so that the device never waits for
+    the host.
 
     Args:
-        max_skipped: so many steps in a row are skipped before the run ends; 0 ends it at the first.
+        max_skipped: the number of steps in a row that may be skipped; with 0, the first ends the run.
 
     Raises:
-        InputError: if the run ends for it; the checkpoints before are whole.
+        InputError: in training, if more steps in a row have no finite gradient. Earlier checkpoints stay as they are.
     """
 
-    def __init__(self, max_skipped: int):
-        if max_skipped < 0:
-            raise InputError(f"callbacks.guard.max_skipped={max_skipped}: expected at least 0.")
-        self.max_skipped, self.skipped, self.in_a_row = max_skipped, 0, 0
+    def __init__(self, max_skipped: Annotated[int, Ge(0)]):
+        self.max_skipped = max_skipped
+        self.skipped = 0
+        self.in_a_row = 0
         self.uncounted: tuple[int, Tensor] | None = None  # a step, and whether its gradient is not finite
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -38,9 +39,9 @@ class NonFiniteGuard(L.Callback):
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        fused = bool(optimizer.defaults.get("fused"))
         if scaler is not None and fused:
-            norm = norm / scaler._get_scale_async()  # a fused optimiser takes the scale away by itself, later
+            norm = norm / scaler.scale(torch.ones_like(norm))  # only a fused optimiser's gradients are still scaled
         self.count()
         self.uncounted = trainer.global_step, ~norm.isfinite()
         if pl_module.logs_this_step or not fused:
@@ -48,12 +49,12 @@ class NonFiniteGuard(L.Callback):
         if pl_module.logs_this_step:
             pl_module.log_dict({"train/grad_norm": norm, "train/skipped_steps": float(self.skipped)})
         if scaler is None and fused:
-            optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            skip_fused_step(optimizer, ~norm.isfinite())
         elif scaler is None and self.in_a_row:
-            optimizer.zero_grad(set_to_none=True)  # the optimiser leaves weights without a gradient as they are
+            optimizer.zero_grad(set_to_none=True)  # the optimiser does not change weights without a gradient
 
     def count(self) -> None:
-        """Counts the last step, if it was not counted yet; waits for its gradient."""
+        """Counts the last step unless it is counted already, which waits for its gradient."""
         if self.uncounted is None:
             return
         step, is_bad = self.uncounted
@@ -76,3 +77,13 @@ class NonFiniteGuard(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
+
+
+def skip_fused_step(optimizer: Optimizer, is_skipped: Tensor) -> None:
+    """Makes a fused optimiser's next step change nothing where `is_skipped`, a boolean tensor (), is true.
+
+    These attributes, by which torch's GradScaler skips steps, are private to torch. The public way would be a
+    GradScaler with a scale of 1, which Lightning accepts for the precision 16-mixed only.
+    """
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = is_skipped.float()  # type: ignore[attr-defined]

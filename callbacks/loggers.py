@@ -1,4 +1,4 @@
-"""Weights & Biases with an axis of its own, and a run that stays one through preemptions."""
+"""Logs to Weights & Biases, where an interrupted run that goes on stays one run."""
 
 import hashlib
 import json
@@ -13,17 +13,18 @@ BEST = {"val/fid": "min", "val/inception_score": "max", "val/loss": "min", "val/
 
 
 class StepWandbLogger(WandbLogger):
-    """Lightning's logger, but for the axis `step`, optimiser steps done, and for what makes a run one.
+    """Logs over an axis `step`, the number of optimiser steps done, to a run that stays the same when it goes on.
 
-    The run's id follows from its folder, so that a run that goes on is the same run; what it logs again, since it went
-    back to a checkpoint, is left out.
+    The run's id is made from its folder. A run that goes on from a checkpoint repeats some steps; what was logged of
+    them before is not logged again.
 
     Args:
-        project, name: of the run.
+        project: the project on W&B.
+        name: the name of the run.
         save_dir: the run's folder.
-        offline: True needs no account; `wandb sync` uploads it later.
-        group: of runs that belong together, such as a sweep's, whose runs have the job type `sweep`.
-        job: what tells the run from others of the group; joins the name.
+        offline: True needs no account; `wandb sync` uploads the run later.
+        group: the name of a group of runs, such as a sweep, whose runs have the job type `sweep`.
+        job: tells the run from others of the group; is appended to the name.
     """
 
     def __init__(
@@ -47,37 +48,42 @@ class StepWandbLogger(WandbLogger):
             group=group,
             job_type="train" if group is None else "sweep",
         )
-        self.record = folder / "wandb_steps.json"  # the last step logged of train/..., val/... and so on
-        self.logged: dict[str, int] = json.loads(self.record.read_text()) if self.record.exists() else {}
-        self.before = dict(self.logged)  # by earlier starts of the run
-        self.defined = False
+        self.record = folder / "wandb_steps.json"  # the last step that was logged of train/..., val/... and so on
+        self.last_steps: dict[str, int] = json.loads(self.record.read_text()) if self.record.exists() else {}
+        self.last_steps_before = dict(self.last_steps)  # when the run was last interrupted
+        self.has_axis = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs scalars at a step, but for those that were logged before the run went back to a checkpoint."""
+        """Logs scalars at a step, without those that were logged before the run was interrupted."""
         if step is None:  # pictures
             self.experiment.log(dict(metrics))
             return
         step = int(step)
-        new = {name: value for name, value in metrics.items() if step > self.before.get(name.partition("/")[0], -1)}
+        new = {name: value for name, value in metrics.items() if step > self.last_steps_before.get(_section(name), -1)}
         if not new:
             return
         run = self.experiment
-        if not self.defined:
+        if not self.has_axis:
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
             for name, summary in BEST.items():
                 run.define_metric(name, step_metric="step", summary=summary)
-            self.defined = True
+            self.has_axis = True
         run.log({**new, "step": step})
-        self.logged |= dict.fromkeys((name.partition("/")[0] for name in new), step)
-        self.record.write_text(json.dumps(self.logged))
+        self.last_steps |= dict.fromkeys(map(_section, new), step)
+        self.record.write_text(json.dumps(self.last_steps))
+
+
+def _section(name: str) -> str:
+    """Returns the first part of a metric's name: `val` of `val/fid`."""
+    return name.partition("/")[0]
 
 
 def log_table(
     logger: Mapping[str, Logger | None], title: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]
 ) -> None:
-    """Gives rows and pictures to Weights & Biases, if it is among the loggers, and ends its run."""
+    """Logs a table and pictures to Weights & Biases, if it is among the loggers, and ends its run."""
     for log in logger.values():
         if isinstance(log, WandbLogger):
             log.log_table(title, list(rows[0]), [list(row.values()) for row in rows])

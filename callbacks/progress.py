@@ -1,10 +1,11 @@
-"""What a terminal, or the log of a job, shows of a training run."""
+"""Shows the progress of training in a terminal or in the log of a job."""
 
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
+from annotated_types import Ge
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,23 +13,23 @@ from rich.table import Table
 
 from enat.module import MaskedTokenModule
 
-COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
 
 
 class TrainingProgress(ProgressBar):
-    """A summary of the run at its start; then steps, loss, speed and time left, on rank 0's stderr.
+    """Prints a summary of the run when it starts, then steps, loss, speed and time left, on rank 0's stderr.
 
-    A terminal has a bar, anything else a line every so often. Loss and speed are as of the last log.
+    A terminal shows a bar, anything else a line from time to time. The bar's loss and speed are from the last log.
 
     Args:
-        seconds_between_lines: where there is no terminal.
+        seconds_between_lines: the time between two lines where there is no terminal.
     """
 
-    def __init__(self, seconds_between_lines: float):
+    def __init__(self, seconds_between_lines: Annotated[float, Ge(0)]):
         super().__init__()
         self.seconds_between_lines = seconds_between_lines
         self.console = Console(stderr=True)
-        self.is_enabled = True  # Lightning asks for silence on all ranks but one
+        self.is_enabled = True  # Lightning disables it on all ranks but one
         self.bar = Progress(*COLUMNS, TimeElapsedColumn(), console=self.console, disable=not self.console.is_terminal)
 
     def disable(self) -> None:
@@ -41,22 +42,25 @@ class TrainingProgress(ProgressBar):
         if not self.is_enabled:
             return
         self.console.print(self.summary(trainer, pl_module))
-        self.begun, self.first_step, self.last_line = time.monotonic(), trainer.global_step, time.monotonic()
-        self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, shown="")
+        self.start_time = time.monotonic()
+        self.last_line_time = self.start_time
+        self.first_step = trainer.global_step
+        self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, status="")
         self.bar.start()
 
     def summary(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Table:
-        """Parameters, devices, batches, steps and folder, as a table."""
+        """Returns a table of parameters, devices, batches, steps and the folder of the results."""
         assert isinstance(pl_module, MaskedTokenModule)
         batch: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-        parts = f"{devices} (devices) x {accumulated} (accumulated) x {batch // (devices * accumulated):,}"
+        devices = trainer.world_size
+        accumulated = trainer.accumulate_grad_batches
+        factors = f"{devices} (devices) x {accumulated} (accumulated) x {batch // (devices * accumulated):,}"
         parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         kind = str(trainer.strategy.root_device.type).upper()
         rows = {
             "parameters": f"{parameters:,}",
             "devices": f"{devices} x {kind}, precision {trainer.precision}",
-            "batch": f"{batch:,} = {parts}",
+            "batch": f"{batch:,} = {factors}",
             "mask groups": str(pl_module.groups_here * devices * accumulated),
             "steps": f"{trainer.global_step:,} of {trainer.max_steps:,} done",
             "results": str(trainer.default_root_dir),
@@ -66,9 +70,10 @@ class TrainingProgress(ProgressBar):
             table.add_row(f"[bold]{name}", value)
         return table
 
-    def shown(self, trainer: L.Trainer) -> str:
-        """Loss, speed and time left; validation counts in the latter two."""
-        steps, seconds = trainer.global_step - self.first_step, time.monotonic() - self.begun
+    def status(self, trainer: L.Trainer) -> str:
+        """Describes loss, speed and time left; speed and time include validation."""
+        steps = trainer.global_step - self.first_step
+        seconds = time.monotonic() - self.start_time
         left = timedelta(seconds=round(seconds / steps * (trainer.max_steps - trainer.global_step)))
         loss = trainer.logged_metrics.get("train/loss")
         return f"{'' if loss is None else f'loss {float(loss):.3f}, '}{steps / seconds:.1f} steps/s, {left} left"
@@ -78,12 +83,12 @@ class TrainingProgress(ProgressBar):
             return
         if not self.bar.disable:
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if every and trainer.global_step % every == 0:  # the loss is on its way to the loggers at this step
-                self.bar.update(self.task, shown=self.shown(trainer))
+            if every and trainer.global_step % every == 0:  # only then, since the loggers wait for the loss anyway
+                self.bar.update(self.task, status=self.status(trainer))
             self.bar.update(self.task, completed=trainer.global_step)
-        elif time.monotonic() - self.last_line > self.seconds_between_lines:
-            self.last_line = time.monotonic()
-            self.console.print(f"step {trainer.global_step:,} of {trainer.max_steps:,}: {self.shown(trainer)}")
+        elif time.monotonic() - self.last_line_time > self.seconds_between_lines:
+            self.last_line_time = time.monotonic()
+            self.console.print(f"step {trainer.global_step:,} of {trainer.max_steps:,}: {self.status(trainer)}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled and trainer.training:

@@ -1,6 +1,6 @@
 """Reads images from files so that they can be scored, and writes generated images to files.
 
-The readers implement `enat.metrics.images.Images`. Shapes: `b` images of a block, `H` and `W` height and width.
+The readers implement `enat.images.Images`. Shapes: `b` images of a block, `H` and `W` height and width.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from data.images import SUFFIXES, center_crop, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards
 from enat.errors import InputError
 from enat.files import write_atomically
-from enat.metrics.images import Block, to_bytes
+from enat.images import Block, to_bytes
 from enat.tokenizers.base import Tokenizer
 
 
@@ -107,7 +107,7 @@ class FolderImages:
         }
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """See `enat.metrics.images.Images`."""
+        """See `enat.images.Images`."""
         blocks = _FileBlocks(self.files, places, self.resolution)
         for numbers, images, skipped, error in DataLoader(blocks, batch_size=None, num_workers=self.num_workers):
             if error is not None:
@@ -155,7 +155,7 @@ class ShardImages:
         }
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """See `enat.metrics.images.Images`."""
+        """See `enat.images.Images`."""
         self.tokenizer.to(device)
         loaded_pack = -1
         for place in places:

@@ -1,23 +1,24 @@
-"""Files written whole or not at all, and what tells one from another."""
+"""Writes files whole or not at all, and tells files and the work in folders from one another."""
 
 import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from enat.errors import InputError
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Writes a file under a temporary name, syncs it, and renames it; what was there stays whole until then.
+    """Writes a file under a temporary name, syncs it, and renames it; an earlier file stays whole until then.
 
     Args:
         path: of the file.
-        content: its bytes, or what writes them to an open file.
+        content: the bytes of the file, or a function that writes them to an open file.
 
     Raises:
-        InputError: if it can't be written, for want of space or else; nothing is left of it then.
+        InputError: if the file can't be written, for lack of space for example; no part of it is left then.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -31,10 +32,62 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
         cause = error if isinstance(error, OSError) else error.__context__  # torch turns a file's errors into its own
         if not isinstance(cause, OSError):
             raise
-        raise InputError(f"{path}: can't be written: {cause.strerror}; what was there before is whole.") from error
+        raise InputError(f"{path}: can't be written: {cause.strerror}; an earlier file is unchanged.") from error
 
 
 def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file's content, read in parts."""
+    """Returns the sha256 of a file's content, which is read in parts."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_other_work(
+    folder: Path,
+    earlier: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    what: str,
+    choices: str = "another output=DIR, or resume=false for a new folder",
+) -> None:
+    """Refuses to go on in a folder whose work was begun with other settings.
+
+    Where a class is defined does not count, so that work goes on after a class has moved: of a `_target_`, only the
+    last part of the name is compared. A setting that is missing counts as null.
+
+    Args:
+        folder: of the work.
+        earlier: the settings of the work in the folder, plain values that may nest.
+        wanted: the settings that are asked for now.
+        what: the folder holds, such as "another run".
+        choices: what the user can do other than to use the earlier settings.
+
+    Raises:
+        InputError: if settings differ; it names each with its earlier and its present value.
+    """
+    before = _by_full_name(earlier)
+    now = _by_full_name(wanted)
+    changes = [
+        f"{name}: {_shown(before.get(name))} before, {_shown(now.get(name))} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changes:
+        raise InputError(
+            f"{folder}: the folder holds {what} ({'; '.join(changes)}); expected the same settings, {choices}."
+        )
+
+
+def _by_full_name(settings: Any, name: str = "") -> dict[str, Any]:
+    """Flattens nested settings: {"module": {"net": {"width": 96}}} becomes {"module.net.width": 96}."""
+    if isinstance(settings, Mapping):
+        named = {f"{name}.{key}" if name else str(key): value for key, value in settings.items()}
+    elif isinstance(settings, list | tuple):
+        if not any(isinstance(value, Mapping) for value in settings):
+            return {name: list(settings)}
+        named = {f"{name}[{index}]": value for index, value in enumerate(settings)}
+    else:
+        return {name: str(settings).rpartition(".")[2] if name.endswith("_target_") else settings}
+    return {full: value for key, part in named.items() for full, value in _by_full_name(part, key).items()}
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

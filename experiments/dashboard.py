@@ -1,4 +1,4 @@
-"""task=dashboard: the layout of the W&B dashboard, as code."""
+"""task=dashboard: makes a view of a W&B project with the panels of `task=report`."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import wandb_workspaces.reports.v2 as panels
 import wandb_workspaces.workspaces as workspaces
 
 from enat.errors import InputError
-from experiments.report import PANELS
+from experiments.reporting.panels import PANELS
 
 
 def layout(entity: str, project: str, name: str) -> workspaces.Workspace:
-    """The panels of `task=report`, and the sample grids, as a view of a project."""
+    """Lays out the panels of `task=report`, and the grids of samples, as a view of a project."""
     sections: list[Any] = [
         workspaces.Section(
             name=section,
@@ -29,8 +29,9 @@ def dashboard(entity: str | None, project: str, view: str) -> dict[str, Any]:
     """Makes or replaces a view of a W&B project; needs an account (`wandb login`).
 
     Args:
-        entity, project: of the runs.
-        view: its name.
+        entity: the user or team on W&B.
+        project: of the runs.
+        view: the name of the view.
 
     Raises:
         InputError: without an entity, or where W&B refuses.

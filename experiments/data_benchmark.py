@@ -1,4 +1,4 @@
-"""task=data_benchmark: how fast, how small and how complete the stream of shards is, on synthetic tokens."""
+"""task=data_benchmark: measures speed, size and completeness of the stream of shards, on synthetic tokens."""
 
 import hashlib
 import resource
@@ -7,24 +7,28 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import webdataset
+from annotated_types import Ge, Gt
 from rich.progress import track
 from torch.utils.data import DataLoader, default_convert
 
 from data.shards import Manifest, Shard, ShardPacks, check_shards, write_shard
 from data.stream import StreamPositions, TokenStream
-from enat.errors import InputError
 
-CODEBOOK_SIZE, VIEWS = 1024, 2
+CODEBOOK_SIZE = 1024
+VIEWS = 2
 
 
 def synthetic_shards(
     folder: Path, samples: int, side: int, shard_size: int = 32_000, pack_size: int = 1000
 ) -> Manifest:
-    """Random tokens of a grid of `side`; the class of a sample is its number, so that a pass can be counted."""
+    """Writes shards of random tokens of a grid of `side` x `side`.
+
+    The class id of a sample is its number, so that `full_pass` can count how often it comes.
+    """
     rng = np.random.default_rng(0)
     shards: list[Shard] = []
     for start in track(range(0, samples, shard_size), description="writing shards"):
@@ -47,7 +51,7 @@ def synthetic_shards(
 
 
 def batches(packs: ShardPacks, batch_size: int, rank: int, ranks: int, workers: int) -> Iterator[Any]:
-    """The endless batches of one rank, as training reads them."""
+    """Reads the endless batches of one rank, as training does."""
     stream = TokenStream(packs, null_class_id=0, class_dropout=0.0, seed=0)
     positions = StreamPositions(batch_size, rank, ranks, 0)
     return iter(
@@ -61,24 +65,25 @@ def batches(packs: ShardPacks, batch_size: int, rank: int, ranks: int, workers: 
 
 
 def reading_rate(packs: ShardPacks, batch_size: int, seconds: float) -> float:
-    """Samples/s that one worker gives a rank, measured for so long."""
-    reader, read = batches(packs, batch_size, 0, 1, workers=1), 0
+    """Measures how many samples per second one worker reads."""
+    reader = batches(packs, batch_size, 0, 1, workers=1)
+    read = 0
     next(reader)  # the worker has started
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         read += len(next(reader)[1])
-    return read / (time.perf_counter() - start)  # the worker ends with its reader, so that its memory is known
+    return read / (time.perf_counter() - start)  # its worker ends here, which makes its memory known
 
 
 def stream_rate(side: int, batch_size: int, seconds: float) -> float:
-    """Samples/s that one worker reads from shards of random tokens of a grid of `side`, which are then removed."""
+    """Measures how many samples per second one worker reads from temporary shards of a grid of `side` x `side`."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = synthetic_shards(Path(folder), 32_000, side)
         return reading_rate(ShardPacks(Path(folder), manifest, "train"), batch_size, seconds)
 
 
 def one_per_key(folder: Path, samples: int, side: int) -> float:
-    """Samples/s through one worker of a shard of plain webdataset: a member for each sample's tokens and class."""
+    """Measures how many samples per second one worker reads by plain webdataset, which has a file for each sample."""
     path = folder / "one_per_key.tar"
     rng = np.random.default_rng(0)
     with webdataset.TarWriter(str(path), mtime=0) as tar:
@@ -94,7 +99,7 @@ def one_per_key(folder: Path, samples: int, side: int) -> float:
 
 
 def full_pass(packs: ShardPacks, batch_size: int, ranks: int, workers: int) -> np.ndarray:
-    """How often each sample comes in the first epoch, over all ranks."""
+    """Counts how often each sample comes in the first epoch, over all ranks."""
     samples = int(packs.sizes.sum())
     counts = np.zeros(samples, dtype=np.int64)
     steps = -(-samples // (batch_size * ranks))
@@ -107,27 +112,28 @@ def full_pass(packs: ShardPacks, batch_size: int, ranks: int, workers: int) -> n
 
 
 def data_benchmark(
-    samples: int, side: int, batch_size: int, seconds: float, ranks: int, workers: int, output: str
+    samples: Annotated[int, Ge(1)],
+    side: Annotated[int, Ge(1)],
+    batch_size: Annotated[int, Ge(1)],
+    seconds: Annotated[float, Gt(0)],
+    ranks: Annotated[int, Ge(1)],
+    workers: Annotated[int, Ge(1)],
+    output: str,
 ) -> dict[str, Any]:
-    """Writes synthetic shards, and measures what a training run would see of them.
+    """Writes synthetic shards, and measures how a training run would read them.
 
     Args:
-        samples: images, of two views each; ImageNet has 1,281,167.
-        side: of the token grid.
-        batch_size: of a rank.
-        seconds: how long the rate is measured.
-        ranks, workers: of the full pass, in which each sample has to come once.
-        output: folder of the shards, which are left there.
+        samples: the number of images, of two views each; ImageNet has 1,281,167.
+        side: the side of the token grid.
+        batch_size: the batch of a rank.
+        seconds: how long the speed is measured.
+        ranks, workers: the ranks, and the workers of each, that read all samples once.
+        output: the folder of the shards, which are left there.
 
     Returns:
         `bytes` on disk, `samples_per_second` of one worker and of plain webdataset with their ratio, `worker_mb`, the
-        largest resident memory of a worker, and `each_sample_once`.
-
-    Raises:
-        InputError: for numbers out of range.
+        largest resident memory of a worker, and `each_sample_once`, whether each sample came once.
     """
-    if min(samples, side, batch_size, ranks, workers) < 1:
-        raise InputError("samples, side, batch_size, ranks, workers: expected at least 1 of each.")
     folder = Path(output)
     manifest = synthetic_shards(folder, samples, side)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""task=export: a checkpoint's weights, without what training needs besides."""
+"""task=export: writes the weights of a checkpoint without the state of training."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from enat.net import ENAT
 
 
 def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
-    """Writes the EMA weights of a checkpoint as safetensors, in our names, and as an official `nnet_ema.pth`.
+    """Writes the EMA weights of a checkpoint as safetensors with this project's names, and as an official file.
 
-    Both can be given as `weights=` wherever it is asked for.
+    Every task that takes `weights=FILE` reads both files. A variant of ENAT has no official file.
 
     Args:
-        net: of the checkpoint's sizes.
-        weights: a checkpoint of ours, or an official one.
-        output: folder of the files.
+        net: a network of the checkpoint's sizes.
+        weights: a checkpoint of this project, or an official one.
+        output: the folder of the files.
 
     Returns:
-        The files, the sha256 of each, and where the weights come from; of a variant of ENAT, no official file.
+        The files, the sha256 of each, and where the weights come from.
     """
     source = load_weights(net, weights)
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}

@@ -1,8 +1,9 @@
-"""task=sample: images of chosen classes, as PNG files, a grid, and the reveal step by step."""
+"""task=sample: draws images of chosen classes, as PNG files, as a grid, and as they are revealed step by step."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, MinLen
 from torchvision.utils import save_image
 
 from callbacks.sample_grid import sample_classes, save_pictures
@@ -11,7 +12,7 @@ from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
-from experiments.runtime.launch import device_for
+from experiments.runtime.launch import Accelerator, device_for
 
 
 def sample(
@@ -19,29 +20,32 @@ def sample(
     sampler: Sampler,
     tokenizer: Tokenizer,
     weights: str | None,
-    classes: list[int] | None,
-    images_per_class: int,
+    classes: Annotated[list[int], MinLen(1)] | None,
+    images_per_class: Annotated[int, Ge(1)],
     seed: int,
     output: str,
-    accelerator: str,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Generates images with a checkpoint.
 
     Args:
+        net, weights: the network, and the file of its weights.
+        sampler, tokenizer: make token ids, and images of them.
         classes: class ids; None for all.
-        images_per_class: how many of each.
+        images_per_class: the number of images of each class.
+        seed: of the noise.
+        output: the folder of the pictures.
+        accelerator: where the network runs.
 
     Returns:
         `images` (the folder), `grid` and `reveal` (PNG files), and where the weights come from.
 
     Raises:
-        InputError: for a class id that the network does not know.
+        InputError: for a class id that the network does not have.
     """
     classes = list(range(net.num_classes)) if classes is None else list(classes)
-    if not classes or not all(0 <= c < net.num_classes for c in classes):
+    if not all(0 <= c < net.num_classes for c in classes):
         raise InputError(f"classes={classes}: expected class ids from 0 to {net.num_classes - 1}.")
-    if images_per_class < 1:
-        raise InputError(f"images_per_class={images_per_class}: expected at least 1.")
     tokenizer.check_sizes(net.codebook_size, net.num_tokens)
     source = load_weights(net, weights)
     net.to(device_for(accelerator))

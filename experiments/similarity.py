@@ -24,7 +24,7 @@ from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.variants import NAT
-from experiments.runtime.launch import device_for
+from experiments.runtime.launch import Accelerator, device_for
 
 KINDS = ("visible", "masked")
 
@@ -177,7 +177,7 @@ def similarity(
     batch_size: int,
     seed: int,
     output: str,
-    accelerator: str,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Measures how much features change between steps, by distance to the newly revealed tokens.
 

@@ -1,37 +1,42 @@
 """task=statistics: reference statistics of real images."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
+from annotated_types import Ge
 from lightning.fabric import Fabric
 from torch import nn
+from torchmetrics import MetricCollection
 
+from data.references import SUFFIXES
 from enat.errors import InputError
 from enat.files import write_atomically
-from enat.metrics.images import Images
-from enat.metrics.processes import Processes
-from enat.metrics.summary import summarize
-from enat.metrics.tally import Plan
-from experiments.evaluate import Unfinished
+from enat.images import Images
+from enat.metrics.accumulation import accumulate
+from enat.metrics.scores import FrechetDistance, KeptFeatures
+from enat.metrics.view import OnView, scores_in
+from enat.processes import Processes
 from experiments.runtime.progress import ImageProgress
+from experiments.runtime.scoring import Unfinished
 
 
 def statistics(
     images: Images,
     features: nn.Module,
-    block_size: int,
-    max_features: int,
+    block_size: Annotated[int, Ge(1)],
+    max_features: Annotated[int, Ge(0)],
     fabric: Fabric,
     output: str,
 ) -> dict[str, Any]:
-    """Computes mean and covariance of the features of a set of images, under each protocol.
+    """Computes the mean and the covariance of the features of a set of images, under each protocol.
 
     Args:
         images: the set.
-        features: feature network, an `enat.metrics.features.FeatureNetwork`.
+        features: feature network, an `enat.features.network.FeatureNetwork`.
         block_size: images whose features are computed together.
-        max_features: of so many images, spread evenly, the features are kept for KID, precision and recall.
+        max_features: the features of so many images, spread evenly, are kept for KID, precision and recall.
         fabric: the processes, launched.
         output: folder of `statistics.npz`, and of unfinished work, so that the same command goes on. The first
             protocol has the keys of ADM's files: `mu`, `sigma`, `mu_s`, `sigma_s`; others are `PROTOCOL/mu` and so on.
@@ -42,38 +47,54 @@ def statistics(
     Raises:
         InputError: if there are fewer than two readable images; others are named and left out.
     """
-    if block_size < 1 or max_features < 0:
-        raise InputError(f"block_size={block_size}, max_features={max_features}: expected at least 1 and 0.")
     processes = Processes()
     network: Any = features.to(fabric.device).eval()
     identity = {"images": dict(images.identity), "features_sha256": network.sha256, "protocols": [*network.protocols]}
     work = Unfinished(output, {**identity, "block_size": block_size, "max_features": max_features}, processes).folder
-    with ImageProgress(processes.rank) as progress:
-        watcher = progress.watcher("features")
-        plan = Plan(block_size, 0, max_features)
-        summaries = summarize(images, network, plan, processes, fabric.device, None, work / "images", watcher)
+    scores: dict[str, Any] = {"pool": OnView("pool", FrechetDistance())}
+    if "spatial" in network.widths:
+        scores["spatial"] = OnView("spatial", FrechetDistance())
+    if max_features:
+        scores["features"] = OnView("pool", KeptFeatures(max_features))
+    metrics = {name: MetricCollection(scores, compute_groups=False).clone() for name in network.protocols}
+    with ImageProgress(processes.rank) as bars:
+        shared = (network, block_size, processes, fabric.device, work / "images", bars.add("features"))
+        record = accumulate(metrics, images, True, *shared)
     if processes.rank > 0:
         return {}
-    for reason in watcher.skipped:
+    for reason in record.skipped:
         print(f"Skipped {reason}")
-    main = next(iter(summaries))
-    count = summaries[main].pool.num_images
-    content: dict[str, Any] = {"features_sha256": network.sha256, "protocol": main, "num_images": count}
-    for protocol, summary in summaries.items():
-        prefix = "" if protocol == main else f"{protocol}/"
-        content |= {f"{prefix}mu": summary.pool.mu, f"{prefix}sigma": summary.pool.sigma}
-        if summary.spatial is not None:
-            content |= {f"{prefix}mu_s": summary.spatial.mu, f"{prefix}sigma_s": summary.spatial.sigma}
-        if summary.features is not None:
-            content[f"{prefix}features"] = summary.features
+    if record.num_images < 2:
+        raise InputError(f"images: {record.num_images} readable ones; expected at least 2.")
+    main = next(iter(metrics))
+    content: dict[str, Any] = {
+        "features_sha256": network.sha256,
+        "protocol": main,
+        "num_images": record.num_images,
+    }
+    for protocol, collection in metrics.items():
+        content |= arrays_of(collection, "" if protocol == main else f"{protocol}/")
     path = Path(output) / "statistics.npz"
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in content.items()}
     write_atomically(path, lambda file: np.savez(file, **arrays))
     return {
         "statistics": str(path),
-        "num_images": count,
-        "protocols": list(summaries),
+        "num_images": record.num_images,
+        "protocols": list(metrics),
         "features_sha256": network.sha256,
-        "images": {**images.identity, "sha256": summaries[main].sha256},
-        "skipped": watcher.skipped,
+        "images": {**images.identity, "sha256": record.sha256},
+        "skipped": record.skipped,
     }
+
+
+def arrays_of(collection: MetricCollection, prefix: str) -> dict[str, Any]:
+    """Returns the arrays of a protocol by their names in the file."""
+    arrays: dict[str, Any] = {}
+    for score in scores_in(collection).values():
+        if isinstance(score.metric, FrechetDistance):
+            mu, sigma = score.metric.statistics(real=True)
+            suffix = SUFFIXES[score.view]
+            arrays |= {f"{prefix}mu{suffix}": mu, f"{prefix}sigma{suffix}": sigma}
+        elif isinstance(score.metric, KeptFeatures):
+            arrays[f"{prefix}features"] = torch.cat(score.metric.real_features)
+    return arrays

@@ -1,10 +1,10 @@
-"""task=tokenize: a folder of images, or an official token cache, to shards."""
+"""task=tokenize: turns a folder of images, or an official token cache, into shards."""
 
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Interval
 from rich.progress import Progress
 
 from data.images import ImageList, Views
@@ -13,14 +13,18 @@ from data.sources import ImageSource, Source, TokenCacheSource
 from data.tokenization import write_shards
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
-from experiments.runtime.launch import device_for, processes
+from experiments.runtime.launch import Accelerator, device_for, processes
 from experiments.runtime.progress import COLUMNS
 
 
 def open_source(
     images: str | None, labels: str | None, num_classes: int, views: Views, batch_size: int, num_workers: int
 ) -> Source:
-    """What is to be tokenised; arguments and errors as of `tokenize`."""
+    """Opens the images or the token cache; arguments as of `tokenize`.
+
+    Raises:
+        InputError: if no images are named, or they can't be read.
+    """
     if images is None:
         raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
     if images.endswith(".npy"):
@@ -35,7 +39,7 @@ def tokenize(
     num_classes: Annotated[int, Ge(1)],
     tokenizer: Tokenizer,
     views: Views,
-    held_out: Annotated[float, Ge(0), Lt(1)],
+    held_out: Annotated[float, Interval(ge=0, lt=1)],
     shard_size: Annotated[int, Ge(1)],
     pack_size: Annotated[int, Ge(1)],
     batch_size: Annotated[int, Ge(1)],
@@ -43,29 +47,31 @@ def tokenize(
     seed: int,
     check: bool,
     output: str,
-    accelerator: str,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Writes shards, or, with `check`, looks whether those in `output` are whole.
+    """Writes shards or, with `check`, verifies the shards in `output`.
 
     Args:
         images: a folder with a folder of images per class, a flat one with `labels`, or an official `train.npy`.
         labels: a CSV file with the columns file and class.
-        num_classes: of a `train.npy`.
-        tokenizer, views: make the token ids, and what they are made of, of each image.
+        num_classes: the number of classes of a `train.npy`.
+        tokenizer: makes token ids of each view.
+        views: makes views of each image, such as the image and its mirror image.
         held_out, shard_size, pack_size, seed: see `data.tokenization.write_shards`.
-        batch_size, num_workers: images that are encoded at a time, and processes that read them.
+        batch_size: the number of images that are encoded at a time.
+        num_workers: the number of processes that read images.
         check: verify every shard instead of writing any.
-        output: folder of the shards.
+        output: the folder of the shards.
         accelerator: where the tokenizer runs; under torchrun, each process takes its share of the shards.
 
     Returns:
-        The numbers of samples by split, of shards and bytes, the tokenizer, and the images that were skipped.
+        The number of samples of each split, of shards and bytes, the tokenizer, and the images that were skipped.
     """
     folder = Path(output)
     if check:
-        whole = Manifest.load(folder)
-        check_shards(folder, whole, deep=True)
-        return summary(whole)
+        manifest_there = Manifest.load(folder)
+        check_shards(folder, manifest_there, deep=True)
+        return summary(manifest_there)
     source = open_source(images, labels, num_classes, views, batch_size, num_workers)
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
@@ -81,7 +87,7 @@ def tokenize(
             world_size=world_size,
             on_images=lambda count: progress.advance(bar, count * world_size),
         )
-    while manifest is None and rank == 0:  # it writes the results
+    while manifest is None and rank == 0:  # which writes the results and so waits for the other ranks
         time.sleep(1)
         manifest = write_shards(source, tokenizer, folder, **sizes, rank=0, world_size=world_size)  # type: ignore[arg-type]
     if manifest is None:
@@ -92,7 +98,7 @@ def tokenize(
 
 
 def summary(manifest: Manifest) -> dict[str, Any]:
-    """What a set holds, in numbers."""
+    """Summarises a set of shards in numbers."""
     shards = [shard for shards in manifest.splits.values() for shard in shards]
     return {
         "samples": {split: sum(shard.samples for shard in part) for split, part in manifest.splits.items()},

@@ -1,4 +1,4 @@
-"""task=train: train, watch, evaluate."""
+"""task=train: trains a network, watches the training, and scores the averaged network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -17,69 +17,73 @@ from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
+from enat.files import refuse_other_work
+from enat.generation import GeneratedImages
+from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
-from enat.metrics.images import Images, TensorImages
-from enat.metrics.processes import Processes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
+from enat.processes import Processes
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.benchmarking.workload import sampling_cost
-from experiments.evaluate import print_scores, score
-from experiments.runtime.launch import check_multirun
+from experiments.reporting.scores import notes_on, print_scores
+from experiments.runtime.launch import refuse_in_multirun, sets_find_unused_parameters
 from experiments.runtime.provenance import commit
+from experiments.runtime.scoring import score
 
-SETTLED = ("seed", "module", "data", "tokenizer")  # options that a run can't change when it goes on
+FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
+SPEED = ("compile", "attention")  # but for these of them, which change how fast a network computes, and not what
+
+
+def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that must be the same when a run goes on."""
+    return {name: without_speed(settings.get(name)) for name in FIXED}
 
 
 def without_speed(options: Any) -> Any:
-    """Options without those that change how fast a network computes, not what: a run may go on with others."""
+    """Returns options without those that only change how fast a network computes."""
     if not isinstance(options, Mapping):
         return options
-    return {name: without_speed(value) for name, value in options.items() if name not in ("compile", "attention")}
+    return {name: without_speed(value) for name, value in options.items() if name not in SPEED}
 
 
 def resume_point(
-    folder: Path, config: Mapping[str, Any], module: MaskedTokenModule
+    folder: Path, settings: Mapping[str, Any], module: MaskedTokenModule
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in a folder that can be read, and what it says of its run; None for a new run.
+    """Finds the newest readable checkpoint in a folder; returns its path and facts of its run, or None for a new run.
 
     Raises:
-        InputError: if no checkpoint can be read, or it is of a run with other settings or another network.
+        InputError: if no checkpoint can be read, or the run had other settings or another network.
     """
-    found = {path.stat().st_ino: path for path in sorted(folder.glob("*.ckpt"), reverse=True)}  # links count once
-    for path in sorted(found.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    files = {path.stat().st_ino: path for path in sorted(folder.glob("*.ckpt"), reverse=True)}  # links count once
+    for path in sorted(files.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             content = read_file(path)
         except InputError as error:
-            rank_zero_only(print)(f"{error} Taking the one before.")
+            rank_zero_only(print)(f"{error} Taking the checkpoint before it.")
             continue
-        earlier = content.get("settings", {})
-        changed = [name for name in SETTLED if without_speed(earlier.get(name)) != without_speed(config[name])]
-        if changed:
-            raise InputError(
-                f"output={folder.parent}: the folder holds a run with other settings of {', '.join(changed)}; "
-                "expected the same settings, another output=DIR, or resume=false for a new folder."
-            )
+        earlier = fixed_settings(content.get("settings", {}))
+        refuse_other_work(folder.parent, earlier, fixed_settings(settings), "another run")
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}:
-            raise InputError(f"{path}: its weights are not those of this network; the code has changed since.")
+            raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
         return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
-    if found:
+    if files:
         raise InputError(f"output={folder.parent}: none of its checkpoints can be read; resume=false starts anew.")
     return None
 
 
 @rank_zero_only
 def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
-    """Says from where a run goes on, and whether it is bit for bit the run that would have been."""
+    """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run."""
     print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
     before = content["world_size"]
     if before not in (None, world_size):
         if content["settings"]["module"]["mask_groups"] is None:
-            masks = "masks and dropout are drawn by process (module.mask_groups=null), so that this is another run now."
+            masks = "but masks and dropout are drawn by process (module.mask_groups=null), so the results will differ."
         else:
-            masks = "and so do the masks; only sums are in another order, and not the same to the last bit."
+            masks = "and so do the masks; only the order of sums differs, so results may differ in the last bits."
         print(f"Note: {world_size} processes instead of {before}: the data go on in the same order, {masks}")
 
 
@@ -88,10 +92,10 @@ def build_trainer(
     callbacks: Mapping[str, L.Callback | None],
     logger: Mapping[str, Logger | None],
 ) -> L.Trainer:
-    """A Trainer with those callbacks and loggers that are not None.
+    """Builds a Trainer with the callbacks and loggers that are not None.
 
     Raises:
-        InputError: for settings that do not go together.
+        InputError: for settings that do not fit together.
     """
     chosen = [callback for callback in callbacks.values() if callback is not None]
     loggers = [log for log in logger.values() if log is not None]
@@ -99,19 +103,19 @@ def build_trainer(
     if "val/fid" in monitors and not any(isinstance(callback, GenerationMetrics) for callback in chosen):
         raise InputError(
             "callbacks.checkpoint.monitor=val/fid: there is no callbacks.generation_metrics to compute it; "
-            "expected val/loss, say."
+            "expected another value, such as val/loss."
         )
     try:
         plugins: list[Any] = [AtomicCheckpointIO()]
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # torchrun runs inside of SLURM, too
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # `LeaveOnSignal` does it
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # not for torchrun inside of SLURM
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # `LeaveOnSignal` requeues the job
         built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins)
     except (ValueError, TypeError) as error:
         raise InputError(f"trainer: {error}.") from error
-    if isinstance(built.strategy, DDPStrategy) and "find_unused_parameters" not in built.strategy._ddp_kwargs:
+    if isinstance(built.strategy, DDPStrategy) and not sets_find_unused_parameters(built.strategy):
         raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
     if built.world_size > 1:
-        check_multirun(built.strategy, built.num_devices)
+        refuse_in_multirun(built.strategy, built.num_devices)
     if isinstance(built.val_check_interval, int) and built.val_check_interval % built.accumulate_grad_batches:
         raise InputError(
             f"trainer.val_check_interval={built.val_check_interval}: expected a multiple of "
@@ -126,32 +130,45 @@ def score_all(
     tokenizer: Tokenizer,
     sampler: Sampler,
     evaluation: Evaluation,
-    held_out: TensorImages | None,
+    held_out: Images | None,
 ) -> dict[str, Scores]:
     """Scores networks, and real images that were not trained on, on all ranks of a Trainer."""
     device, processes = fitter.strategy.root_device, Processes()
     context = fitter.precision_plugin.forward_context
+    sizes = (evaluation.num_images, evaluation.seed, evaluation.block_size, evaluation.batch_size)
     sets: dict[str, Images] = {
-        name: evaluation.generated(net.to(device).eval(), sampler, tokenizer, context=context)
-        for name, net in nets.items()
+        name: GeneratedImages(net.to(device).eval(), sampler, tokenizer, *sizes, context) for name, net in nets.items()
     }
     if held_out is not None:
         sets["real, held out"] = held_out
-    results = {name: score(evaluation, images, f"scoring {name}", device, processes) for name, images in sets.items()}
+    results = {
+        name: score(evaluation, images, f"scoring {name}", device, processes)[0] for name, images in sets.items()
+    }
     rows = {name: result.scores for name, result in results.items()}
     if fitter.is_global_zero:
-        notes = [note for scores in rows.values() for note in evaluation.notes(scores)]
+        width = evaluation.features.widths["pool"]
+        notes = [note for result in results.values() for note in notes_on(result, width)]
         print_scores(rows, notes, [reason for result in results.values() for reason in result.skipped])
     return rows
 
 
 def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: int) -> None:
-    """Logs the scores after training, and ends the runs of the loggers."""
+    """Logs the scores after training, and closes the loggers."""
     for log in loggers:
         log.log_metrics({f"final/{name}": value for name, value in scores.items()}, step)
         log.finalize("success")
         if isinstance(log, WandbLogger):
             log.experiment.finish()
+
+
+def record_settings(fitter: L.Trainer, settings: Mapping[str, Any], folder: Path) -> None:
+    """Gives the configuration to the checkpoints and the loggers, and writes it into the run's folder."""
+    if isinstance(fitter.checkpoint_callback, Checkpoints):
+        fitter.checkpoint_callback.settings = dict(settings)
+    if fitter.is_global_zero:
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    for log in fitter.loggers:
+        log.log_hyperparams({**settings, "commit": commit()})
 
 
 def train(
@@ -163,18 +180,18 @@ def train(
     logger: Mapping[str, Logger | None],
     sampler: Sampler,
     evaluation: Evaluation | None,
-    held_out: TensorImages | None,
+    held_out: Images | None,
     untrained: bool,
     resume: bool,
     output: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Trains, and scores the averaged network beside the yardsticks that are asked for.
+    """Trains a network, then scores the averaged network and, for comparison, what `untrained` and `held_out` ask for.
 
     Args:
         trainer: makes the Trainer from callbacks and loggers.
         callbacks, logger: by name; None leaves one out.
-        tokenizer, sampler, evaluation: of the scores after training; without an evaluation there are none.
+        tokenizer, sampler, evaluation: for the scores after training; there are none without an evaluation.
         held_out: real images that were not trained on, scored like generated ones.
         untrained: whether the network before training is scored too.
         resume: whether a run that is in `output` already goes on.
@@ -182,24 +199,19 @@ def train(
         settings: the whole configuration, for the loggers and the folder.
 
     Returns:
-        The scores of the averaged network, those of the yardsticks, the checkpoint and the pictures.
+        The scores of the averaged network and of what it is compared with, the checkpoint and the pictures.
     """
-    folder, last = Path(output), Path(output) / "checkpoints" / "last.ckpt"
+    folder = Path(output)
+    last = folder / "checkpoints" / "last.ckpt"
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    found = resume_point(folder / "checkpoints", settings, module) if resume else None
+    start = resume_point(folder / "checkpoints", settings, module) if resume else None
     fitter = build_trainer(trainer, callbacks, logger)
-    checkpoints = fitter.checkpoint_callback
-    if isinstance(checkpoints, Checkpoints):
-        checkpoints.settings = dict(settings)
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+    record_settings(fitter, settings, folder)
     yardstick = {"untrained network": deepcopy(module.net)} if untrained else {}
-    for log in fitter.loggers:
-        log.log_hyperparams({**settings, "commit": commit()})
-    if found is not None:
-        announce(*found, fitter.world_size)
-    fitter.fit(module, datamodule=data, ckpt_path=found and found[0], weights_only=True)
-    if not isinstance(checkpoints, Checkpoints):
+    if start is not None:
+        announce(*start, fitter.world_size)
+    fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
+    if not isinstance(fitter.checkpoint_callback, Checkpoints):
         fitter.save_checkpoint(last)
     nets = {"this network": module.averaged_net, **yardstick}
     rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}

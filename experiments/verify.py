@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from enat.metrics.statistics import Moments, Statistics, frechet_distance
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,6 @@ from enat.checkpoints.weights import load_exactly
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.masking import num_masked
-from enat.metrics.statistics import Moments, Statistics, frechet_distance
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.schedules import cosine, falling, rising

@@ -4,6 +4,7 @@ Each pixel is a token, so that the tokenizer loses nothing. Shapes: `B` images.
 """
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from data.module import TokenDataModule
 from data.stream import OnePack
-from enat.metrics.features import Features
+from enat.features.network import Views
 
 NUM_HELD_OUT = 500  # of 1,797 images
 
@@ -49,7 +50,7 @@ class DigitFeatures(nn.Module):
     The features are its 64 hidden units. The logits are its log-probabilities up to a constant.
     """
 
-    num_features, num_logits, num_spatial = 64, 10, 0
+    widths: Mapping[str, int] = {"pool": 64, "logits": 10}
     protocols = ("digits",)
 
     def __init__(self) -> None:
@@ -63,16 +64,16 @@ class DigitFeatures(nn.Module):
         weights = b"".join(tensor.numpy().tobytes() for tensor in self.state_dict().values())
         self.sha256 = hashlib.sha256(weights).hexdigest()
 
-    def forward(self, images: Tensor) -> dict[str, Features]:
+    def forward(self, images: Tensor) -> dict[str, Views]:
         """Turns images (B, 1, 8, 8) in [0, 1] into features (B, 64) and logits (B, 10) of the protocol `digits`."""
         pool = self.hidden(images.flatten(1).to(self.hidden.weight.dtype)).relu()
-        return {"digits": Features(pool, self.out(pool))}
+        return {"digits": {"pool": pool, "logits": self.out(pool)}}
 
 
 @lru_cache
 def _fit_perceptron() -> MLPClassifier:
     images, labels = _splits()["train"]
-    perceptron = MLPClassifier((DigitFeatures.num_features,), max_iter=1000, random_state=0)
+    perceptron = MLPClassifier((DigitFeatures.widths["pool"],), max_iter=1000, random_state=0)
     with threadpool_limits(1):  # the number of threads would change the weights
         return perceptron.fit(images.flatten(1).numpy(), labels.numpy())
 

@@ -1,1 +1,1 @@
-"""Scores of generated images; one engine for the validation callback and the evaluate task."""
+"""Scores of images: torchmetrics metrics, and one pass over the images for all of them."""

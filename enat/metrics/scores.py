@@ -1,126 +1,263 @@
-"""Scores of images but for the Frechet distance. Shapes: `B` images, `D` features, `C` classes."""
+"""Scores that torchmetrics lacks or computes inexactly, each a `torchmetrics.Metric`.
+
+Their signatures are those of `torchmetrics.image`: `update(imgs, real)`, `compute()`. `imgs` are views of the images
+(`enat.metrics.view`), so that any metric of torchmetrics can stand beside these.
+
+Shapes: `B` images, `D` features, `C` classes.
+"""
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from annotated_types import Ge
+from torch import Tensor
+from torch.nn.functional import one_hot
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+from torchmetrics import MeanMetric, Metric
 
 from enat.errors import InputError
 
-RNG_SEED = 2020  # torch-fidelity's, of the Inception Score's splits and KID's subsets: with it, scores are the same
+RNG_SEED = 2020  # of splits and subsets in torch-fidelity: with the same seed, scores are the same
 
 
-class InceptionScore(nn.Module):
-    """The Inception Score, added up class by class for each of its splits, in float64.
+def frechet_distance(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tensor) -> float:
+    """Computes `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2)` of means (D,) and covariances (D, D), in float64.
 
-    Args:
-        num_images: of all images; an image's split follows from its number among them, as in torch-fidelity.
-        num_classes: `C`.
-        splits: the score is the mean over so many parts.
+    The trace of the root is the sum of the singular values of `R1^T R2`, where `S = R R^T`. The eigenvalues of `S1 S2`
+    give the same sum, but lose half of the digits where a covariance is singular, as it is with fewer images than
+    features: their error was 2e-5 there, and the error of this way 3e-12.
+    """
+    mu_1, sigma_1, mu_2, sigma_2 = (tensor.double().cpu() for tensor in (mu_1, sigma_1, mu_2, sigma_2))
+    trace_of_root = torch.linalg.svdvals(_root(sigma_1).T @ _root(sigma_2)).sum()
+    return float(((mu_1 - mu_2) ** 2).sum() + sigma_1.trace() + sigma_2.trace() - 2 * trace_of_root)
+
+
+def _root(sigma: Tensor) -> Tensor:
+    """Returns a matrix R (D, rank) with `R R^T = sigma`, without the columns that belong to eigenvalues of 0."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(sigma)
+    is_positive = eigenvalues > len(sigma) * torch.finfo(sigma.dtype).eps * eigenvalues[-1].clamp_min(0)
+    return eigenvectors[:, is_positive] * eigenvalues[is_positive].sqrt()
+
+
+class FrechetDistance(Metric):
+    """The Frechet distance of two sets of features: FID on pool features, sFID on spatial ones.
+
+    It sums in float64, 16 D^2 bytes whatever the number of images.
     """
 
+    full_state_update = False
+    real_count: Tensor
+    real_sum: Tensor
+    real_products: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for side in ("real", "fake"):
+            self.add_state(f"{side}_count", torch.zeros((), dtype=torch.int64))
+            self.add_state(f"{side}_sum", torch.zeros(0, dtype=torch.float64))  # D is known from the first features
+            self.add_state(f"{side}_products", torch.zeros(0, 0, dtype=torch.float64))
+
+    def update(self, imgs: Tensor, real: bool) -> None:
+        """Adds features (B, D)."""
+        side, features = "real" if real else "fake", imgs.double()
+        if not getattr(self, f"{side}_count"):
+            setattr(self, f"{side}_sum", features.new_zeros(features.shape[1]))
+            setattr(self, f"{side}_products", features.new_zeros(features.shape[1], features.shape[1]))
+        getattr(self, f"{side}_count").add_(len(features))
+        getattr(self, f"{side}_sum").add_(features.sum(0))
+        getattr(self, f"{side}_products").add_(features.T @ features)
+
+    def set_real_statistics(self, mu: Tensor, sigma: Tensor) -> None:
+        """Takes a mean (D,) and a covariance (D, D), float64, for real images; the distance needs no count of them."""
+        self.real_count = torch.tensor(2)
+        self.real_sum = 2 * mu
+        self.real_products = sigma + 2 * torch.outer(mu, mu)
+
+    def statistics(self, real: bool) -> tuple[Tensor, Tensor]:
+        """Returns the mean (D,) and the covariance (D, D) over n - 1 of one side, in float64 on the CPU."""
+        side = "real" if real else "fake"
+        count, total, products = (getattr(self, f"{side}_{name}").cpu() for name in ("count", "sum", "products"))
+        mu = total / count
+        return mu, (products - count * torch.outer(mu, mu)) / (count - 1)
+
+    def compute(self) -> Tensor:
+        """Returns the distance, a float64 scalar."""
+        return torch.tensor(frechet_distance(*self.statistics(True), *self.statistics(False)), dtype=torch.float64)
+
+
+@lru_cache(maxsize=4)
+def _split_ids(num_images: int, splits: int) -> Tensor:
+    """Returns the split (num_images,) of each image, in the random order of torch-fidelity."""
+    order = np.random.RandomState(RNG_SEED).permutation(num_images)
+    ends = [(split + 1) * num_images // splits for split in range(splits)]
+    split_ids = np.empty(num_images, dtype=np.int64)
+    split_ids[order] = np.searchsorted(ends, np.arange(num_images), side="right")
+    return torch.from_numpy(split_ids)
+
+
+class InceptionScore(Metric):
+    """The Inception Score, its mean and deviation over seeded splits (torchmetrics' keeps all logits, and no seed).
+
+    Args:
+        splits: how many parts the images fall into.
+    """
+
+    full_state_update = False
     probabilities: Tensor
     negative_entropy: Tensor
     counts: Tensor
 
-    def __init__(self, num_images: int, num_classes: int, splits: int):
+    def __init__(self, splits: Annotated[int, Ge(1)] = 10):
         super().__init__()
-        order = np.random.RandomState(RNG_SEED).permutation(num_images)
-        ends = [(split + 1) * num_images // splits for split in range(splits)]
-        split_of = np.empty(num_images, dtype=np.int64)
-        split_of[order] = np.searchsorted(ends, np.arange(num_images), side="right")
-        self.split_of = torch.from_numpy(split_of)
-        self.register_buffer("probabilities", torch.zeros(splits, num_classes, dtype=torch.float64))
-        self.register_buffer("negative_entropy", torch.zeros(splits, dtype=torch.float64))
-        self.register_buffer("counts", torch.zeros(splits, dtype=torch.float64))
+        self.splits = splits
+        self.add_state("probabilities", torch.zeros(splits, 0, dtype=torch.float64))
+        self.add_state("negative_entropy", torch.zeros(splits, dtype=torch.float64))
+        self.add_state("counts", torch.zeros(splits, dtype=torch.float64))
 
-    def update(self, numbers: Tensor, logits: Tensor) -> None:
-        """Takes the numbers of images (B,), on the CPU, and their logits (B, C)."""
-        log_p = logits.double().log_softmax(1)
-        # A product sums in a fixed order on any device; `index_add_` does not.
-        chosen = nn.functional.one_hot(self.split_of[numbers], len(self.counts)).to(log_p).T  # (splits, B)
-        self.probabilities += chosen @ log_p.exp()
-        self.negative_entropy += chosen @ (log_p.exp() * log_p).sum(1)
-        self.counts += chosen.sum(1)
+    def update(self, imgs: Tensor, image_numbers: Tensor, num_images: int) -> None:
+        """Adds the logits (B, C) of the images with these numbers (B,) among `num_images` images."""
+        log_p = imgs.double().log_softmax(1)
+        # A matrix product sums in a fixed order on any device; `index_add_` does not.
+        is_in_split = one_hot(_split_ids(num_images, self.splits)[image_numbers], self.splits).to(log_p).T
+        if not self.probabilities.shape[1]:
+            self.probabilities = log_p.new_zeros(self.splits, log_p.shape[1])
+        self.probabilities += is_in_split @ log_p.exp()
+        self.negative_entropy += is_in_split @ (log_p.exp() * log_p).sum(1)
+        self.counts += is_in_split.sum(1)
 
-    def compute(self) -> tuple[float, float]:
-        """Mean and standard deviation over the splits.
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the mean and the standard deviation over the splits.
 
         Raises:
-            InputError: if a split has no image, since too few could be read.
+            InputError: if a split has no image, since too few of them could be read.
         """
         if not self.counts.all():
-            raise InputError(f"splits={len(self.counts)}: too many for {int(self.counts.sum())} readable images.")
+            raise InputError(f"splits={self.splits}: too many for {int(self.counts.sum())} readable images.")
         p = self.probabilities / self.counts.unsqueeze(1)
         scores = (self.negative_entropy / self.counts - torch.special.xlogy(p, p).sum(1)).exp()
-        return float(scores.mean()), float(scores.std(correction=0))
+        return {"inception_score": scores.mean(), "inception_score_std": scores.std(correction=0)}
 
 
-def kernel_distance(generated: Tensor, real: Tensor, subsets: int, subset_size: int) -> tuple[float, float]:
-    """KID: torch-fidelity's, over random subsets with a fixed seed, here in float64.
+class KeptFeatures(Metric):
+    """The features of both sides in main memory, 4 D bytes an image, for scores that need them one by one.
 
     Args:
-        generated, real: features (n, D).
-        subsets, subset_size: of each; there can't be more in one than images.
-
-    Returns:
-        Mean and standard deviation over the subsets.
+        max_real: features of so many real images, spread evenly, are kept (10,000 in ADM's suite).
     """
-    size = min(subset_size, len(generated), len(real))
-    options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": RNG_SEED, "verbose": False}
-    scores = kid_features_to_metric(generated.double(), real.double(), **options)
-    return scores[KEY_METRIC_KID_MEAN], scores[KEY_METRIC_KID_STD]
+
+    full_state_update = False
+    real_features: list[Tensor]
+    fake_features: list[Tensor]
+
+    def __init__(self, max_real: Annotated[int, Ge(2)] = 10_000):
+        super().__init__()
+        self.max_real = max_real
+        self.add_state("real_features", [])
+        self.add_state("fake_features", [])
+
+    def update(self, imgs: Tensor, real: bool, image_numbers: Tensor, num_images: int) -> None:
+        """Adds the features (B, D) of the images with these numbers (B,) among `num_images` images."""
+        features = imgs.float().cpu()
+        if not real:
+            self.fake_features.append(features)
+            return
+        kept = np.linspace(0, num_images - 1, min(num_images, self.max_real)).round()
+        self.real_features.append(features[torch.from_numpy(np.isin(image_numbers.numpy(), kept))])
+
+    def compute(self) -> Any:
+        """Returns the features (n, D) of generated and of real images."""
+        return tuple(torch.cat([part.cpu() for part in side]) for side in (self.fake_features, self.real_features))
 
 
-def precision_recall(generated: Tensor, real: Tensor, neighbours: int) -> tuple[float, float]:
-    """Improved precision and recall (arXiv 1904.06991) by torch-fidelity; the rules are those of the ADM suite.
+class KernelDistance(KeptFeatures):
+    """KID by torch-fidelity, its mean and deviation over random subsets with a fixed seed, in float64.
 
     Args:
-        generated, real: features (n, D).
-        neighbours: a ball's radius is the distance to so many-th a neighbour.
+        subsets: how many there are.
+        subset_size: images of a subset; all images if there are fewer.
+        max_real: see `KeptFeatures`.
     """
-    if min(len(generated), len(real)) <= neighbours:
-        raise InputError(
-            f"metrics.evaluation.neighbours={neighbours}: expected fewer than the images, which are "
-            f"{len(generated)} and {len(real)}."
-        )
-    options = {"prc_neighborhood": neighbours, "prc_batch_size": 2000, "save_cpu_ram": True, "verbose": False}
-    scores = prc_features_to_metric(generated, real, **options)
-    return scores[KEY_METRIC_PRECISION], scores[KEY_METRIC_RECALL]
+
+    def __init__(
+        self,
+        subsets: Annotated[int, Ge(1)] = 100,
+        subset_size: Annotated[int, Ge(2)] = 1000,
+        max_real: Annotated[int, Ge(2)] = 10_000,
+    ):
+        super().__init__(max_real)
+        self.subsets = subsets
+        self.subset_size = subset_size
+
+    def compute(self) -> dict[str, float]:
+        """Returns the mean and the standard deviation; nothing if a side has fewer than two images."""
+        fake, real = super().compute()
+        size = min(self.subset_size, len(fake), len(real))
+        if size < 2:
+            return {}
+        options = {"kid_subsets": self.subsets, "kid_subset_size": size, "rng_seed": RNG_SEED, "verbose": False}
+        scores = kid_features_to_metric(fake.double(), real.double(), **options)
+        return {"kid": scores[KEY_METRIC_KID_MEAN], "kid_std": scores[KEY_METRIC_KID_STD]}
 
 
-class ClassAccuracy:
-    """Whether a classifier gives an image the class that was asked for.
+class PrecisionRecall(KeptFeatures):
+    """Improved precision and recall (arXiv 1904.06991) by torch-fidelity; the rules are those of ADM's suite.
 
     Args:
-        classify: images (B, channels, h, w) in [0, 1] -> class ids (B,).
+        neighbours: the radius of a ball is the distance to the neighbour of this rank.
+        max_real: see `KeptFeatures`.
+    """
+
+    def __init__(self, neighbours: Annotated[int, Ge(1)] = 3, max_real: Annotated[int, Ge(2)] = 10_000):
+        super().__init__(max_real)
+        self.neighbours = neighbours
+
+    def compute(self) -> dict[str, float]:
+        """Returns precision and recall; nothing if a side has no more images than `neighbours`."""
+        fake, real = super().compute()
+        if min(len(fake), len(real)) <= self.neighbours:
+            return {}
+        options = {"prc_neighborhood": self.neighbours, "prc_batch_size": 2000, "save_cpu_ram": True, "verbose": False}
+        scores = prc_features_to_metric(fake, real, **options)
+        return {"precision": scores[KEY_METRIC_PRECISION], "recall": scores[KEY_METRIC_RECALL]}
+
+
+class ClassAccuracy(MeanMetric):
+    """The share of images to which a classifier gives the class that was asked for.
+
+    Args:
+        classify: takes images (B, channels, H, W) in [0, 1] and returns class ids (B,).
     """
 
     def __init__(self, classify: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.set_dtype(torch.float64)
         self.classify = classify
 
-    def __call__(self, images: Tensor, class_ids: Tensor) -> Tensor:
-        """Images (B, channels, h, w) and class ids (B,) -> 1 or 0, (B,)."""
-        return self.classify(images) == class_ids
+    def update(self, imgs: Tensor, class_ids: Tensor) -> None:  # type: ignore[override]
+        """Adds images (B, channels, H, W) in [0, 1] and the classes (B,) that were asked for."""
+        super().update((self.classify(imgs) == class_ids).double())
 
 
-class CopyShare:
-    """Whether an image equals, at 8 bits, one of a set of images.
+class Copies(MeanMetric):
+    """The share of images that are equal, at 8 bits, to one of a set of images.
 
     Args:
-        originals: (n, channels, h, w) in [0, 1].
+        originals: the set, (n, channels, H, W) in [0, 1].
     """
 
     def __init__(self, originals: Tensor):
+        super().__init__()
+        self.set_dtype(torch.float64)
         self.originals = set(self._keys(originals))
 
     @staticmethod
     def _keys(images: Tensor) -> list[bytes]:
         return [image.tobytes() for image in (images * 255).round().byte().cpu().numpy()]
 
-    def __call__(self, images: Tensor, class_ids: Tensor) -> Tensor:
-        """Images (B, channels, h, w), whatever their classes -> 1 or 0, (B,)."""
-        return torch.tensor([key in self.originals for key in self._keys(images)])
+    def update(self, imgs: Tensor) -> None:  # type: ignore[override]
+        """Adds images (B, channels, H, W) in [0, 1]."""
+        super().update(imgs.new_tensor([key in self.originals for key in self._keys(imgs)], dtype=torch.float64))

@@ -1,203 +1,127 @@
-"""A study: the jobs of a multirun's folder, and the groups of jobs that differ in nothing but their seed."""
+"""A study: the jobs of a multirun, and groups of jobs whose options differ in nothing but the seed."""
 
-import json
-import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from enat.errors import InputError
+from experiments.reporting.runs import SCORES, read_job
 from experiments.runtime.multirun import JOB
-
-COST = ("parameters", "gflop_per_image", "images_per_second")
-UNFINISHED = "not finished"
-
-
-def settings_of(overrides: list[str]) -> dict[str, Any]:
-    """What a job was asked for, as Hydra reads it: by full name, and of `a={b:1,c:2}` the settings a.b and a.c."""
-    found: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(overrides):
-        name, value = override.package or override.key_or_group, override.value()
-        parts = {f"{name}.{part}": one for part, one in value.items()} if isinstance(value, Mapping) else {name: value}
-        found |= {part: "null" if one is None else one for part, one in parts.items()}
-    return found
-
-
-def read_scalars(run: Path) -> pd.DataFrame:
-    """The scalars of a run by optimiser step, one row each; of a start, what it logged until a later one went on.
-
-    Raises:
-        InputError: if a file can't be read.
-    """
-    scalars = pd.DataFrame()
-    starts = sorted(run.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    for path in starts:
-        try:
-            rows = pd.read_csv(path).dropna(subset="step").groupby("step").first()
-        except pd.errors.EmptyDataError:  # stopped before its first scalar
-            continue
-        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
-            raise InputError(f"{path}: expected scalars with a column step: {error}") from error
-        if len(rows):  # or stopped after the names of the columns
-            # A later start may add to the very step where it goes on: the scores after training, say.
-            scalars = rows.combine_first(scalars[scalars.index <= rows.index.min()])
-    return scalars
-
-
-def natural(path: Path | str) -> list[tuple[float, str]]:
-    """A key to sort paths by, numbers in them as numbers: 2 comes before 10."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(float(part), "") if part.isdigit() else (math.inf, part) for part in parts if part]
 
 
 class Study:
-    """The jobs below a folder, in the order in which they were asked for.
+    """The jobs of a multirun in groups.
 
     Args:
-        folder: of a multirun.
+        folder: of the multirun.
+        jobs: a row for each job: `job` (its folder, relative to the multirun's), the options that vary, `seed`, every
+            number of its results, `error` (None if it ended well).
+        options: the full names of the options that vary, by the names of their columns; without the seed.
+        protocol: of FID and Inception Score; None if it is not known.
 
     Attributes:
-        jobs: a row each: `job` (its folder), settings that vary, `seed`, every number of its results, `error` or None.
-        varied: the settings whose values differ between jobs, without the seed.
-        groups: a row for each combination of varied settings: `seeds`, means, deviations over seeds as `NAME_std`
-            (no value for a single seed), and the `errors` of its jobs.
-
-    Raises:
-        InputError: if a file can't be read, or there is no job.
+        varied: the columns of the options that vary.
+        jobs: as above, with the number of its `group`.
+        groups: by number, a row for each combination of varied options: its `label` in pictures, the options, `seeds`
+            (jobs that ended well), means, standard deviations over seeds as `NAME_std` (NaN for a single seed), and
+            `errors` of its jobs.
     """
 
-    def __init__(self, folder: Path):
-        read = sorted((self._read(path) for path in folder.rglob(JOB)), key=lambda job: job["order"])
-        if not read:
-            raise InputError(f"runs={folder}: there is no job of a multirun in it.")
-        settings = pd.DataFrame([job["settings"] for job in read]).astype(object)
-        settings = settings.where(settings.notna(), "default")
-        seeds = list(settings["seed"]) if "seed" in settings else ["default"] * len(read)
-        differ = [name for name in settings if name != "seed" and settings[name].map(_same).nunique() > 1]
-        last = Counter(name.rpartition(".")[2] for name in differ)
-        short = {name: end if last[end := name.rpartition(".")[2]] == 1 else name for name in differ}
-        settings = settings[differ].rename(columns=short)
-        self.varied = list(short.values())
-        names = [str(job["folder"].relative_to(folder)) for job in read]
-        facts = pd.DataFrame([job["results"] for job in read], index=range(len(read)))
-        facts = facts.drop(columns=[*self.varied, "seed"], errors="ignore")  # such as the number of images
-        errors = pd.Series([job["error"] for job in read], dtype=object)
-        self.jobs = pd.concat([settings.assign(seed=seeds), facts, errors.rename("error")], axis=1)
-        self.jobs.insert(0, "job", names)
-        self.folders = {name: job["folder"] for name, job in zip(names, read, strict=True)}
-        self.groups = self._grouped()
+    def __init__(self, folder: Path, jobs: pd.DataFrame, options: Mapping[str, str], protocol: str | None = None):
+        self.folder, self.options, self.protocol = folder, dict(options), protocol
+        self.varied = list(options)
+        groups = jobs.groupby(self.varied, sort=False).ngroup() if self.varied else 0
+        self.jobs = jobs.assign(group=groups)
+        self.groups = self._summarized()
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
-        try:
-            job = json.loads(path.read_text())
-            results_file = path.parent / "results.json"
-            results = json.loads(results_file.read_text()) if results_file.exists() else None
-            numbers = {
-                name: value
-                for name, value in {**(results or {}), **((results or {}).get("cost") or {})}.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            }
-            error = job["error"] or (UNFINISHED if results is None else None)
-            settings = settings_of(job["overrides"])
-            order = natural(path.parents[1]), job.get("number", math.inf), natural(path.parent)
-            return {"order": order, "folder": path.parent, "settings": settings, "results": numbers, "error": error}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as error:
-            raise InputError(f"{path}: expected what a multirun writes ({error}).") from error
+    def _summarized(self) -> pd.DataFrame:
+        numbers = [name for name in self.jobs.select_dtypes("number") if name not in (*self.varied, "seed", "group")]
+        numbers = [name for name in numbers if not name.endswith("_std")]  # over the parts of one set of images
+        done = self.jobs[self.jobs["error"].isna()].groupby("group")
+        failed = self.jobs.dropna(subset="error").groupby("group")["error"]
+        groups = self.jobs.drop_duplicates("group").set_index("group")[self.varied]
+        labels = [self._label(values, digits=4) for _, values in groups.iterrows()]
+        if len(set(labels)) < len(labels):
+            labels = [self._label(values, digits=17) for _, values in groups.iterrows()]
+        groups.insert(0, "label", labels)
+        groups["seeds"] = done.size().reindex(groups.index, fill_value=0)
+        groups = groups.join(done[numbers].mean()).join(done[numbers].std().add_suffix("_std"))
+        counted = failed.agg(lambda errors: "; ".join(f"{n} x {error}" for error, n in errors.value_counts().items()))
+        groups["errors"] = counted.reindex(groups.index, fill_value="")
+        return groups
 
-    def members(self) -> list[tuple[str, pd.DataFrame]]:
-        """The jobs of each group, with what the group is called in pictures."""
-        if not self.varied:
-            return [("all", self.jobs)]
-        same = self.jobs[self.varied].map(_same).agg(tuple, axis=1)
-        return [(self._label(jobs.iloc[0][self.varied]), jobs) for _, jobs in self.jobs.groupby(same, sort=False)]
-
-    def is_numeric(self, name: str) -> bool:
-        """Whether all values of a setting are numbers."""
-        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.groups[name])
-
-    def axis_and_lines(self, most: int) -> tuple[str, str | None] | None:
-        """The setting that a picture has over its axis, and the one that tells its lines apart, if there are two.
-
-        None where lines would say little: for words, for more settings, for more lines than `most`, or for settings
-        that change together.
-        """
-        numeric = [name for name in self.varied if self.is_numeric(name)]
-        if not numeric or len(self.varied) > 2:
-            return None
-        values = self.groups[self.varied].map(_same).nunique()
-        axis = max(numeric, key=lambda name: int(values[name]))
-        other = next((name for name in self.varied if name != axis), None)
-        lines = int(values[other]) if other else 1
-        return (axis, other) if lines <= most and 2 * lines <= len(self.groups) else None
-
-    def _label(self, values: pd.Series) -> str:
-        """A group in a few words: names and values of what varies; a word that stands alone needs no name."""
-        texts = {name: shown(value, 4).replace("_", " ") for name, value in values.items()}
+    def _label(self, values: pd.Series, digits: int) -> str:
+        """Names a group by what varies; a word that stands alone needs no name of its option."""
+        texts = {name: format_value(value, digits).replace("_", " ") for name, value in values.items()}
+        if not texts:
+            return "all"
         if len(texts) == 1 and isinstance(values.iloc[0], str):
             return next(iter(texts.values()))
         return ", ".join(f"{str(name).replace('_', ' ')} {text}" for name, text in texts.items())
 
-    def _grouped(self) -> pd.DataFrame:
-        rows = []
-        numbers = [name for name in self.jobs.select_dtypes("number") if name not in (*self.varied, "seed")]
-        numbers = [name for name in numbers if not name.endswith("_std")]  # over the parts of one set of images
-        for label, jobs in self.members():
-            done = jobs[jobs["error"].isna()]
-            row: dict[str, Any] = {"label": label, **jobs.iloc[0][self.varied].to_dict(), "seeds": len(done)}
-            for name in numbers:
-                row |= {name: done[name].mean(), f"{name}_std": done[name].std()}
-            counted = jobs["error"].dropna().value_counts()
-            row["errors"] = "; ".join(f"{count} x {error}" for error, count in counted.items())
-            rows.append(row)
-        return pd.DataFrame(rows)
+    def has(self, name: str) -> bool:
+        """Tells whether any group has a number of this name."""
+        return name in self.groups and bool(self.groups[name].notna().any())
+
+    def score_titles(self) -> dict[str, str]:
+        """Gives the scores that there are, and what axes call them."""
+        protocol = f" ({self.protocol})" if self.protocol else ""
+        return {name: f"{title}{protocol}" for name, title in SCORES.items() if self.has(name)}
+
+    def is_numeric(self, name: str) -> bool:
+        """Tells whether all values of a varied option are numbers."""
+        return pd.api.types.is_numeric_dtype(self.groups[name])
+
+    def lines_over(self, axis: str) -> pd.Series | None:
+        """Gives each group the label of its line in a plot where one option varies along lines.
+
+        Args:
+            axis: the option that varies along a line; each combination of all others is a line.
+
+        Returns:
+            Labels by the number of the group; None where lines would say little because they have one point each, as
+            with options that change together.
+        """
+        others = self.groups[[name for name in self.varied if name != axis]]
+        labels = pd.Series("", index=others.index)
+        if len(others.columns):
+            labels = others.apply(self._label, axis=1, digits=4)
+        return labels if 2 * labels.nunique() <= len(labels) else None
 
 
-def _same(value: Any) -> str:
-    """A text that equal values share: 1 and 1.0 are one value, 1 and true are not."""
-    return repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+def read_study(folder: Path) -> Study:
+    """Reads the jobs of a multirun, in the order in which they were asked for.
+
+    An option that only some jobs have has the value `default` for the others. A column has the last part of its
+    option's name, or the full name where two would be the same.
+
+    Raises:
+        InputError: if a file can't be read, or there is no job.
+    """
+    jobs = sorted((read_job(path) for path in folder.rglob(JOB)), key=lambda job: job.sort_key)
+    if not jobs:
+        raise InputError(f"runs={folder}: there is no job of a multirun in it.")
+    options = pd.DataFrame([job.options for job in jobs]).astype(object)
+    options = options.where(options.notna(), "default").infer_objects()
+    seeds = options.get("seed", "default")
+    names = [name for name in options if name != "seed" and options[name].nunique() > 1]
+    count = Counter(name.rpartition(".")[2] for name in names)
+    columns = {name: last if count[last := name.rpartition(".")[2]] == 1 else name for name in names}
+    numbers = pd.DataFrame([job.numbers for job in jobs], index=options.index)
+    numbers = numbers.drop(columns=[*columns.values(), "seed"], errors="ignore")  # such as the number of images
+    table = pd.concat([options[names].rename(columns=columns).assign(seed=seeds), numbers], axis=1)
+    table.insert(0, "job", [str(job.folder.relative_to(folder)) for job in jobs])
+    table["error"] = pd.Series([job.error for job in jobs], dtype=object)
+    protocols = {job.protocol for job in jobs if job.protocol}
+    protocol = protocols.pop() if len(protocols) == 1 else None
+    return Study(folder, table, {column: name for name, column in columns.items()}, protocol)
 
 
-def shown(value: Any, digits: int = 6) -> str:
-    """A setting's value, as people write it."""
-    if isinstance(value, bool):
-        return str(value).lower()
+def format_value(value: Any, digits: int = 6) -> str:
+    """Writes an option's value as people do: 1 for 1.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
-
-
-def markdown_table(study: Study) -> str:
-    """The groups as a table, scores with their deviations over seeds, the best FID in bold."""
-    groups, columns = study.groups, [*study.varied, "seeds"]
-    best = groups["fid"].idxmin() if "fid" in groups and groups["fid"].notna().any() else None
-    titles = {"fid": "FID", "inception_score": "Inception Score", "class_accuracy": "class accuracy"}
-    titles |= {"gflop_per_image": "GFLOP/image", "images_per_second": "images/s"}
-    columns += [n for n in (*titles, "parameters") if n in groups and groups[n].notna().any() and n not in columns]
-    if groups["errors"].any():
-        columns.append("errors")
-    lines = [[titles.get(name, name.replace("_", " ")) for name in columns]]
-    for index, group in groups.iterrows():
-        cells = [_cell(name, group) for name in columns]
-        if index == best:
-            cells[columns.index("fid")] = f"**{cells[columns.index('fid')]}**"
-        lines.append(cells)
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "---|" * len(columns), *rows[1:]])
-
-
-def _cell(name: str, group: pd.Series) -> str:
-    value, deviation = group[name], group.get(f"{name}_std")
-    if isinstance(value, float) and pd.isna(value):
-        return ""
-    if name == "parameters":
-        return f"{value / 1e6:,.2f} M"
-    if name in COST:
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    if name in ("fid", "inception_score", "class_accuracy"):
-        return f"{value:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
-    return shown(value)

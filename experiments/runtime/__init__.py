@@ -1,1 +1,1 @@
-"""What every task needs: the command line, the check of options, processes, provenance and progress."""
+"""Holds what every task needs: the command line, the check of options, processes, provenance and progress."""

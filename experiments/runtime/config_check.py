@@ -1,28 +1,35 @@
 """Checks a configuration against the constructors that it names, before anything is built."""
 
 import inspect
-import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torchmetrics
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from enat.errors import InputError
+from experiments.runtime.type_hints import describe, fits, values_hint
 
-# A configuration may name these and nothing else: `instantiate` would call whatever it is told to.
+# A configuration may name what is below these and nothing else, since `instantiate` calls whatever it is told to.
 ALLOWED = ("enat.", "data.", "callbacks.", "experiments.", "torch.optim.", "lightning.pytorch.")
+METRICS = "torchmetrics."  # of this, only the classes of metrics
 # Keys with a meaning for Hydra, not for the constructor.
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+_SETTINGS = "settings"  # an argument of tasks that `run_task` adds
 
 
-def check_config(config: DictConfig, key: str) -> None:
-    """Checks the node `key` and all that it holds or refers to.
+def check_config(config: DictConfig, key: str, values: Any = Any) -> None:
+    """Checks the node `key` of a configuration, and all that the node holds or refers to.
+
+    Args:
+        config: the whole configuration.
+        key: of a mapping or a list, such as `module.net`.
+        values: the type hint of each value, for a node without a `_target_`.
 
     Raises:
-        InputError: for a `_target_` that is not allowed, an option that its constructor lacks or misses, a value of
-            another type; the message names the option as the user would type it.
+        InputError: for a `_target_` that is not allowed, an option that its constructor does not have or that is
+            missing, and a value of another type or out of range. The message names the option as the user types it.
     """
     node = OmegaConf.select(config, key)
     if OmegaConf.is_list(node):
@@ -30,95 +37,108 @@ def check_config(config: DictConfig, key: str) -> None:
             if OmegaConf.is_config(element):
                 check_config(config, f"{key}[{index}]")
         return
-    raw = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(raw, dict)
-    written_values = {str(name): written for name, written in raw.items()}
-    parameters = _parameters(key, written_values) if "_target_" in raw else {}
-    for name, written in written_values.items():
-        if name in _HYDRA_KEYS:
-            continue
-        reference = isinstance(written, str) and written.startswith("${") and written.endswith("}")
-        option = written[2:-1] if reference and written.count("${") == 1 else f"{key}.{name}"
-        value = node[name]
-        if OmegaConf.is_config(value):
-            check_config(config, option)
-        hint = parameters.get(name, Any)
-        if not _fits(value, hint):
-            shown = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            raise InputError(f"{option}={shown}: expected {_describe(hint)}.")
+    as_written = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(as_written, dict)
+    options = {str(name): text for name, text in as_written.items() if name not in _HYDRA_KEYS}
+    hints = dict.fromkeys(options, values)
+    if "_target_" in as_written:
+        hints |= _hints_of_target(key, as_written["_target_"], list(options), bool(as_written.get("_partial_")))
+    for name, text in options.items():
+        is_reference = isinstance(text, str) and text.startswith("${") and text.endswith("}") and text.count("${") == 1
+        option = text[2:-1] if is_reference else f"{key}.{name}"
+        if OmegaConf.is_config(node[name]):
+            check_config(config, option, values_hint(hints[name]))
+        check_value(option, node[name], hints[name])
+
+
+def check_value(option: str, value: Any, hint: Any) -> None:
+    """Checks the value of one option.
+
+    Raises:
+        InputError: if it does not fit the type hint.
+    """
+    if not fits(value, hint):
+        shown = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        shown = "null" if shown is None else shown
+        raise InputError(f"{option}={shown}: expected {describe(hint)}.")
+
+
+def _hints_of_target(key: str, target: str, options: list[str], is_partial: bool) -> dict[str, Any]:
+    """Returns the type hints of a target's parameters, after a check of the options' names."""
+    called = _import(key, target)
+    signature = inspect.signature(called).parameters
+    parameters, hints, takes_others = _parameters(called)
+    unknown = sorted(set(options) - set(parameters))
+    if unknown and not takes_others:
+        raise InputError(f"{key}.{unknown[0]}: no such option; expected one of {', '.join(parameters)}.")
+    for name, parameter in signature.items():
+        is_required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if is_required and not is_partial and name not in (*options, _SETTINGS):
+            raise InputError(f"{key}.{name}: a value is missing; {target} needs it.")
+    return {name: hints[name] for name in options if name in hints}
+
+
+def _import(key: str, target: str) -> Any:
+    """Imports the class or function that a `_target_` names.
+
+    Raises:
+        InputError: if it is not allowed, or can't be imported.
+    """
+    option = f"{key}._target_={target}"
+    if not str(target).startswith((*ALLOWED, METRICS)):
+        raise InputError(f"{option}: expected a name that starts with one of {', '.join((*ALLOWED, METRICS))}.")
+    try:
+        called = get_object(target)
+    except Exception as error:
+        package = _missing_package(error)
+        if package and not str(target).startswith(package):
+            sentence = f"needs the package {package}, which is not installed; the README says which extra brings it."
+        else:
+            sentence = "there is nothing of this name to import."
+        raise InputError(f"{option}: {sentence}") from error
+    # The origin counts too, since modules hold what they import: `enat.net.torch` is all of torch.
+    origin = f"{getattr(called, '__module__', None)}."
+    is_metric = inspect.isclass(called) and issubclass(called, torchmetrics.Metric)
+    if not callable(called) or not origin.startswith((*ALLOWED, *([METRICS] if is_metric else []))):
+        raise InputError(
+            f"{option}: it comes from {origin[:-1]}; expected a class or function of {', '.join(ALLOWED)}, or a metric "
+            f"of {METRICS}"
+        )
+    return called
 
 
 def _missing_package(error: BaseException | None) -> str:
-    """The package whose absence caused an error; empty if it had another cause."""
+    """Returns the package whose absence caused an error; empty if the error had another cause."""
     while error is not None and not isinstance(error, ModuleNotFoundError):
         error = error.__cause__ or error.__context__
     return (error.name or "").partition(".")[0] if error else ""
 
 
-def _parameters(key: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Type hints of the parameters of a node's target, after a look at the names."""
-    target = raw["_target_"]
-    if not str(target).startswith(ALLOWED):
-        raise InputError(f"{key}._target_={target}: expected a name that starts with one of {', '.join(ALLOWED)}.")
+def _parameters(called: Any) -> tuple[list[str], dict[str, Any], bool]:
+    """Returns the parameters' names, their type hints, and whether any other name is accepted too.
+
+    A constructor that takes `**options` hands them to the constructor of its base class, whose parameters count then.
+    """
+    functions = [called]
+    if inspect.isclass(called):
+        functions = [
+            vars(base)["__init__"] for base in called.__mro__ if "__init__" in vars(base) and base is not object
+        ]
+    names: dict[str, None] = {}
+    hints: dict[str, Any] = {}
+    for function in functions:
+        signature = inspect.signature(function).parameters
+        takes_others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
+        variable = [name for name, p in signature.items() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        names |= dict.fromkeys(name for name in signature if name not in ("self", *variable))
+        hints = _type_hints(function) | hints
+        if not takes_others:
+            return list(names), hints, False
+    return list(names), hints, bool(functions)
+
+
+def _type_hints(function: Any) -> dict[str, Any]:
     try:
-        called = get_object(target)
-    except Exception as error:
-        if (package := _missing_package(error)) and not str(target).startswith(package):
-            sentence = f"needs the package {package}, which is not installed; the README says which extra brings it."
-        else:
-            sentence = "there is nothing of this name to import."
-        raise InputError(f"{key}._target_={target}: {sentence}") from error
-    if not f"{called.__module__}.".startswith((*ALLOWED, "torch.", "lightning.", "pytorch_lightning.")):
-        raise InputError(f"{key}._target_={target}: it comes from {called.__module__}, which is not allowed.")
-    signature = inspect.signature(called).parameters
-    kinds = {parameter.kind for parameter in signature.values()}
-    given = set(raw) - _HYDRA_KEYS
-    unknown = given - set(signature)
-    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
-        raise InputError(f"{key}.{min(unknown)}: no such option; expected one of {', '.join(signature)}.")
-    required = [
-        name
-        for name, p in signature.items()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name != "settings"  # `run_task` adds it
-    ]
-    missing = [name for name in required if name not in given]
-    if missing and not raw.get("_partial_"):
-        raise InputError(f"{key}.{missing[0]}: a value is missing; {target} needs it.")
-    try:
-        hints = typing.get_type_hints(called.__init__ if inspect.isclass(called) else called)
+        return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):  # a library's hints that only its type checker can read
         return {}
-    return hints
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of the configuration has the type that a hint asks for."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if OmegaConf.is_dict(value):
-        return hint not in (bool, int, float, str, None, type(None)) and origin not in (list, tuple)
-    if value is None:
-        return hint in (None, type(None), Any)
-    if OmegaConf.is_list(value):
-        elements = arguments[0] if arguments else Any
-        is_collection = inspect.isclass(origin) and issubclass(origin, Iterable) and not issubclass(origin, Mapping)
-        return hint in (Any, list, tuple) or (is_collection and all(_fits(v, elements) for v in value))
-    if hint in (bool, int, str):
-        return type(value) is hint
-    if hint is float:
-        return type(value) in (int, float)
-    if origin is typing.Literal:
-        return value in arguments
-    return hint is Any or isinstance(hint, typing.TypeVar)
-
-
-def _describe(hint: Any) -> str:
-    """A type hint in words that a user of the command line knows."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(argument) for argument in arguments)
-    if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
-        return f"a list of {_describe(arguments[0]).removeprefix('an ').removeprefix('a ')}s" if arguments else "a list"
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return words.get(hint, f"a {getattr(hint, '__name__', hint)} with its _target_")

@@ -1,52 +1,60 @@
-"""Where a task without a Trainer computes."""
+"""Says which process this is and on which device it computes, and starts the processes of a task without a Trainer."""
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Literal
 
+import lightning.fabric.strategies as fabric_strategies
+import lightning.pytorch.strategies as trainer_strategies
 import torch
+from annotated_types import Ge, Gt
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.fabric.strategies.launchers.subprocess_script import (
-    _SubprocessScriptLauncher as _FabricScriptLauncher,
-)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from enat.errors import InputError
 from experiments.runtime.multirun import is_job
 
-PRECISIONS = ("32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
+Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
+Strategy = fabric_strategies.Strategy | trainer_strategies.Strategy
+Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed"]
 
 
 def processes() -> tuple[int, int, int]:
-    """Which process this is, of how many, and which on its machine, as torchrun or srun says; (0, 1, 0) without."""
-    names, default = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("0", "1", "0")
+    """Returns this process's rank, the number of processes, and its rank on its machine, as torchrun or srun says.
+
+    Without either of them, that is (0, 1, 0).
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    defaults = ("0", "1", "0")
     in_step = SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ  # not in the script around it
     if in_step and "RANK" not in os.environ:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    rank, size, local_rank = (int(os.environ.get(name, value)) for name, value in zip(names, default, strict=True))
+    rank, size, local_rank = (int(os.environ.get(name, value)) for name, value in zip(names, defaults, strict=True))
     return rank, size, local_rank
 
 
-def device_for(accelerator: str) -> torch.device:
-    """The device of this process: its GPU of those that it sees (a task of srun may see one alone), or the CPU.
+def device_for(accelerator: Accelerator) -> torch.device:
+    """Returns the device of this process: a GPU for each process on a machine that has GPUs, or the CPU.
 
     Raises:
-        InputError: if a GPU is asked for and there is none, or for an unknown accelerator.
+        InputError: if a GPU is asked for and there is none.
     """
-    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        raise InputError(f"trainer.accelerator={accelerator}: expected auto, cpu, gpu or cuda.")
     if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", processes()[2] % torch.cuda.device_count())
+        return torch.device("cuda", processes()[2] % torch.cuda.device_count())  # srun may show each process one GPU
     if accelerator in ("gpu", "cuda"):
         raise InputError(f"trainer.accelerator={accelerator}: there is no GPU here; expected cpu or auto.")
     return torch.device("cpu")
 
 
-def ddp(find_unused_parameters: bool, timeout_minutes: float) -> DDPStrategy:
-    """Data-parallel training on all devices; a rank that does not answer for so long ends the run with a message."""
+def ddp(find_unused_parameters: bool, timeout_minutes: Annotated[float, Gt(0)]) -> DDPStrategy:
+    """Returns the strategy of data-parallel training on all devices.
+
+    Args:
+        find_unused_parameters: whether each step looks for parameters that it did not use.
+        timeout_minutes: a rank that does not answer for so long ends the run with a message.
+    """
     return DDPStrategy(
         find_unused_parameters=find_unused_parameters,
         timeout=timedelta(minutes=timeout_minutes),
@@ -54,7 +62,18 @@ def ddp(find_unused_parameters: bool, timeout_minutes: float) -> DDPStrategy:
     )
 
 
-def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str) -> Fabric:
+def sets_find_unused_parameters(strategy: DDPStrategy) -> bool:
+    """Says whether the option `find_unused_parameters` was set for a strategy, to true or to false.
+
+    `_ddp_kwargs` is private to Lightning: a strategy has no public view of the options that it hands to torch's
+    DistributedDataParallel. With one, this function would read it instead.
+    """
+    return "find_unused_parameters" in strategy._ddp_kwargs
+
+
+def launch(
+    accelerator: Accelerator, devices: int | str, num_nodes: Annotated[int, Ge(1)], precision: Precision
+) -> Fabric:
     """Starts the processes of a task, or joins those that torchrun or srun started.
 
     Args:
@@ -62,10 +81,8 @@ def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str)
         precision: of network and tokenizer: `..-true` casts the weights once, `..-mixed` at each product.
 
     Raises:
-        InputError: for other values.
+        InputError: for values that Lightning refuses, or that do not fit the processes that were started.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"fabric.precision={precision}: expected one of {', '.join(PRECISIONS)}.")
     device_for(accelerator)
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun has decided
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -73,7 +90,7 @@ def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str)
     elif (devices, num_nodes) == (1, 1) and processes()[1] > 1:
         raise InputError(
             f"trainer.devices=1: srun has started {processes()[1]} tasks, which would all do the same; expected "
-            "trainer.devices and trainer.num_nodes to be those of srun."
+            "trainer.devices and trainer.num_nodes as in the options of srun."
         )
     try:
         strategy = "auto" if (devices, num_nodes) == (1, 1) else "ddp"
@@ -82,28 +99,29 @@ def launch(accelerator: str, devices: int | str, num_nodes: int, precision: str)
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {error}") from error
     if fabric.world_size > 1:
-        check_multirun(fabric.strategy, devices)
+        refuse_in_multirun(fabric.strategy, devices)
     fabric.launch()
     return fabric
 
 
-def starts_processes(strategy: Any) -> bool:
-    """Whether a strategy starts processes for its other devices, by the same command, instead of srun or torchrun."""
-    launcher = strategy.launcher
-    by_script = isinstance(launcher, _SubprocessScriptLauncher | _FabricScriptLauncher)
-    return by_script and not launcher.cluster_environment.creates_processes_externally
+def starts_processes(strategy: Strategy) -> bool:
+    """Says whether a strategy starts the processes of its devices itself, so that neither srun nor torchrun did."""
+    if not isinstance(strategy, fabric_strategies.ParallelStrategy | trainer_strategies.ParallelStrategy):
+        return False
+    environment = strategy.cluster_environment
+    return environment is not None and not environment.creates_processes_externally
 
 
-def check_multirun(strategy: Any, devices: int | str) -> None:
-    """Refuses, in a multirun, a strategy that starts processes: each would run the whole sweep.
+def refuse_in_multirun(strategy: Strategy, devices: int | str) -> None:
+    """Refuses, in a multirun, a strategy that starts processes: each would run the same command, so the whole sweep.
 
     Raises:
-        InputError: if it does.
+        InputError: if this is a job of a multirun, and the strategy starts processes.
     """
     if starts_processes(strategy) and is_job():
         raise InputError(

@@ -1,4 +1,4 @@
-"""A job of a multirun keeps what it was asked for and how it ended; the same sweep again runs what is missing."""
+"""Jobs of a multirun: each keeps its overrides and how it ended, so that the same sweep again runs what is missing."""
 
 import json
 import sys
@@ -12,88 +12,74 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 
 from enat.errors import InputError
-from enat.files import sha256_of, write_atomically
+from enat.files import refuse_other_work, sha256_of, write_atomically
 
 JOB = "job.json"  # in the folder of a job
-FREE = ("resume", "debug", "trainer", "logger", "weights")  # options that a job may go on with others of
+FREE = {"resume", "debug", "trainer", "logger", "weights"}  # options that may change when a job is run again
+CHOICES = "another hydra.sweep.dir=DIR, or resume=false to run its jobs anew"
 
 
 class JobError(Exception):
-    """A job that did not end well; the sweep goes on with the others, and ends with this."""
+    """A job that failed. The sweep goes on with the other jobs, and raises this error when they are done."""
 
 
 def is_job() -> bool:
-    """Whether this is a job of a multirun."""
+    """Says whether this is a job of a multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def asked_for(overrides: list[str]) -> list[str]:
-    """The overrides that decide what a job computes: not how it runs, nor where its weights are."""
-    names = {text: text.lstrip("+~").partition("=")[0] for text in overrides}
-    return sorted(text for text, name in names.items() if name not in FREE and not name.startswith("logger."))
+def launcher_starts_processes() -> bool:
+    """Says whether Hydra's launcher starts the processes of each job, as submitit does."""
+    return "submitit" in HydraConfig.get().launcher._target_
 
 
-def check_record(record: Path, overrides: list[str]) -> None:
-    """Refuses a folder that is another job's.
+def fixed_options(overrides: list[str]) -> dict[str, str]:
+    """Returns the overrides that decide what a job computes, as values by name.
 
-    Raises:
-        InputError: if it is.
+    Left out are overrides of how a job runs and where its weights are; `weights_sha256` says which they are.
     """
-    earlier = json.loads(record.read_text())["overrides"] if record.exists() else overrides
-    if asked_for(earlier) != asked_for(overrides):
-        words = " ".join(earlier)
-        raise InputError(
-            f"{record.parent}: the folder is that of another job ({words}); expected another hydra.sweep.dir."
-        )
-
-
-def check_weights(records: list[Path], weights: str | None, sha256: str | None) -> None:
-    """Refuses weights other than those of the results that are there.
-
-    Raises:
-        InputError: if a job's were others.
-    """
-    for record in records:
-        done = (record.parent / "results.json").exists()
-        if done and json.loads(record.read_text()).get("weights_sha256") != sha256:
-            raise InputError(
-                f"weights={weights}: the file is not what it was when {record.parent} was made; expected the same "
-                "weights, or another hydra.sweep.dir."
-            )
+    fixed = {}
+    for text in overrides:
+        name, _, value = text.lstrip("+").partition("=")  # a deletion keeps its `~`
+        if name.lstrip("~") not in FREE and not name.lstrip("~").startswith("logger."):
+            fixed[name] = value
+    return fixed
 
 
 def run_job(
     output: Path,
     resume: bool,
     weights: str | None,
-    one_file: bool,
+    same_weights: bool,
     work: Callable[[], dict[str, Any]],
     explain: Callable[[BaseException], str | None],
 ) -> dict[str, Any]:
-    """Runs a job, unless its results are there.
+    """Runs a job, unless its results are in its folder already.
+
+    The folder's `job.json` has the job's number, its overrides, the sha256 of its weights, and its error if it failed.
 
     Args:
-        output: its folder; `job.json` there has its number, its overrides, the sha256 of its weights, and its error if
-            there is one.
-        resume: whether results that are there count.
-        weights: the file that it asks for, if any.
-        one_file: whether the results of the jobs beside it have to be of the same weights.
-        work: gives the results, and writes them into the folder too.
-        explain: an error in a sentence, or None for one that is not the user's.
+        output: the folder of the job.
+        resume: whether earlier results are used.
+        weights: the file that the job reads, if any.
+        same_weights: whether all jobs of the multirun have to read the same weights.
+        work: computes the results, and writes them into the folder.
+        explain: puts an error into a sentence; gives None for an error that is not the user's.
 
     Returns:
         The results.
 
     Raises:
-        InputError: if the folder is another job's, or there are results of other weights.
+        InputError: if the folder is another job's, or has results of other weights.
         JobError: for any error of the work.
     """
     overrides = list(HydraConfig.get().overrides.task)
     sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
-    record, results = output / JOB, output / "results.json"
+    record = output / JOB
+    results = output / "results.json"
     if resume:
-        check_record(record, overrides)
-        check_weights(sorted(output.parent.glob(f"*/{JOB}")) if one_file else [record], weights, sha256)
+        refuse_other_jobs(record, overrides)
+        refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if same_weights else [record], sha256)
         if record.exists() and results.exists():
             rank_zero_only(print)(f"{output}: done already.")
             return dict(json.loads(results.read_text()))
@@ -105,7 +91,7 @@ def run_job(
         write_atomically(record, json.dumps(content, indent=1).encode())
 
     keep(None)
-    rank_zero_only(results.unlink)(missing_ok=True)  # of a run that does not count
+    rank_zero_only(results.unlink)(missing_ok=True)  # of an earlier run, which no longer counts
     try:
         return work()
     except Exception as error:
@@ -120,8 +106,31 @@ def run_job(
         ) from error
 
 
+def refuse_other_jobs(record: Path, overrides: list[str]) -> None:
+    """Refuses to run a job in the folder of a job with other options.
+
+    Raises:
+        InputError: naming the options.
+    """
+    if record.exists():
+        earlier = json.loads(record.read_text())["overrides"]
+        refuse_other_work(record.parent, fixed_options(earlier), fixed_options(overrides), "another job", CHOICES)
+
+
+def refuse_other_weights(records: list[Path], sha256: str | None) -> None:
+    """Refuses to run a job beside results of other weights, which may have the same file name.
+
+    Raises:
+        InputError: naming the folder of such results.
+    """
+    for record in records:
+        if (record.parent / "results.json").exists():
+            earlier = {"weights.sha256": json.loads(record.read_text()).get("weights_sha256")}
+            refuse_other_work(record.parent, earlier, {"weights.sha256": sha256}, "results of other weights", CHOICES)
+
+
 def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tuple[float, ...] | None:
-    """What a sweeper minimises or maximises: results by name, such as `fid` or `cost.gflop_per_image`.
+    """Picks the results that a sweeper minimises or maximises, by names such as `fid` or `cost.gflop_per_image`.
 
     Raises:
         InputError: if there is no such number.

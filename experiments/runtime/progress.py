@@ -1,17 +1,18 @@
-"""How far long work is: bars for images, a line for each measurement."""
+"""Shows the progress of long work: bars for images, a line for each measurement."""
 
 import sys
 from types import TracebackType
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from enat.metrics.summary import Watcher
+from enat.images import Progress
 
 
 class Speed(ProgressColumn):
-    """Images per second, or seconds per image."""
+    """Shows images per second or, for slow work, seconds per image."""
 
     def render(self, task: Task) -> Text:
         speed = task.speed or 0
@@ -22,18 +23,18 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 
 def tell(stage: str) -> None:
-    """What is measured now: a benchmark of a large network takes minutes."""
+    """Prints what is measured now, since a benchmark of a large network takes minutes."""
     print(f"Measuring {stage}", file=sys.stderr, flush=True)
 
 
 class ImageProgress:
-    """A context with progress bars for `enat.metrics.summary`; silent on ranks but the first."""
+    """Shows progress bars for sets of images, on rank 0 only; a context manager."""
 
     def __init__(self, rank: int):
-        self.progress = Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0)
+        self.progress = rich_progress.Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0)
 
-    def watcher(self, title: str) -> Watcher:
-        """Shows a set of images, once its number is known."""
+    def add(self, title: str) -> Progress:
+        """Adds a bar, which is shown when the number of images is known."""
         bar = self.progress.add_task(title, total=None, visible=False)
 
         def start(total: int, done: int) -> None:
@@ -42,7 +43,7 @@ class ImageProgress:
                 self.progress.console.print(f"{title}: {done:,} of {total:,} images are there already.")
                 self.progress.update(bar, description=f"{title}, the rest", total=total - done)
 
-        return Watcher(on_start=start, on_images=lambda count: self.progress.advance(bar, count))
+        return Progress(on_start=start, on_images=lambda count: self.progress.advance(bar, count))
 
     def __enter__(self) -> "ImageProgress":
         self.progress.start()

@@ -1,4 +1,4 @@
-"""Where a score comes from: command, versions, settings, files."""
+"""Records where a score comes from: the command, versions of packages, the commit, the device and settings."""
 
 import platform
 import shlex
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "lightning", "torch-fidelity", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "scipy", "numpy", "pillow")
 
 
 def commit() -> str | None:
-    """The git commit of this code, with a mark if files were changed; None without git."""
+    """Returns the git commit of this code, with a mark if files were changed since; None without git."""
     folder = Path(__file__).parent
     try:
         options = {"cwd": folder, "capture_output": True, "text": True, "check": True}
@@ -27,7 +27,12 @@ def commit() -> str | None:
 
 
 def provenance(device: torch.device, processes: int) -> dict[str, Any]:
-    """Plain values for `results.json`."""
+    """Describes this run in plain values, for `results.json`.
+
+    Args:
+        device: that computes.
+        processes: how many share the work.
+    """
     return {
         "command": shlex.join(["python", *sys.argv]),
         "processes": processes,
@@ -38,7 +43,7 @@ def provenance(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def sampler_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's options in a configuration, schedules by their names."""
+    """Returns the sampler's options in a configuration, its schedules by their names."""
     return {
         name: value["_target_"].rpartition(".")[2] if isinstance(value, Mapping) else value
         for name, value in settings["sampler"].items()

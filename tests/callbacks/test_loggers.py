@@ -12,8 +12,8 @@ from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from experiments.dashboard import layout
-from experiments.report import PANELS
-from experiments.reporting.study import read_scalars
+from experiments.reporting.panels import PANELS
+from experiments.reporting.runs import read_scalars
 from experiments.runtime.provenance import commit
 
 ROOT = Path(__file__).parents[2]
@@ -115,16 +115,6 @@ def test_a_sweep_is_a_group(tmp_path):
     assert {run.run_group for run in runs} == {"runs-sweep"}
     assert {run.job_type for run in runs} == {"sweep"}
     assert {run.display_name for run in runs} == {"debug-0", "debug-1"}
-
-
-def test_sampler_settings_are_a_table(command, tmp_path):
-    run = command("experiment=debug", "trainer.max_steps=1", "trainer.val_check_interval=1", f"output={tmp_path}/a")
-    sweep = ["experiment=debug", "task=sampler_sweep", f"weights={run.results['checkpoint']}"]
-    sweep += ["vary.num_steps=[1,2]", "logger=wandb", "logger.wandb.offline=true", f"output={tmp_path}/s"]
-    assert command(*sweep).status == 0
-    table = json.loads(next(tmp_path.rglob("media/table/*.table.json")).read_text())
-    assert [row[table["columns"].index("num_steps")] for row in table["data"]] == [1, 2]
-    assert "fid" in table["columns"]
 
 
 def test_report_and_dashboard_have_the_same_panels(command, tmp_path):

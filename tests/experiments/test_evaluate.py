@@ -16,8 +16,8 @@ from PIL import Image
 from skimage import data as photos
 
 from data.toy.digits import DigitFeatures
-from enat.metrics import inception as protocols
-from enat.metrics.inception import InceptionFeatures, to_bytes
+from enat.features import inception as protocols
+from enat.features.inception import InceptionFeatures, to_bytes
 from experiments import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -236,24 +236,6 @@ def test_weights_cast_once(command, checkpoint, tmp_path):
     assert half["tokenizer_sha256"] == full["tokenizer_sha256"]
     assert half["images_sha256"] != full["images_sha256"]
     assert half["fid"] == pytest.approx(full["fid"], rel=0.2)
-
-
-def test_sampler_sweep(command, checkpoint, tmp_path):
-    vary = ["vary.gumbel_temperature=[0,20]", "vary.num_steps=[2,3]"]
-    options = ["experiment=debug", "task=sampler_sweep", f"weights={checkpoint}", *vary, f"output={tmp_path}/s"]
-    results = command(*options).results
-    rows = {(row["gumbel_temperature"], row["num_steps"]): row["fid"] for row in results["rows"]}
-    alone = [*DEBUG, f"weights={checkpoint}", "sampler.gumbel_temperature=20", "sampler.num_steps=3"]
-    assert rows[(20, 3)] == command(*alone, f"output={tmp_path}/e").results["fid"]
-    assert len(set(rows.values())) == 4
-    assert results["best"]["fid"] == min(rows.values())
-    assert len((tmp_path / "s" / "table.csv").read_text().splitlines()) == 5
-    with Image.open(results["plot"]) as picture:
-        assert len(picture.convert("L").getcolors()) > 10
-    nothing = command("experiment=debug", "task=sampler_sweep", f"weights={checkpoint}")
-    assert (nothing.status, "vary: expected values for at least one option" in nothing.err) == (1, True)
-    wrong = command(*options[:3], "vary.guidance_scale=[1,-1]", f"output={tmp_path}/w")
-    assert (wrong.status, "guidance_scale=-1: expected" in wrong.err) == (1, True)
 
 
 def test_reconstruction(scored, command, inception, png, tmp_path):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
+from data.references import StatisticsFile
 from data.toy.photos import cut_photos
 from enat.errors import InputError
-from enat.metrics.inception import InceptionFeatures, adm
-from enat.metrics.reference import StatisticsFile
+from enat.features.inception import InceptionFeatures, adm
 
 
 @pytest.fixture(scope="module")

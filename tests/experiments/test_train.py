@@ -232,7 +232,8 @@ def test_a_folder_with_another_run_is_left_alone(command, trained):
     before = weights(folder)
     refused = command(DEBUG, f"output={folder}", "seed=5", "trainer.max_steps=8")
     assert refused.status == 1
-    assert "holds a run with other settings of seed" in refused.err
+    assert f"{folder}: the folder holds another run (data.seed: 0 before, 5 now; " in refused.err
+    assert "seed: 0 before, 5 now); expected the same settings, another output=DIR, or resume=false" in refused.err
     assert same(before, weights(folder))
     fresh = command(DEBUG, f"output={folder}", "seed=5", "resume=false")
     assert fresh.status == 0
@@ -292,19 +293,19 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
     [
         (["module.net.widht=3"], 2, "module.net.widht: there is no such option; did you mean module.net.width"),
         (["module.net.width=abc"], 1, "module.net.width=abc: expected an integer."),
-        (["seed=abc"], 1, "seed=abc: expected an integer."),
+        (["seed=abc"], 1, "seed=abc: expected an integer from 0 to 4294967295."),
         (["module.net.width=33"], 1, "width=33: expected a multiple of num_heads=4."),
         (["sampler.num_steps=0"], 1, "sampler: num_steps=0: expected at least 1."),
         (["experiment=digit"], 2, "Could not find 'experiment/digit'"),
         (["task=fly"], 2, "Could not find 'task/fly'"),
         (["nonsense"], 2, "nonsense"),
-        (["seed=-1"], 1, "seed=-1: expected an integer from 0"),
+        (["seed=-1"], 1, "seed=-1: expected an integer from 0 to 4294967295."),
         (["trainer.accelerator=fly"], 1, "trainer: "),
         (["trainer.strategy=fly"], 1, "trainer: "),
         (["trainer.devices=2"], 1, "expected trainer=ddp for several devices"),
         (["trainer.accumulate_grad_batches=4"], 1, "trainer.val_check_interval=2: expected a multiple of"),
         (["module.optimizer.lr=-1.0"], 1, "module.optimizer: Invalid learning rate"),
-        (["module.optimizer.betas=[0.9]"], 1, "module.optimizer: "),
+        (["module.optimizer.betas=[0.9]"], 1, "module.optimizer.betas=[0.9]: expected a list of 2 numbers"),
         (["module.net.num_tokens=16"], 1, "module.net: codebook_size=17, num_tokens=16; the tokenizer has 17 and 64."),
         (["tokenizer.num_levels=10"], 1, "module.net: codebook_size=17"),
         (["metrics.evaluation.splits=0"], 1, "splits=0: expected"),

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import sys
 from contextlib import nullcontext
 from inspect import isfunction
@@ -39,7 +40,6 @@ EXTRA = {  # what else a choice needs
     "features/inception": ["task=statistics", "scored.path=images"],
     "fabric/default": ["task=score", "scored.path=images"],
     "task/evaluate": ["weights=digits.safetensors"],
-    "task/sampler_sweep": ["weights=digits.safetensors"],
     "task/report": ["runs=images"],
     "task/statistics": ["scored.path=images"],
     "task/score": ["scored.path=images"],
@@ -113,8 +113,8 @@ def test_no_yaml_is_forgotten():
 @pytest.mark.parametrize("task", [file.name for file in FILES if file.parts[0] == "task"])
 def test_every_task_fits_every_experiment(compose_config, experiment, task):
     config = compose_config(f"experiment={experiment}", f"task={task}")
-    if experiment == "photos" and task in ("evaluate", "score", "sampler_sweep"):
-        with pytest.raises(InputError, match=r"metrics\.evaluation=None: expected a Evaluation"):
+    if experiment == "photos" and task in ("evaluate", "score"):
+        with pytest.raises(InputError, match=r"metrics\.evaluation=null: expected an Evaluation"):
             check_config(config, "task")
     else:
         check_config(config, "task")
@@ -140,7 +140,11 @@ def test_a_missing_package_is_named(compose_config, monkeypatch):
         ({"module.cache_from_ema": 1}, r"module\.cache_from_ema=1: expected true or false"),
         ({"module.net.dropout": True}, r"module\.net\.dropout=True: expected a number"),
         ({"seed": "abc"}, r"^seed=abc: expected an integer"),
-        ({"module.net": 3}, r"module\.net=3: expected a ENAT with its _target_"),
+        ({"module.net.width": None}, r"module\.net\.width=null: expected an integer"),
+        ({"module.masking": {"ratio_alpha": 1.0}}, r"expected a RandomMasking with its _target_"),
+        ({"callbacks.ema": 3}, r"^callbacks\.ema=3: expected a Callback with its _target_ or null"),
+        ({"trainer.precision": "fast"}, r"trainer\.precision=fast: expected 64, 32, 16, transformer-engine"),
+        ({"module.net": 3}, r"module\.net=3: expected an ENAT with its _target_"),
         ({"trainer.max_steps": "many"}, r"trainer\.max_steps=many"),
         ({"callbacks.sample_grid.class_ids": ["a"]}, r"class_ids=\['a'\]: expected a list of integers"),
     ],
@@ -154,15 +158,54 @@ def test_wrong_values_are_named(compose_config, change, sentence):
         check_config(config, "task")
 
 
-def test_targets_in_lists_and_by_detours_are_refused(compose_config):
+def test_targets_in_lists_are_refused(compose_config):
     config = compose_config()
     config.module.optimizer.betas = [{"_target_": "os.getpid"}, 0.9]
     with pytest.raises(InputError, match=r"_target_=os\.getpid: expected a name"):
         check_config(config, "task")
+
+
+@pytest.mark.parametrize(
+    ("target", "origin"),
+    [
+        ("experiments.runtime.command_line.os.getpid", "posix"),
+        ("enat.checkpoints.weights.torch.load", "torch.serialization"),
+        ("torchmetrics.image.fid.torch.load", "torch.serialization"),
+        ("torchmetrics.functional.accuracy", "torchmetrics.functional.classification.accuracy"),
+        ("torchmetrics.MetricCollection", "torchmetrics.collections"),
+        ("enat.files.os", "None"),
+    ],
+)
+def test_a_target_counts_by_where_it_is_defined(compose_config, target, origin):
+    """A module has what it imports among its names, so that an allowed name says nothing of what it stands for."""
     config = compose_config()
-    config.module.loss = {"_target_": "experiments.runtime.command_line.os.getpid"}
-    with pytest.raises(InputError, match="which is not allowed"):
+    config.module.loss = {"_target_": target}
+    sentence = f"module.loss._target_={target}: it comes from {origin}; expected a class or function of enat., data., "
+    with pytest.raises(InputError, match=re.escape(sentence)):
         check_config(config, "task")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torchmetrics.image.fid.FrechetInceptionDistance",
+        "torchmetrics.image.mifid.MemorizationInformedFrechetInceptionDistance",
+        "torchmetrics.image.TotalVariation",
+        "torchmetrics.MeanMetric",
+    ],
+)
+def test_metrics_of_torchmetrics_are_allowed(target):
+    check_config(OmegaConf.create({"metric": {"_target_": target}}), "metric")
+    with pytest.raises(InputError, match=r"^metric\.dist_sync_on_step"):
+        check_config(OmegaConf.create({"metric": {"_target_": target, "dist_sync_on_step": 3}}), "metric")
+
+
+def test_options_for_a_base_class_are_checked(compose_config):
+    """NAT hands its options on to ENAT."""
+    with pytest.raises(InputError, match=r"^module\.net\.width=abc: expected an integer"):
+        check_config(compose_config("variant=nat", "module.net.width=abc"), "task")
+    with pytest.raises(InputError, match=r"^module\.net\.widht: no such option"):
+        check_config(compose_config("variant=nat", "+module.net.widht=3"), "task")
 
 
 def test_unknown_and_missing_options(compose_config):

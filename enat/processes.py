@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class Processes:
-    """One process, or those of torch.distributed, who exchange what lies in main memory, whatever their backend.
+    """One process, or the processes of torch.distributed, which exchange objects in main memory whatever their backend.
 
-    All of them have to make one, and to call its methods, in the same order.
+    Every process has to make one, and to call its methods in the same order.
     """
 
     def __init__(self) -> None:
@@ -22,18 +22,18 @@ class Processes:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
 
     def gather(self, item: T) -> list[T]:
-        """The items of all processes by rank, on rank 0; an empty list elsewhere."""
+        """Returns the items of all processes by rank, on every process."""
         if self.group is None:
             return [item]
-        items: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(item, items, dst=0, group=self.group)
-        return items or []
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item, group=self.group)
+        return items
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Does some work on rank 0 and gives its result to all.
+        """Does some work on rank 0 and returns its result on every process.
 
         Raises:
-            InputError: on all, if the work raises it.
+            InputError: on every process, if the work raises it.
         """
         outcome: list[Any] = [None, None]
         if self.rank == 0:

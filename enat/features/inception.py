@@ -1,4 +1,4 @@
-"""The Inception network of the FID under several protocols, which differ in rounding and resizing (SPEC 8).
+"""The Inception network of the FID under several protocols, which differ in rounding and resizing of the images.
 
 Shapes: `B` images.
 """
@@ -15,9 +15,9 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
+from enat.features.network import Views
 from enat.files import sha256_of
-from enat.metrics.features import Features
-from enat.metrics.images import to_bytes
+from enat.images import to_bytes
 
 SIDE = 299
 _BEFORE_SPATIAL = (
@@ -29,19 +29,22 @@ _SPATIAL_CHANNELS = 7
 
 
 def enat(images: Tensor) -> Tensor:
-    """The official evaluation: no rounding, torch's bilinear resize. (B, 3, H, W) in [0, 1] -> (B, 3, 299, 299)."""
+    """Prepares images as the official evaluation of ENAT: no rounding, torch's bilinear resize.
+
+    Images (B, 3, H, W) in [0, 1] become (B, 3, 299, 299), as for `adm` and `clean`.
+    """
     return 2 * F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False) - 1
 
 
 def adm(images: Tensor) -> Tensor:
-    """ADM's suite and torch-fidelity: 8 bits, TensorFlow 1's resize. (B, 3, H, W) in [0, 1] -> (B, 3, 299, 299)."""
+    """Prepares images as ADM's suite and torch-fidelity: 8 bits, TensorFlow 1's bilinear resize."""
     rounded = to_bytes(images).float()
     resized = interpolate_bilinear_2d_like_tensorflow1x(rounded, size=(SIDE, SIDE), align_corners=False)
     return (resized - 128) / 128
 
 
 def clean(images: Tensor) -> Tensor:
-    """clean-fid: 8 bits, Pillow's bicubic resize with antialiasing. (B, 3, H, W) in [0, 1] -> (B, 3, 299, 299)."""
+    """Prepares images as clean-fid: 8 bits, Pillow's bicubic resize with antialiasing."""
     rounded = to_bytes(images).float()
     resized = F.interpolate(rounded, size=(SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
     return (resized.clamp(0, 255) - 128) / 128
@@ -49,7 +52,7 @@ def clean(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _load(weights: str, sha256: str) -> FeatureExtractorInceptionV3:
-    """One network for all that use the file, in evaluation mode; torch-fidelity makes it so."""
+    """Loads the network once for all that use the file; torch-fidelity puts it in evaluation mode."""
     read_file(weights)  # runs no code; torch-fidelity's own reader would
     try:
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
@@ -58,20 +61,18 @@ def _load(weights: str, sha256: str) -> FeatureExtractorInceptionV3:
 
 
 class InceptionFeatures(nn.Module):
-    """torch-fidelity's port of the FID Inception; one network for all protocols, always in full precision.
+    """torch-fidelity's port of the FID Inception, one network for all protocols, always in full precision.
 
     Args:
         weights: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, or torch-fidelity's
             `weights-inception-2015-12-05-6726825d.pth`.
-        protocols: by name, what makes the network's input (B, 3, 299, 299) of images (B, 3, H, W) in [0, 1].
+        protocols: by name, functions that turn images (B, 3, H, W) in [0, 1] into the network's input.
 
     Raises:
         InputError: if the file is missing or holds something else.
     """
 
-    num_features = 2048
-    num_spatial = 17 * 17 * _SPATIAL_CHANNELS
-    num_logits = 1008
+    widths: Mapping[str, int] = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS, "logits": 1008}
 
     def __init__(self, weights: str, protocols: Mapping[str, Callable[[Tensor], Tensor]]):
         super().__init__()
@@ -86,8 +87,8 @@ class InceptionFeatures(nn.Module):
         self.net = _load(weights, self.sha256)
         self.protocols = dict(protocols)
 
-    def forward(self, images: Tensor) -> dict[str, Features]:
-        """Images (B, 3, H, W) in [0, 1] -> by protocol, pool features, spatial ones, and logits without bias."""
+    def forward(self, images: Tensor) -> dict[str, Views]:
+        """Returns pool and spatial features, and logits without bias, of images (B, 3, H, W) in [0, 1], by protocol."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"images of shape {list(images.shape[1:])}: the FID Inception expects [3, height, width].")
         with (
@@ -96,7 +97,7 @@ class InceptionFeatures(nn.Module):
         ):
             return {name: self._extract(prepare(images)) for name, prepare in self.protocols.items()}
 
-    def _extract(self, x: Tensor) -> Features:
+    def _extract(self, x: Tensor) -> Views:
         for name in _BEFORE_SPATIAL:
             x = getattr(self.net, name)(x)
         # ADM's sFID: the first channels of TensorFlow's "mixed_6/conv", positions first.
@@ -104,4 +105,4 @@ class InceptionFeatures(nn.Module):
         for name in _FROM_SPATIAL:
             x = getattr(self.net, name)(x)
         pool = x.flatten(1)
-        return Features(pool, pool @ self.net.fc.weight.T, spatial)
+        return {"pool": pool, "spatial": spatial, "logits": pool @ self.net.fc.weight.T}

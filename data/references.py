@@ -1,0 +1,243 @@
+"""Images in memory or in an `.npz` file, and what generated images are compared with."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from enat.errors import InputError
+from enat.features.network import FeatureNetwork
+from enat.files import sha256_of
+from enat.images import Block, Images
+from enat.metrics.scores import FrechetDistance, KeptFeatures, frechet_distance
+from enat.metrics.view import OnView
+
+SUFFIXES = {"pool": "", "spatial": "_s"}  # of `mu` and `sigma` in ADM's files, by view
+
+
+class TensorImages:
+    """Images that are in memory.
+
+    Args:
+        images: (n, channels, H, W), in [0, 1].
+        class_ids: (n,).
+    """
+
+    read_together = 1
+    identity: Mapping[str, Any] = {"kind": "tensor"}
+
+    def __init__(self, images: Tensor, class_ids: Tensor | None = None):
+        self.images = images
+        self.class_ids = class_ids
+        self.num_images = len(images)
+
+    def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
+        """Reads blocks, see `enat.images.Images`."""
+        for place in places:
+            numbers = torch.tensor(place)
+            class_ids = None if self.class_ids is None else self.class_ids[numbers].to(device)
+            yield Block(numbers, self.images[numbers].to(device), class_ids)
+
+
+class ArchivedImages:
+    """Images of an `.npz` file in the format of ADM's suite: `arr_0`, uint8 (n, H, W, 3), read in parts.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: if the file has no such images.
+    """
+
+    read_together = 1
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+                shape, self.offset = self._header(file)
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: expected an .npz file with arr_0, uint8 images (n, H, W, 3).") from error
+        self.num_images = shape[0]
+        self.shape = shape[1:]
+        self.identity: Mapping[str, Any] = {"kind": "images of an npz file", "path": path, "sha256": sha256_of(path)}
+
+    @staticmethod
+    def _header(file: IO[bytes]) -> tuple[tuple[int, ...], int]:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(shape)
+        return shape, file.tell()
+
+    def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
+        """Reads blocks, see `enat.images.Images`."""
+        image_bytes = int(np.prod(self.shape))
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            for place in places:
+                try:
+                    file.seek(self.offset + place.start * image_bytes)
+                    content = file.read(len(place) * image_bytes)
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    raise InputError(f"{self.path}: the file is damaged: {error}.") from error
+                if len(content) != len(place) * image_bytes:
+                    raise InputError(f"{self.path}: the file is truncated.")
+                pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(place), *self.shape)
+                yield Block(torch.tensor(place), pixels.to(device).permute(0, 3, 1, 2).float() / 255)
+
+
+class StatisticsFile:
+    """An `.npz` file: ADM's statistics or reference batch, one of task=statistics, or any with `mu` and `sigma`.
+
+    Args:
+        path: the file. `mu` (D,) and `sigma` (D, D) belong to pool features; `mu_s` and `sigma_s`, if they are there,
+            to spatial ones; `arr_0`, if it is there, holds images for scores that need more than statistics. Files of
+            task=statistics say how they were made, may have `features` (n, D), and may have further protocols under
+            `PROTOCOL/mu` and so on.
+        protocol: the protocol that made the statistics of a file that does not say so.
+
+    Raises:
+        InputError: if there is no such file, or something else in it.
+    """
+
+    def __init__(self, path: str, protocol: str = "adm"):
+        self.path = path
+        try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("no archive")
+            with np.load(Path(path), allow_pickle=False) as content:
+                self.content = {name: content[name] for name in content.files if not name.startswith("arr_")}
+                has_images = "arr_0" in content.files
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"reference.path={path}: expected an .npz file with mu and sigma, such as ADM's or one of "
+                "task=statistics."
+            ) from error
+        own_protocol = self.content.get("protocol")
+        self.protocol = protocol if own_protocol is None else str(own_protocol)
+        self.images: Images | None = ArchivedImages(path) if has_images else None
+        self.identity: Mapping[str, Any] = {
+            "kind": "statistics",
+            "path": path,
+            "sha256": sha256_of(path),
+            "protocol": self.protocol,
+        }
+        if "mu" not in self.content and self.images is None:
+            raise InputError(f"reference.path={path}: expected mu and sigma in it, found {', '.join(self.content)}.")
+
+    def prefix(self, protocol: str, network: FeatureNetwork) -> str | None:
+        """Returns what the names of a protocol's statistics begin with, or None if they have to come from images.
+
+        The official evaluation of ENAT compares with ADM's statistics, so these serve the protocol `enat` too.
+
+        Raises:
+            InputError: for statistics of another feature network, and for a protocol without statistics or images.
+        """
+        features_sha256 = self.content.get("features_sha256")
+        if features_sha256 is not None and str(features_sha256) != network.sha256:
+            raise InputError(
+                f"reference.path={self.path}: made with other features (sha256 {str(features_sha256)[:8]}...); "
+                f"expected those of features.weights ({network.sha256[:8]}...)."
+            )
+        if f"{protocol}/mu" in self.content:
+            return f"{protocol}/"
+        if "mu" in self.content and (protocol == self.protocol or (protocol, self.protocol) == ("enat", "adm")):
+            return ""
+        if self.images is None:
+            raise InputError(
+                f"reference.path={self.path}: its statistics are of protocol {self.protocol}, not {protocol}; "
+                f"expected a file of task=statistics protocol={protocol}."
+            )
+        return None
+
+    def fill(self, score: OnView, protocol: str, network: FeatureNetwork) -> bool:
+        """Gives a score what the file has in place of real images; returns False if that is not what it needs.
+
+        Raises:
+            InputError: as `prefix` and `statistics` do.
+        """
+        prefix = self.prefix(protocol, network)
+        if prefix is None or score.view not in SUFFIXES:
+            return False
+        if isinstance(score.metric, FrechetDistance) and f"{prefix}mu{SUFFIXES[score.view]}" in self.content:
+            score.metric.set_real_statistics(*self.statistics(prefix, score.view, network))
+            return True
+        is_own = bool(prefix) or protocol == self.protocol  # features of another protocol do not serve
+        features = self.content.get(f"{prefix}features") if is_own and score.view == "pool" else None
+        if isinstance(score.metric, KeptFeatures) and features is not None:
+            if features.ndim != 2 or features.shape[1] != network.widths["pool"]:
+                raise InputError(f"reference.path={self.path}: {prefix}features has shape {features.shape}.")
+            score.metric.real_features = [torch.from_numpy(features)]
+            return True
+        return False
+
+    def statistics(self, prefix: str, view: str, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
+        """Returns the mean (D,) and the covariance (D, D) of a view, in float64.
+
+        Raises:
+            InputError: for a mean and a covariance that do not fit each other or the network.
+        """
+        suffix, width = SUFFIXES[view], network.widths[view]
+        try:
+            mu, sigma = (self.content[f"{prefix}{name}{suffix}"].astype(np.float64) for name in ("mu", "sigma"))
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"reference.path={self.path}: expected both {prefix}mu{suffix} and {prefix}sigma{suffix} in it."
+            ) from error
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise InputError(f"reference.path={self.path}: mu {mu.shape} and sigma {sigma.shape} do not fit.")
+        if width != len(mu):
+            raise InputError(
+                f"reference.path={self.path}: {prefix}mu{suffix} has {len(mu)} features; the network has {width}."
+            )
+        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+            raise InputError(f"reference.path={self.path}: mu or sigma holds NaN or infinite values.")
+        return torch.from_numpy(mu), torch.from_numpy(sigma)
+
+    def num_images(self, protocol: str) -> int | None:
+        """Returns how many images the statistics are of, if the file says so."""
+        count = self.content.get("num_images")
+        return None if count is None else int(count)
+
+    def own_scores(self, protocol: str, scores: Mapping[str, OnView], network: FeatureNetwork) -> dict[str, float]:
+        """Returns no scores: statistics of real images have none of their own."""
+        return {}
+
+
+class DecodedShards:
+    """Real images as the tokenizer gives them back, so that a network does not pay for the tokenizer.
+
+    Args:
+        images: decoded shards.
+        real: statistics of the real images; with them the reconstruction FID says what the tokenizer costs.
+    """
+
+    def __init__(self, images: Images, real: StatisticsFile | None):
+        self.images = images
+        self.real = real
+        self.identity: Mapping[str, Any] = {**images.identity, "real": None if real is None else dict(real.identity)}
+
+    def fill(self, score: OnView, protocol: str, network: FeatureNetwork) -> bool:
+        """Returns False: scores have to see the decoded images."""
+        return False
+
+    def num_images(self, protocol: str) -> int | None:
+        """Returns None: the images are counted when they are seen."""
+        return None
+
+    def own_scores(self, protocol: str, scores: Mapping[str, OnView], network: FeatureNetwork) -> dict[str, float]:
+        """Returns the reconstruction FID of the decoded images, which the metrics have seen, if FID is among these."""
+        if self.real is None or (prefix := self.real.prefix(protocol, network)) is None:
+            return {}
+        for score in scores.values():
+            if score.view == "pool" and isinstance(score.metric, FrechetDistance):
+                decoded = score.metric.statistics(real=True)
+                real = self.real.statistics(prefix, "pool", network)
+                return {"reconstruction_fid": frechet_distance(*decoded, *real)}
+        return {}

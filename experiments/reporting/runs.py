@@ -1,0 +1,118 @@
+"""Reads what runs leave in their folders: the scalars that they logged, and the results of a multirun's jobs."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from enat.errors import InputError
+
+UNFINISHED = "not finished"
+SCORES = {"fid": "FID", "inception_score": "Inception Score"}  # that the plots show and the rows are compared by
+
+
+class Job(NamedTuple):
+    """A job of a multirun."""
+
+    sort_key: tuple[Any, ...]  # puts jobs in the order in which they were asked for
+    folder: Path
+    options: dict[str, float | str]  # by full name, as `read_options` gives them
+    numbers: dict[str, float]  # of its results
+    protocol: str | None  # of the scores that have no protocol in their names
+    error: str | None  # None if it ended well
+
+
+def natural_sort_key(path: Path | str) -> list[tuple[float, str]]:
+    """Gives a key that sorts paths by the numbers in them: 2 comes before 10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(float(part), "") if part.isdigit() else (math.inf, part) for part in parts if part]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Finds the folders of all runs with logged scalars, in a folder or anywhere below it."""
+    return sorted({path.parents[2] for path in folder.rglob("metrics/version_*/metrics.csv")}, key=natural_sort_key)
+
+
+def read_scalars(run: Path) -> pd.DataFrame:
+    """Reads the scalars of a run, a row for each optimizer step.
+
+    A run that was stopped and went on from a checkpoint has a file for each time that it was started. Steps that it did
+    again count as they were the last time.
+
+    Raises:
+        InputError: if a file can't be read.
+    """
+    scalars = pd.DataFrame()
+    files = sorted(run.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for path in files:
+        try:
+            rows = pd.read_csv(path).dropna(subset="step").groupby("step").first()
+        except pd.errors.EmptyDataError:  # stopped before its first scalar
+            continue
+        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+            raise InputError(f"{path}: expected scalars with a column step: {error}") from error
+        if len(rows):  # the file may have the names of the columns only
+            # A file may add to the very step where the one before it ends: the scores after training, say.
+            scalars = rows.combine_first(scalars[scalars.index <= rows.index.min()])
+    return scalars
+
+
+def _number_or_text(value: Any) -> float | str:
+    """Makes option values comparable: 1 and 1.0 are equal numbers, true is a text and not equal to 1."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return value if isinstance(value, int | float) else str(value)
+
+
+def read_options(overrides: Sequence[str]) -> dict[str, float | str]:
+    """Reads the overrides of a job as Hydra does, by full name; `a={b:1,c:2}` gives the options `a.b` and `a.c`."""
+    options: dict[str, float | str] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        name, value = override.package or override.key_or_group, override.value()
+        if isinstance(value, Mapping):
+            options |= {f"{name}.{part}": _number_or_text(one) for part, one in value.items()}
+        else:
+            options[name] = _number_or_text(value)
+    return options
+
+
+def read_job(path: Path) -> Job:
+    """Reads a job's `job.json` and the `results.json` beside it.
+
+    Raises:
+        InputError: if a file is not what a multirun writes.
+    """
+    try:
+        record = json.loads(path.read_text())
+        results_file = path.parent / "results.json"
+        results = json.loads(results_file.read_text()) if results_file.exists() else {}
+        numbers, protocol = _numbers_of(results)
+        missing = [f"{SCORES[name]} is not a number" for name in SCORES if math.isnan(numbers.get(name, 0.0))]
+        return Job(
+            sort_key=(natural_sort_key(path.parents[1]), record.get("number", math.inf), natural_sort_key(path.parent)),
+            folder=path.parent,
+            options=read_options(record["overrides"]),
+            numbers=numbers,
+            protocol=protocol,
+            error=record["error"] or (", ".join(missing) or None if results else UNFINISHED),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as error:
+        raise InputError(f"{path}: expected what a multirun writes ({error}).") from error
+
+
+def _numbers_of(results: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:
+    """Gives the numbers of a `results.json`, those of further protocols as `NAME (PROTOCOL)`; and the main protocol."""
+    by_protocol = results.get("scores") or {}
+    main = results.get("protocol") or next(iter(by_protocol), None)
+    values = {**results, **(results.get("cost") or {})}
+    for protocol, scores in by_protocol.items():
+        if protocol != main:
+            values |= {f"{name} ({protocol})": value for name, value in scores.items()}
+    numbers = {name: v for name, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return numbers, main

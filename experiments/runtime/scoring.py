@@ -1,0 +1,108 @@
+"""Scores a set of images for a task: with a progress bar, in work that the same command goes on with."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.scored_images import ImageWriter
+from enat.files import refuse_other_work, write_atomically
+from enat.images import Images
+from enat.metrics.accumulation import STATE
+from enat.metrics.evaluation import Evaluation, Result
+from enat.processes import Processes
+from experiments.runtime.command_line import UNFINISHED
+from experiments.runtime.progress import ImageProgress
+
+
+@dataclass
+class Unfinished:
+    """The folder where the work of a task is kept until its results are written; the same command goes on from it.
+
+    Args:
+        output: the task's folder; `run_task` removes the unfinished work from it in the end.
+        identity: plain values that the work depends on.
+        processes: share the work.
+
+    Raises:
+        InputError: naming what differs, if the folder holds work with another identity.
+    """
+
+    output: str
+    identity: Mapping[str, Any]
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.output) / UNFINISHED
+        self.processes.on_first(self._open)
+
+    def _open(self) -> None:
+        path = self.folder / "work.json"
+        wanted = json.loads(json.dumps(self.identity))
+        has_begun = any(self.folder.glob(f"*/{STATE}")) or len(list(self.folder.glob("*.json"))) > 1
+        if not has_begun:  # or was stopped before there was anything to lose
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_atomically(path, json.dumps(wanted, indent=1).encode())
+            return
+        refuse_other_work(self.folder, json.loads(path.read_text()), wanted, "unfinished work with other settings")
+
+    def recall(self, name: str) -> tuple[Result, list[str]] | None:
+        """Returns the result under a name and the files that belong to it, if they are finished already."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            return None
+        content = json.loads(path.read_text())
+        return Result(**content["result"]), content["files"]
+
+    def keep(self, name: str, result: Result, files: Sequence[str]) -> None:
+        """Keeps what is finished under a name, and removes what it was made from."""
+        content = {"result": result._asdict(), "files": list(files)}
+        write_atomically(self.folder / f"{name}.json", json.dumps(content).encode())
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def score(
+    evaluation: Evaluation,
+    images: Images,
+    title: str,
+    device: torch.device,
+    processes: Processes,
+    unfinished: Unfinished | None = None,
+    writer: ImageWriter | None = None,
+    finish: Callable[[ImageWriter], str] | None = None,
+) -> tuple[Result, list[str]]:
+    """Scores images with a progress bar; every process has to call. See `Evaluation.score`.
+
+    Args:
+        evaluation: computes the scores.
+        images: the set of images.
+        title: is shown, and names the unfinished work.
+        device: where features are computed.
+        processes: share the work.
+        unfinished: where work is kept; None keeps nothing.
+        writer: writes the images too.
+        finish: is called with the writer in the end and returns what it has written.
+
+    Returns:
+        The result, and the files that were written.
+    """
+    name = "".join(c if c.isalnum() or c in "=.-" else "_" for c in title)
+    folder = unfinished.folder if unfinished else None
+    if unfinished and (finished := processes.on_first(lambda: unfinished.recall(name))):
+        return finished
+    if writer is not None and folder is not None:
+        processes.on_first(lambda: None if (folder / name).exists() else writer.clear())
+    with ImageProgress(processes.rank) as bars:
+        progress = (bars.add("reference"), bars.add(title))
+        if writer is not None:
+            progress[1].on_block = writer.write
+        result = evaluation.score(images, device, processes, folder, name, progress)
+    files = processes.on_first(lambda: [finish(writer)] if writer and finish else [])
+    if unfinished:
+        processes.on_first(lambda: unfinished.keep(name, result, files))
+    return result, files

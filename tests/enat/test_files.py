@@ -1,0 +1,40 @@
+"""Work in a folder goes on with the same settings only, and what differs is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from enat.errors import InputError
+from enat.files import refuse_other_work
+
+SETTINGS = {
+    "seed": 0,
+    "module": {"_target_": "enat.module.MaskedTokenModule", "net": {"width": 96, "dropout": 0.1}},
+    "betas": (0.9, 0.99),
+    "sizes": [{"_target_": "data.shards.Shard", "n": 1}],
+}
+
+
+def test_the_same_settings_go_on():
+    refuse_other_work(Path("run"), SETTINGS, SETTINGS, "another run")
+    moved = {**SETTINGS, "betas": [0.9, 0.99], "sizes": [{"_target_": "elsewhere.Shard", "n": 1}], "new": None}
+    moved["module"] = {**SETTINGS["module"], "_target_": "enat.lightning.MaskedTokenModule"}
+    refuse_other_work(Path("run"), SETTINGS, moved, "another run")
+
+
+def test_every_setting_that_differs_is_named():
+    wanted = {**SETTINGS, "seed": 5, "resume": True, "betas": [0.9], "sizes": [{"_target_": "data.Shards", "n": 1}]}
+    wanted["module"] = {"_target_": "enat.module.MaskedTokenModule", "net": {"width": 128, "dropout": 0.1}}
+    sentence = (
+        "run: the folder holds another run (betas: [0.9, 0.99] before, [0.9] now; module.net.width: 96 before, "
+        "128 now; resume: null before, true now; seed: 0 before, 5 now; sizes[0]._target_: Shard before, Shards now); "
+        "expected the same settings, another output=DIR, or resume=false for a new folder."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+        refuse_other_work(Path("run"), SETTINGS, wanted, "another run")
+
+
+def test_the_choices_can_be_others():
+    with pytest.raises(InputError, match=r"expected the same settings, or patience\.$"):
+        refuse_other_work(Path("run"), {"a": 1}, {"a": 2}, "another run", "or patience")

@@ -1,0 +1,81 @@
+"""The examples run."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SAMPLE, BATCH = ROOT / "examples/sample.py", ROOT / "examples/train.sbatch"
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The blocks of code in a language on a page."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def checkpoint(command, tmp_path) -> Path:
+    """A checkpoint of the debug experiment."""
+    outcome = command("experiment=debug", f"output={tmp_path}/debug")
+    assert outcome.status == 0, outcome.err
+    return Path(outcome.results["checkpoint"])
+
+
+def test_sample_saves_the_images_of_its_checkpoint(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sample.py", str(checkpoint)])
+    pictures = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        runpy.run_path(str(SAMPLE), run_name="__main__")
+        pictures.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        assert all(Image.open(path).size == (8, 8) for path in folder.iterdir())
+    assert sorted(pictures[0]) == [f"sample_{number}.png" for number in range(8)]
+    assert pictures[0] == pictures[1]  # the seed decides
+    assert len(set(pictures[0].values())) == 8
+
+
+def test_sample_is_the_readmes():
+    docstring, _, code = SAMPLE.read_text().partition("\n\n")
+    assert docstring.startswith('"""')
+    assert code_blocks("README.md", "python") == [code]
+
+
+def test_python_without_hydra_runs():
+    (block,) = code_blocks("docs/reference.md", "python")
+    names: dict = {}
+    exec(block, names)
+    assert names["token_ids"].shape == (2, 64)
+    assert names["token_ids"].max() < 17
+
+
+def test_the_batch_script_is_bash():
+    subprocess.run(["bash", "-n", BATCH], check=True)
+
+
+def test_the_batch_script_asks_for_its_shards():
+    outcome = subprocess.run(["bash", BATCH], capture_output=True, text=True)
+    assert outcome.returncode != 0
+    assert "expected the folder of shards" in outcome.stderr
+
+
+def test_the_command_of_the_batch_script_composes(command):
+    script = BATCH.read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"^srun python run\.py (.*)$", script, re.MULTILINE)
+    outcome = command("--cfg", "job", *shlex.split(line.replace("$shards", "my/shards")))
+    assert outcome.status == 0, outcome.err
+    config = yaml.safe_load(outcome.out)
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script, re.MULTILINE))
+    assert config["name"] == "enat_l_256"
+    assert config["data"]["shards"] == "my/shards"
+    assert config["trainer"]["num_nodes"] == int(options["nodes"])
+    assert config["trainer"]["precision"] == "16-mixed"
+    assert options["ntasks-per-node"] == options["gpus-per-node"]  # Lightning expects a task for each GPU
+    assert options["signal"] == "USR1@120"
