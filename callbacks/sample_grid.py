@@ -15,11 +15,10 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from enat.errors import InputError
+from enat.generation import sample_classes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
-from enat.randomness import generator_for
 from enat.sampler import Sampler
-from enat.tokenizers.base import Tokenizer
 
 MASKED_COLOUR = (0.16, 0.22, 0.42)
 MIN_SIDE = 72  # pixels; smaller images are enlarged for the picture
@@ -71,28 +70,6 @@ def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, class_i
     counts = is_masked[0].flatten(1).sum(1).tolist()
     names = [f"{count} left" for count in counts[:-1]] + ["done"]
     return _save(frames.flatten(0, 1), len(names), [str(c) for c in class_ids], names, path)
-
-
-@torch.no_grad()
-def sample_classes(
-    net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_ids: list[int], images_per_class: int, seed: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Samples class by class, each with random numbers of its own: a class's images do not depend on the others.
-
-    Returns:
-        Images (classes * images_per_class, channels, h, w), and, for the first image of each class, the token
-        ids (classes, L) that each of the T steps started from.
-    """
-    device = net.head_bias.device
-    tokenizer.to(device)
-    images, first = [], []
-    for class_id in class_ids:
-        steps: list[Tensor] = []
-        labels = torch.full((images_per_class,), class_id, device=device)
-        token_ids = sampler(net, labels, generator_for(device, "class of a grid", seed, class_id), steps)
-        images.append(tokenizer.decode(token_ids).float())
-        first.append(torch.stack([ids[0] for ids in steps]))  # (T, L)
-    return torch.cat(images), list(torch.stack(first, dim=1))
 
 
 def save_pictures(

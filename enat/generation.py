@@ -76,3 +76,25 @@ class GeneratedImages:
                     images = self.tokenizer.decode(token_ids).float()
                 numbers = torch.tensor(place)
                 yield Block(numbers, images, (numbers % self.net.num_classes).to(device))
+
+
+@torch.no_grad()
+def sample_classes(
+    net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_ids: list[int], images_per_class: int, seed: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Draws images class by class, each class with a seed of its own: its images do not depend on the other classes.
+
+    Returns:
+        Images (classes * images_per_class, channels, h, w), and, for the first image of each class, the token ids
+        (classes, L) that each of the T steps starts from.
+    """
+    device = net.head_bias.device
+    tokenizer.to(device)
+    images, first = [], []
+    for class_id in class_ids:
+        steps: list[Tensor] = []
+        labels = torch.full((images_per_class,), class_id, device=device)
+        token_ids = sampler(net, labels, generator_for(device, "class of a grid", seed, class_id), steps)
+        images.append(tokenizer.decode(token_ids).float())
+        first.append(torch.stack([ids[0] for ids in steps]))  # (T, L)
+    return torch.cat(images), list(torch.stack(first, dim=1))

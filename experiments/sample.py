@@ -6,9 +6,10 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 from torchvision.utils import save_image
 
-from callbacks.sample_grid import sample_classes, save_pictures
+from callbacks.sample_grid import save_pictures
 from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
+from enat.generation import sample_classes
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer

@@ -1,0 +1,135 @@
+"""Loads a checkpoint with all that it needs to draw images: `enat.load(FILE).generate(classes=[3, 7])`.
+
+Shapes: `n` images, `L` tokens of an image.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from enat import kernels, schedules
+from enat.checkpoints.official import infer_sizes
+from enat.checkpoints.weights import load_exactly, read_file, select_state
+from enat.errors import InputError
+from enat.generation import sample_classes
+from enat.images import to_bytes
+from enat.net import ENAT
+from enat.sampler import Sampler
+from enat.tokenizers.base import Tokenizer
+from enat.tokenizers.pixels import PixelTokenizer
+from enat.tokenizers.vqgan import VQGAN
+from enat.variants import NAT, KeyValueReuse, SeparateBlock
+
+# What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
+CLASSES = (ENAT, NAT, KeyValueReuse, SeparateBlock, Sampler, PixelTokenizer, VQGAN)
+KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
+SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])
+BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES)}
+OFFICIAL_DEPTHS = {24: (22, 2, 16), 16: (15, 1, 8)}  # of ENAT-L and ENAT-B: encoder, decoder, heads
+
+
+class Pipeline:
+    """A network, a sampler and a tokenizer that draw images together.
+
+    Args:
+        net: the network, in evaluation mode.
+        sampler: draws token ids from the network.
+        tokenizer: makes images from token ids.
+    """
+
+    def __init__(self, net: ENAT, sampler: Sampler, tokenizer: Tokenizer):
+        tokenizer.check_sizes(net.codebook_size, net.num_tokens)
+        self.net = net
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """Moves network and tokenizer to a device."""
+        self.net.to(device)
+        self.tokenizer.to(device)
+        return self
+
+    def generate(self, classes: Sequence[int], images_per_class: int = 1, seed: int = 0) -> list[Image.Image]:
+        """Draws images, class by class; `classes` may hold the null class, for images of no class.
+
+        Raises:
+            InputError: for a class id that the network does not have.
+        """
+        last = self.net.null_class_id
+        if not classes or not all(0 <= class_id <= last for class_id in classes):
+            raise InputError(f"classes={list(classes)}: expected class ids from 0 to {last}, the null class.")
+        images, _ = sample_classes(self.net, self.sampler, self.tokenizer, list(classes), images_per_class, seed)
+        pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()  # (n, height, width, channels)
+        return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
+
+
+def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch.device | str = "cpu") -> Pipeline:
+    """Loads a checkpoint of ours, or an official one, with its sampler and its tokenizer; runs no code of the file.
+
+    Args:
+        weights: a checkpoint of a training run, which says by itself what it needs, or an official ENAT-B or ENAT-L.
+        tokenizer: the file of the VQGAN, such as `vqgan_jax_strongaug.ckpt`; None for the tokenizer of the run.
+        device: where images are drawn.
+
+    Raises:
+        InputError: if a file is missing, holds something else, or does not say what it needs.
+    """
+    content = read_file(weights)
+    state, kind = select_state(content)
+    settings = content.get("settings")
+    if settings is not None:
+        net = _build(settings["module"]["net"])
+        sampler = _build(settings["sampler"])
+        chosen = settings["tokenizer"] if tokenizer is None else {**settings["tokenizer"], "weights": str(tokenizer)}
+        built_tokenizer = _build(chosen)
+    elif kind == "official" and tokenizer is not None:
+        net = _official_net(state, weights)
+        is_512 = net.num_tokens == 1024
+        sampler = _official_sampler(is_512)
+        built_tokenizer = VQGAN(weights=str(tokenizer), resolution=512 if is_512 else 256)
+    else:
+        raise InputError(
+            f"{weights}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
+        )
+    load_exactly(net, state, weights)
+    return Pipeline(net.eval(), sampler, built_tokenizer).to(device)
+
+
+def _build(node: Any) -> Any:
+    """Builds what settings name, if it is one of `BUILDABLE`."""
+    if isinstance(node, list):
+        return [_build(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    name = str(node.get("_target_")).rpartition(".")[2]
+    if name not in BUILDABLE:
+        raise InputError(f"_target_={node.get('_target_')}: expected one of {', '.join(BUILDABLE)}.")
+    options = {key: _build(value) for key, value in node.items() if not key.startswith("_")}
+    return partial(BUILDABLE[name], **options) if node.get("_partial_") else BUILDABLE[name](**options)
+
+
+def _official_net(state: Mapping[str, torch.Tensor], path: str | Path) -> ENAT:
+    sizes: dict[str, Any] = dict(infer_sizes(state))
+    depth = sizes.pop("depth")
+    if depth not in OFFICIAL_DEPTHS:
+        raise InputError(f"{path}: {depth} blocks; expected the 24 of ENAT-L or the 16 of ENAT-B.")
+    encoder_depth, decoder_depth, num_heads = OFFICIAL_DEPTHS[depth]
+    return ENAT(**sizes, encoder_depth=encoder_depth, decoder_depth=decoder_depth, num_heads=num_heads)
+
+
+def _official_sampler(is_512: bool) -> Sampler:
+    """Returns the sampler with the official settings (docs/method.md, Recipe)."""
+    return Sampler(
+        num_steps=8,
+        guidance_scale=3.5 if is_512 else 2.5,
+        sampling_temperature=4.0 if is_512 else 6.0,
+        gumbel_temperature=1.5,
+        mask_schedule=schedules.cosine,
+        guidance_schedule=schedules.rising,
+        sampling_temperature_schedule=schedules.falling,
+        gumbel_temperature_schedule=schedules.falling,
+    )

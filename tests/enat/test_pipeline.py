@@ -1,0 +1,76 @@
+"""A checkpoint alone draws images, and what its settings name is taken from a closed list."""
+
+import numpy as np
+import pytest
+import torch
+
+import enat
+from enat.checkpoints.official import to_official
+from enat.errors import InputError
+from enat.generation import sample_classes
+from enat.net import ENAT
+from enat.tokenizers.vqgan import VQGAN
+
+
+@pytest.fixture
+def checkpoint(make_net, compose_config):
+    """The content of a checkpoint of a digits run, with random weights."""
+    config = compose_config("experiment=debug")
+    net = make_net(codebook_size=17, num_classes=10, num_tokens=64, width=32, encoder_depth=2, decoder_depth=1)
+    from omegaconf import OmegaConf
+
+    settings = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("sampler", "tokenizer")}
+    settings["module"] = {"net": OmegaConf.to_container(config.module.net, resolve=True)}
+    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    return {"state_dict": state, "settings": settings, "net_sizes": net.sizes}
+
+
+def test_a_checkpoint_draws_what_its_parts_draw(checkpoint, tmp_path):
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    model = enat.load(tmp_path / "last.ckpt")
+    images = model.generate(classes=[3, 7], images_per_class=2, seed=5)
+    expected, _ = sample_classes(model.net, model.sampler, model.tokenizer, [3, 7], 2, 5)
+    assert [np.asarray(image).tolist() for image in images] == (expected[:, 0] * 255).round().int().tolist()
+    assert not model.net.training
+    alone = model.generate(classes=[7], images_per_class=2, seed=5)
+    assert [image.tobytes() for image in alone] == [image.tobytes() for image in images[2:]]
+    with pytest.raises(InputError, match=r"classes=\[11\]: expected class ids from 0 to 10, the null class"):
+        model.generate(classes=[11])
+    assert len(model.generate(classes=[10])) == 1
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "enat.checkpoints.weights.torch.load", None])
+@pytest.mark.parametrize("place", [("tokenizer",), ("sampler", "mask_schedule"), ("module", "net", "attention")])
+def test_settings_that_name_something_else_are_refused(checkpoint, tmp_path, place, target):
+    *way, last = place
+    node = checkpoint["settings"]
+    for name in way:
+        node = node[name]
+    node[last] = {"_target_": target}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=rf"_target_={target}: expected one of ENAT, NAT"):
+        enat.load(tmp_path / "last.ckpt")
+
+
+def test_an_official_file_needs_its_tokenizer(monkeypatch, tmp_path):
+    sizes = {"codebook_size": 1024, "num_classes": 5, "num_tokens": 256, "width": 32, "num_heads": 16}
+    net = ENAT(**sizes, encoder_depth=22, decoder_depth=2)
+    torch.save(to_official(net.state_dict()), tmp_path / "nnet_ema.pth")
+    with pytest.raises(InputError, match="or an official one with tokenizer=FILE, the VQGAN"):
+        enat.load(tmp_path / "nnet_ema.pth")
+    seen = []
+
+    def tiny(weights, resolution):  # the real one takes seconds
+        seen.append((weights, resolution))
+        return VQGAN(1024, 32, 32, (1, 1), 1, 32)
+
+    monkeypatch.setattr("enat.pipeline.VQGAN", tiny)
+    model = enat.load(tmp_path / "nnet_ema.pth", tokenizer="vqgan.ckpt")
+    assert seen == [("vqgan.ckpt", 256)]
+    assert (len(model.net.encoder), model.sampler.guidance_scales[1]) == (22, 2.5 / 8)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(model.net.state_dict()[name], tensor)
+    other = ENAT(**sizes, encoder_depth=2, decoder_depth=1)
+    torch.save(to_official(other.state_dict()), tmp_path / "other.pth")
+    with pytest.raises(InputError, match="3 blocks; expected the 24 of ENAT-L or the 16 of ENAT-B"):
+        enat.load(tmp_path / "other.pth", tokenizer="vqgan.ckpt")
