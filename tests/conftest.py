@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import run
-from data.toy.photos import cut_photos
+from data.toy import photos as toy_photos
+from enat.checkpoints.weights import read_file, select_state
 from enat.net import ENAT
 from experiments.runtime.command_line import explain_errors
 
@@ -129,6 +130,27 @@ def compose_config() -> Callable[..., DictConfig]:
 
 
 @pytest.fixture(scope="session")
+def same_training() -> Callable[[Path, Path], bool]:
+    """Says whether the newest checkpoints of two runs have the same bits: weights, averages and optimiser's moments."""
+
+    def state(folder: Path) -> dict[str, torch.Tensor]:
+        content = read_file(folder / "checkpoints" / "last.ckpt")
+        moments = content["optimizer_states"][0]["state"]
+        return {
+            **content["state_dict"],
+            **{f"ema.{name}": tensor for name, tensor in select_state(content)[0].items()},
+            **{f"{i}.{name}": torch.as_tensor(value) for i, state in moments.items() for name, value in state.items()},
+        }
+
+    def call(first: Path, second: Path) -> bool:
+        expected = state(first)
+        actual = state(second)
+        return expected.keys() == actual.keys() and all(torch.equal(expected[name], actual[name]) for name in expected)
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def make_net() -> Callable[..., ENAT]:
     """Makes a small untrained network whose output depends on its input (a fresh one's blocks are identities)."""
 
@@ -170,7 +192,9 @@ def inception(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """Makes a folder of four class folders with 60 small photos each; tests must not change it."""
+    """Makes a folder of four class folders with 15 small photos each; tests must not change it."""
     folder = tmp_path_factory.mktemp("photos")
-    cut_photos(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_photos, "CROPS", 15)
+        toy_photos.cut_photos(folder)
     return folder

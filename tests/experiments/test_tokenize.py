@@ -1,5 +1,6 @@
 """task=tokenize: equal bytes however it was killed or shared, from images and from the official token cache."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ from data.tokenization import plan_shards
 from enat.tokenizers.vqgan import VQGAN
 
 TINY = VQGAN(codebook_size=64, code_width=32, channels=32, multipliers=[1, 1, 2], num_blocks=1, resolution=32)
-OPTIONS = ["task=tokenize", "tokenizer=vqgan_tiny", "shard_size=30", "pack_size=7", "held_out=0.1", "num_workers=0"]
-SHARDS = ["held_out-00000.tar", *(f"train-{number:05d}.tar" for number in range(8))]  # of 240 photos
+OPTIONS = ["task=tokenize", "tokenizer=vqgan_tiny", "shard_size=8", "pack_size=3", "held_out=0.1", "num_workers=0"]
+SHARDS = ["held_out-00000.tar", *(f"train-{number:05d}.tar" for number in range(7))]  # of 60 photos
 
 
 def read_set(folder: Path) -> dict[str, bytes]:
@@ -30,14 +31,14 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def test_tokens_are_the_tokenizers(command, photos, tmp_path):
     results = command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a").results
-    assert results["samples"] == {"held_out": 24, "train": 216}
+    assert results["samples"] == {"held_out": 6, "train": 54}
     assert results["skipped"] == []
     images = ImageList.find(photos)
     views = np.stack([PlainAndFlipped(32)(load_rgb(photos / file)) for file in images.files])
     pixels = torch.from_numpy(views).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
     expected = TINY.encode(pixels).unflatten(0, (-1, 2)).numpy()
     for split in ("held_out", "train"):
-        plans = plan_shards(240, held_out=0.1, shard_size=30, seed=0)
+        plans = plan_shards(60, held_out=0.1, shard_size=8, seed=0)
         numbers = np.concatenate([plan.numbers for plan in plans if plan.split == split])
         token_ids, class_ids = read_split(tmp_path / "a", split)
         assert np.array_equal(token_ids, expected[numbers])
@@ -46,18 +47,18 @@ def test_tokens_are_the_tokenizers(command, photos, tmp_path):
 
 
 def test_killed_five_times_and_restarted(command, killed, photos, tmp_path):
-    """Kills at an image, while a shard is written, before its record, before another shard, before the manifest."""
+    """Kills at an image, while a shard is written, before a record, before a shard, and before the manifest."""
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
     folder = tmp_path / "killed"
-    moments = [  # a function, the number of its call, and the number of shards that are finished at that moment
-        ("data.sources:load_rgb", 40, 1),
-        ("enat.files:os.fsync", 1, 1),
-        ("data.tokenization:write_atomically", 3, 3),
-        ("data.tokenization:write_shard", 3, 5),
-        ("data.tokenization:Manifest.save", 1, 9),
+    moments = [  # a function, the number of its call, and how many shards and temporary files there are at that moment
+        ("data.sources:load_rgb", 10, 1, 0),
+        ("enat.files:os.fsync", 1, 1, 1),
+        ("data.tokenization:write_atomically", 3, 3, 1),
+        ("data.tokenization:write_shard", 3, 5, 1),
+        ("data.tokenization:Manifest.save", 1, 8, 0),
     ]
     finished: dict[str, tuple[int, int]] = {}
-    for function, call, num_finished in moments:
+    for function, call, num_finished, num_temporary in moments:
         killed(*OPTIONS, f"images={photos}", f"output={folder}", at=function, number=call)
         records = sorted((folder / "work").glob("*.tar.json"))
         assert [record.name for record in records] == [f"{shard}.json" for shard in SHARDS[:num_finished]]
@@ -65,12 +66,10 @@ def test_killed_five_times_and_restarted(command, killed, photos, tmp_path):
         identities = {name: (status.st_ino, status.st_mtime_ns) for name, status in files.items()}
         assert identities.items() >= finished.items()  # finished shards were not written again
         finished = identities
+        assert len(list(folder.glob("*.partial"))) == num_temporary
         assert not (folder / "manifest.json").exists()
-    assert list(folder.glob("*.partial"))
     command(*OPTIONS, f"images={photos}", f"output={folder}")
     assert read_set(folder) == read_set(tmp_path / "whole")
-    assert all((folder / name).stat().st_ino == inode for name, (inode, _) in finished.items())
-    assert not list(folder.glob("*.partial"))
 
 
 def test_two_processes_share_the_work(command, separate_command, photos, tmp_path):
@@ -79,7 +78,7 @@ def test_two_processes_share_the_work(command, separate_command, photos, tmp_pat
     outcome = separate_command(*OPTIONS, f"images={photos}", f"output={tmp_path}/shared", launcher=launcher)
     assert outcome.status == 0, outcome.err
     assert read_set(tmp_path / "shared") == read_set(tmp_path / "whole")
-    assert json.loads((tmp_path / "shared" / "results.json").read_text())["samples"]["train"] == 216
+    assert json.loads((tmp_path / "shared" / "results.json").read_text())["samples"]["train"] == 54
 
 
 def test_unreadable_images_are_named(command, photos, tmp_path):
@@ -115,46 +114,47 @@ def test_official_cache(command, tmp_path):
     assert command(*OPTIONS, f"output={tmp_path}/out", "check=true").status == 0  # though nothing is held out
     np.save(tmp_path / "train.npy", rows[::-1])
     other = command(*options, f"output={tmp_path}/out")
-    assert "holds shards of another source" in other.err
+    assert "the folder holds shards made with other settings (source: " in other.err
     refused = command(*options, f"output={tmp_path}/few", "num_classes=9")
     assert refused.status == 1
     assert "expected classes below 9" in refused.err
 
 
 def test_bad_input(command, photos, tmp_path):
-    command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a")
-    cases = {
-        ("shard_size=31", f"images={photos}"): "holds shards of another shard_size",
-        (f"images={tmp_path}/none",): "there is no such folder",
-        (): "images=null: expected images=DIR",
-        ("images=x.npy",): "missing, truncated, or no .npy file",
-    }
-    for arguments, sentence in cases.items():
+    images = f"images={photos}"
+    command(*OPTIONS, images, f"output={tmp_path}/a")
+    cases = [
+        (["shard_size=9", images], "(shard_size: 8 before, 9 now); expected the same settings, or another output=DIR"),
+        ([f"images={tmp_path}/none"], "there is no such folder"),
+        ([], "images=null: expected images=DIR"),
+        (["images=x.npy"], "missing, truncated, or no .npy file"),
+        (["held_out=1", images], "held_out=1: expected a number of at least 0 and below 1"),
+        (["pack_size=0", images], "pack_size=0: expected an integer of at least 1"),
+        (["tokenizer.weights=nowhere.ckpt", images], "weights=nowhere.ckpt: there is no such file"),
+    ]
+    for arguments, sentence in cases:
         outcome = command(*OPTIONS, *arguments, f"output={tmp_path}/a")
         assert outcome.status == 1
         assert sentence in outcome.err
-    missing = command(
-        "task=tokenize", "tokenizer=vqgan", "tokenizer.weights=nowhere.ckpt", f"images={photos}", f"output={tmp_path}/b"
-    )
-    assert "weights=nowhere.ckpt: there is no such file" in missing.err
 
 
-def test_photos_train_and_other_shards_are_refused(command, tmp_path):
-    first = command("experiment=photos", f"output={tmp_path}/a", "trainer.max_steps=4", "trainer.val_check_interval=2")
-    assert first.status == 0
-    shards = f"data.shards={tmp_path}/a/shards"
-    options = [
-        "experiment=photos",
-        "data=shards",
-        "data.batch_size=16",
-        shards,
-        "trainer.max_steps=2",
-        "trainer.val_check_interval=2",
-    ]
-    for number, reader in enumerate(("packs", "mapped")):
-        assert command(*options, f"reader@data.reader={reader}", f"output={tmp_path}/{number}").status == 0
+def test_photos_train_and_other_shards_are_refused(command, monkeypatch, tmp_path):
+    monkeypatch.setattr("data.toy.photos.CROPS", 15)
+    options = ["experiment=photos", "trainer.max_steps=1", "trainer.val_check_interval=1"]
+    first = command(*options, f"output={tmp_path}/a")
+    assert first.status == 0, first.err
+    options += ["data=shards", "data.batch_size=16", f"data.shards={tmp_path}/a/shards", "callbacks.sample_grid=null"]
+    losses = []
+    for reader in ("packs", "mapped"):
+        still = ["module.optimizer.lr=0", f"reader@data.reader={reader}", f"output={tmp_path}/{reader}"]
+        assert command(*options, *still).status == 0
+        with (tmp_path / reader / "metrics" / "version_0" / "metrics.csv").open() as file:
+            losses += [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert len(losses) == 2
+    assert losses[0] == losses[1]  # the held-out samples are the same, whoever reads them
     other = command(*options, "tokenizer.codebook_size=63", "module.net.codebook_size=63", f"output={tmp_path}/c")
     assert other.status == 1
     assert "made by another tokenizer" in other.err
     classes = command(*options, "module.net.num_classes=5", f"output={tmp_path}/d")
+    assert classes.status == 1
     assert "module.net.num_classes=5: the shards have 4." in classes.err
