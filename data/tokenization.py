@@ -18,7 +18,7 @@ from annotated_types import Ge, Lt
 from data.shards import Manifest, Shard, token_dtype, write_shard
 from data.sources import Source
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import refuse_other_work, write_atomically
 from enat.tokenizers.base import Tokenizer
 
 
@@ -46,23 +46,6 @@ def plan_shards(size: int, held_out: float, shard_size: int, seed: int) -> list[
         for split, numbers in {"held_out": order[:num_held_out], "train": order[num_held_out:]}.items()
         for number, start in enumerate(range(0, len(numbers), shard_size))
     ]
-
-
-def _claim(work: Path, settings: dict[str, Any]) -> None:
-    """Records the settings of the shards in a folder, or checks that they are the recorded ones.
-
-    Raises:
-        InputError: naming the settings that differ.
-    """
-    record = work / "settings.json"
-    if not record.exists():
-        write_atomically(record, json.dumps(settings).encode())
-        return
-    recorded = json.loads(record.read_text())
-    changed = [name for name in settings if recorded.get(name) != settings[name]]
-    if changed:
-        folder = work.parent
-        raise InputError(f"output={folder}: holds shards of another {' and '.join(changed)}; choose a new folder.")
 
 
 def write_shards(
@@ -104,7 +87,7 @@ def write_shards(
         "pack_size": pack_size,
         "seed": seed,
     }
-    _claim(work, settings)
+    _check_settings(folder, work / "settings.json", settings)
     plans = plan_shards(source.size, held_out, shard_size, seed)
     records = [work / f"{plan.name}.json" for plan in plans]
     for plan, record in list(zip(plans, records, strict=True))[rank::world_size]:
@@ -117,17 +100,27 @@ def write_shards(
         write_atomically(record, json.dumps({"shard": asdict(shard), "skipped": encoded.skipped}).encode())
     if not all(record.exists() for record in records):
         return None
-    contents = [json.loads(record.read_text()) for record in records]
-    splits: dict[str, list[Shard]] = {"train": [], "held_out": []}
-    for plan, content in zip(plans, contents, strict=True):
-        splits[plan.split].append(Shard(**content["shard"]))
-    skipped = [image for content in contents for image in content["skipped"]]
-    return _finish(folder, _manifest(source, tokenizer, pack_size, splits, skipped))
+    manifest = _collect(source, tokenizer, plans, [json.loads(record.read_text()) for record in records], pack_size)
+    _finish(folder, manifest)
+    return manifest
 
 
-def _manifest(
-    source: Source, tokenizer: Tokenizer, pack_size: int, splits: dict[str, list[Shard]], skipped: list[dict[str, str]]
+def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> None:
+    """Records the settings of the shards in a folder; refuses to add shards of other settings to them."""
+    if not record.exists():
+        write_atomically(record, json.dumps(settings).encode())
+        return
+    earlier = json.loads(record.read_text())
+    refuse_other_work(folder, earlier, settings, "shards made with other settings", "or another output=DIR")
+
+
+def _collect(
+    source: Source, tokenizer: Tokenizer, plans: list[ShardPlan], records: list[dict[str, Any]], pack_size: int
 ) -> Manifest:
+    """Makes the manifest from the records of all shards."""
+    splits: dict[str, list[Shard]] = {"train": [], "held_out": []}
+    for plan, record in zip(plans, records, strict=True):
+        splits[plan.split].append(Shard(**record["shard"]))
     return Manifest(
         tokenizer=type(tokenizer).__name__,
         tokenizer_sha256=tokenizer.fingerprint(),
@@ -138,15 +131,14 @@ def _manifest(
         views=list(source.views),
         pack_size=pack_size,
         splits=splits,
-        skipped=skipped,
+        skipped=[image for record in records for image in record["skipped"]],
     )
 
 
-def _finish(folder: Path, manifest: Manifest) -> Manifest:
+def _finish(folder: Path, manifest: Manifest) -> None:
     """Removes temporary files that killed processes have left, and saves the manifest."""
     if not any(shard.samples for shard in manifest.all_shards()):
         raise InputError(f"output={folder}: none of the images could be read; {manifest.skipped[0]['reason']}")
     for left_over in folder.glob("*.tar.*.partial"):
         left_over.unlink(missing_ok=True)
     manifest.save(folder)
-    return manifest

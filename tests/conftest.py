@@ -1,4 +1,4 @@
-"""What tests share: the command line in this process, small networks, a run of the debug experiment."""
+"""Gives all tests the command line, in this process and in others, kills at a given moment, and small inputs."""
 
 import json
 import os
@@ -15,14 +15,21 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 from omegaconf import DictConfig
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import run
+from data.toy import photos as toy_photos
+from enat.checkpoints.weights import read_file, select_state
 from enat.net import ENAT
 from experiments.runtime.command_line import explain_errors
 
 ROOT = Path(__file__).parent.parent
+
+# The same examples on each run and no limits of time: a test's outcome depends on the code alone.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # workers would wait for each other's cores
 os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of processes that tests start, which must compute the same bits
@@ -31,7 +38,7 @@ torch.set_num_threads(THREADS)
 
 @dataclass
 class Outcome:
-    """How a command ended."""
+    """Holds the exit status and the output of a command."""
 
     status: int
     out: str
@@ -123,6 +130,27 @@ def compose_config() -> Callable[..., DictConfig]:
 
 
 @pytest.fixture(scope="session")
+def same_training() -> Callable[[Path, Path], bool]:
+    """Says whether the newest checkpoints of two runs have the same bits: weights, averages and optimiser's moments."""
+
+    def state(folder: Path) -> dict[str, torch.Tensor]:
+        content = read_file(folder / "checkpoints" / "last.ckpt")
+        moments = content["optimizer_states"][0]["state"]
+        return {
+            **content["state_dict"],
+            **{f"ema.{name}": tensor for name, tensor in select_state(content)[0].items()},
+            **{f"{i}.{name}": torch.as_tensor(value) for i, state in moments.items() for name, value in state.items()},
+        }
+
+    def call(first: Path, second: Path) -> bool:
+        expected = state(first)
+        actual = state(second)
+        return expected.keys() == actual.keys() and all(torch.equal(expected[name], actual[name]) for name in expected)
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def make_net() -> Callable[..., ENAT]:
     """Makes a small untrained network whose output depends on its input (a fresh one's blocks are identities)."""
 
@@ -160,3 +188,13 @@ def inception(tmp_path_factory) -> Path:
             torch.nn.init.kaiming_normal_(module.weight)  # or the signal fades on its way through
     torch.save(net.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Makes a folder of four class folders with 15 small photos each; tests must not change it."""
+    folder = tmp_path_factory.mktemp("photos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_photos, "CROPS", 15)
+        toy_photos.cut_photos(folder)
+    return folder

@@ -28,6 +28,6 @@ def test_split_has_no_image_twice():
 def test_both_classifiers_know_held_out_digits():
     images, labels = digit_images("held_out"), digit_labels("held_out")
     assert (classify_digits(images) == labels).double().mean() > 0.98
-    features, logits, _ = DigitFeatures()(images)["digits"]
-    assert features.shape == (500, 64)
-    assert (logits.argmax(1) == labels).double().mean() > 0.96
+    views = DigitFeatures()(images)["digits"]
+    assert views["pool"].shape == (500, 64)
+    assert (views["logits"].argmax(1) == labels).double().mean() > 0.96

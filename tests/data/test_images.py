@@ -1,7 +1,9 @@
-"""Images: which files, how they become RGB, views."""
+"""Image files: which are listed, how they become RGB, how views are cut."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from data.images import ImageList, PlainAndFlipped, TenCrop, center_crop, load_rgb
@@ -47,6 +49,13 @@ def test_unreadable_images_say_why(picture, tmp_path):
             load_rgb(tmp_path / name)
 
 
+@given(width=st.integers(1, 150), height=st.integers(1, 150), side=st.integers(1, 40), grey=st.integers(0, 255))
+def test_views_have_their_size_and_keep_colours(width, height, side, grey):
+    image = Image.new("RGB", (width, height), (grey, 0, 255))
+    for views, count in ((PlainAndFlipped(side), 2), (TenCrop(side), 10)):
+        assert np.array_equal(views(image), np.full((count, side, side, 3), (grey, 0, 255)))
+
+
 def test_views(picture):
     plain, flipped = PlainAndFlipped(32)(picture)
     assert np.array_equal(plain, np.asarray(center_crop(picture, 32)))
@@ -65,12 +74,10 @@ def test_class_folders_and_lists(picture, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture.save(tmp_path / name, format="png")
     (tmp_path / "b" / "notes.txt").write_text("no image")
-    found = ImageList.find(tmp_path)
-    assert (found.files, found.class_ids.tolist(), found.class_names) == (
-        ["a/x.JPG", "b/1.png", "b/2.png"],
-        [0, 1, 1],
-        ["a", "b"],
-    )
+    images = ImageList.find(tmp_path)
+    assert images.files == ["a/x.JPG", "b/1.png", "b/2.png"]
+    assert images.class_ids.tolist() == [0, 1, 1]
+    assert images.class_names == ["a", "b"]
     labels = tmp_path / "labels.csv"
     labels.write_text("file,class\nb/1.png,10\na/x.JPG,9\nb/2.png,10\n")
     listed = ImageList.find(tmp_path, labels)

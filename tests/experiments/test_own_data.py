@@ -1,4 +1,4 @@
-"""The feature network, statistics, and a folder of one's own from images to a score, with a random Inception."""
+"""A user's own folder of images, from tokenising to a score, with an Inception network of random weights."""
 
 import numpy as np
 import pytest
@@ -6,16 +6,8 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from data.references import StatisticsFile
-from data.toy.photos import cut_photos
 from enat.errors import InputError
 from enat.features.inception import InceptionFeatures, adm
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    cut_photos(folder)
-    return folder
 
 
 def test_features_are_torch_fidelitys(inception):
@@ -55,7 +47,7 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
     tiny = ["tokenizer=vqgan_tiny", "num_workers=0"]
     command("task=tokenize", *tiny, f"images={photos}", f"output={tmp_path}/shards", "held_out=0.1")
     few = tmp_path / "few"
-    for path in sorted(photos.rglob("*.jpg"))[::20]:
+    for path in sorted(photos.rglob("*.jpg"))[::5]:
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         (few / path.parent.name / path.name).write_bytes(path.read_bytes())
     weights = f"weights={inception}"
@@ -92,4 +84,4 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
     assert trained["fid"] != pytest.approx(untrained["fid"], rel=1e-3)
     checkpoint = trained["checkpoint"]
     scored = command(*experiment, "task=evaluate", f"weights={checkpoint}", f"output={tmp_path}/e").results
-    assert scored["fid"] == pytest.approx(trained["fid"], rel=1e-6)
+    assert scored["fid"] == trained["fid"]

@@ -1,91 +1,84 @@
-"""task=tokenize: killed and restarted, shared by processes, from images and from the official cache."""
+"""task=tokenize: equal bytes however it was killed or shared, from images and from the official token cache."""
 
+import csv
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
+from data.images import ImageList, PlainAndFlipped, load_rgb
 from data.shards import Manifest, ShardPacks
-from data.toy.photos import cut_photos
+from data.tokenization import plan_shards
 from enat.tokenizers.vqgan import VQGAN
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = VQGAN(codebook_size=64, code_width=32, channels=32, multipliers=[1, 1, 2], num_blocks=1, resolution=32)
-OPTIONS = ["task=tokenize", "tokenizer=vqgan_tiny", "shard_size=30", "pack_size=7", "held_out=0.1", "num_workers=0"]
+OPTIONS = ["task=tokenize", "tokenizer=vqgan_tiny", "shard_size=8", "pack_size=3", "held_out=0.1", "num_workers=0"]
+SHARDS = ["held_out-00000.tar", *(f"train-{number:05d}.tar" for number in range(7))]  # of 60 photos
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    cut_photos(folder)
-    return folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
+def read_set(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*folder.glob("*.tar"), folder / "manifest.json"]}
+
+
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    packs = ShardPacks(folder, Manifest.load(folder), split)
+    token_ids, class_ids = zip(*(packs.read(pack) for pack in range(len(packs.sizes))), strict=True)
+    return np.concatenate(token_ids), np.concatenate(class_ids)
 
 
 def test_tokens_are_the_tokenizers(command, photos, tmp_path):
     results = command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a").results
-    assert results["samples"] == {"held_out": 24, "train": 216}
+    assert results["samples"] == {"held_out": 6, "train": 54}
     assert results["skipped"] == []
-    manifest = Manifest.load(tmp_path / "a")
-    packs = ShardPacks(tmp_path / "a", manifest, "train")
-    token_ids, class_ids = packs.read(3)
-    images = TINY.decode(torch.from_numpy(token_ids.astype(np.int64))[:, 0])
-    assert images.shape == (len(class_ids), 3, 32, 32)
-    from data.images import PlainAndFlipped, load_rgb
-
-    views = [PlainAndFlipped(32)(load_rgb(path)) for path in sorted(photos.rglob("*.jpg"))]
-    pixels = torch.from_numpy(np.stack(views)).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+    images = ImageList.find(photos)
+    views = np.stack([PlainAndFlipped(32)(load_rgb(photos / file)) for file in images.files])
+    pixels = torch.from_numpy(views).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
     expected = TINY.encode(pixels).unflatten(0, (-1, 2)).numpy()
-    rows = {row.tobytes() for row in expected.astype(np.uint16)}
-    assert all(row.tobytes() in rows for row in token_ids)
-    assert command(*OPTIONS, f"output={tmp_path}/a", "check=true").results["shards"] == results["shards"]
+    for split in ("held_out", "train"):
+        plans = plan_shards(60, held_out=0.1, shard_size=8, seed=0)
+        numbers = np.concatenate([plan.numbers for plan in plans if plan.split == split])
+        token_ids, class_ids = read_split(tmp_path / "a", split)
+        assert np.array_equal(token_ids, expected[numbers])
+        assert np.array_equal(class_ids, images.class_ids[numbers])
+    assert command(*OPTIONS, f"output={tmp_path}/a", "check=true").results["shards"] == len(SHARDS)
 
 
-def test_killed_five_times_and_restarted(command, photos, tmp_path):
+def test_killed_five_times_and_restarted(command, killed, photos, tmp_path):
+    """Kills at an image, while a shard is written, before a record, before a shard, and before the manifest."""
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
-    rng = random.Random(0)
-    arguments = [sys.executable, "run.py", *OPTIONS, f"images={photos}", f"output={tmp_path}/killed"]
-    killed = 0
-    for wanted in range(1, 6):
-        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list((tmp_path / "killed").glob("*.tar"))) < wanted:
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.3)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
-    assert killed >= 4
-    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "work").glob("*.tar.json")}
-    assert len(finished) >= 4
-    command(*OPTIONS, f"images={photos}", f"output={tmp_path}/killed")
-    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())  # not done again
-    assert content(tmp_path / "whole") == content(tmp_path / "killed")
-    assert not list((tmp_path / "killed").glob("*.partial"))
-
-
-def test_two_processes_share_the_work(command, photos, tmp_path):
-    command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
-    arguments = [sys.executable, "run.py", *OPTIONS, f"images={photos}", f"output={tmp_path}/shared"]
-    processes = [
-        subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"})
-        for rank in range(2)
+    folder = tmp_path / "killed"
+    moments = [  # a function, the number of its call, and how many shards and temporary files there are at that moment
+        ("data.sources:load_rgb", 10, 1, 0),
+        ("enat.files:os.fsync", 1, 1, 1),
+        ("data.tokenization:write_atomically", 3, 3, 1),
+        ("data.tokenization:write_shard", 3, 5, 1),
+        ("data.tokenization:Manifest.save", 1, 8, 0),
     ]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert content(tmp_path / "whole") == content(tmp_path / "shared")
-    assert json.loads((tmp_path / "shared" / "results.json").read_text())["samples"]["train"] == 216
+    finished: dict[str, tuple[int, int]] = {}
+    for function, call, num_finished, num_temporary in moments:
+        killed(*OPTIONS, f"images={photos}", f"output={folder}", at=function, number=call)
+        records = sorted((folder / "work").glob("*.tar.json"))
+        assert [record.name for record in records] == [f"{shard}.json" for shard in SHARDS[:num_finished]]
+        files = {path.name: path.stat() for path in (folder / shard for shard in SHARDS[:num_finished])}
+        identities = {name: (status.st_ino, status.st_mtime_ns) for name, status in files.items()}
+        assert identities.items() >= finished.items()  # finished shards were not written again
+        finished = identities
+        assert len(list(folder.glob("*.partial"))) == num_temporary
+        assert not (folder / "manifest.json").exists()
+    command(*OPTIONS, f"images={photos}", f"output={folder}")
+    assert read_set(folder) == read_set(tmp_path / "whole")
+
+
+def test_two_processes_share_the_work(command, separate_command, photos, tmp_path):
+    command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    outcome = separate_command(*OPTIONS, f"images={photos}", f"output={tmp_path}/shared", launcher=launcher)
+    assert outcome.status == 0, outcome.err
+    assert read_set(tmp_path / "shared") == read_set(tmp_path / "whole")
+    assert json.loads((tmp_path / "shared" / "results.json").read_text())["samples"]["train"] == 54
 
 
 def test_unreadable_images_are_named(command, photos, tmp_path):
@@ -115,53 +108,53 @@ def test_official_cache(command, tmp_path):
     np.save(tmp_path / "train.npy", rows)
     options = [*OPTIONS, f"images={tmp_path}/train.npy", "num_classes=10", "held_out=0.0"]
     assert command(*options, f"output={tmp_path}/out").results["samples"]["train"] == 50
-    packs = ShardPacks(tmp_path / "out", Manifest.load(tmp_path / "out"), "train")
-    read = [packs.read(pack) for pack in range(len(packs.sizes))]
-    back = np.concatenate([np.concatenate([classes[:, None], tokens[:, 0]], axis=1) for tokens, classes in read])
+    token_ids, class_ids = read_split(tmp_path / "out", "train")
+    back = np.concatenate([class_ids[:, None], token_ids[:, 0]], axis=1)
     assert sorted(map(tuple, back.tolist())) == sorted(map(tuple, rows.tolist()))
     assert command(*OPTIONS, f"output={tmp_path}/out", "check=true").status == 0  # though nothing is held out
     np.save(tmp_path / "train.npy", rows[::-1])
     other = command(*options, f"output={tmp_path}/out")
-    assert "holds shards of another source" in other.err
+    assert "the folder holds shards made with other settings (source: " in other.err
     refused = command(*options, f"output={tmp_path}/few", "num_classes=9")
     assert refused.status == 1
     assert "expected classes below 9" in refused.err
 
 
 def test_bad_input(command, photos, tmp_path):
-    command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a")
-    cases = {
-        ("shard_size=31", f"images={photos}"): "holds shards of another shard_size",
-        (f"images={tmp_path}/none",): "there is no such folder",
-        (): "images=null: expected images=DIR",
-        ("images=x.npy",): "missing, truncated, or no .npy file",
-    }
-    for arguments, sentence in cases.items():
+    images = f"images={photos}"
+    command(*OPTIONS, images, f"output={tmp_path}/a")
+    cases = [
+        (["shard_size=9", images], "(shard_size: 8 before, 9 now); expected the same settings, or another output=DIR"),
+        ([f"images={tmp_path}/none"], "there is no such folder"),
+        ([], "images=null: expected images=DIR"),
+        (["images=x.npy"], "missing, truncated, or no .npy file"),
+        (["held_out=1", images], "held_out=1: expected a number of at least 0 and below 1"),
+        (["pack_size=0", images], "pack_size=0: expected an integer of at least 1"),
+        (["tokenizer.weights=nowhere.ckpt", images], "weights=nowhere.ckpt: there is no such file"),
+    ]
+    for arguments, sentence in cases:
         outcome = command(*OPTIONS, *arguments, f"output={tmp_path}/a")
         assert outcome.status == 1
         assert sentence in outcome.err
-    missing = command(
-        "task=tokenize", "tokenizer=vqgan", "tokenizer.weights=nowhere.ckpt", f"images={photos}", f"output={tmp_path}/b"
-    )
-    assert "weights=nowhere.ckpt: there is no such file" in missing.err
 
 
-def test_photos_train_and_other_shards_are_refused(command, tmp_path):
-    first = command("experiment=photos", f"output={tmp_path}/a", "trainer.max_steps=4", "trainer.val_check_interval=2")
-    assert first.status == 0
-    shards = f"data.shards={tmp_path}/a/shards"
-    options = [
-        "experiment=photos",
-        "data=shards",
-        "data.batch_size=16",
-        shards,
-        "trainer.max_steps=2",
-        "trainer.val_check_interval=2",
-    ]
-    for number, reader in enumerate(("packs", "mapped")):
-        assert command(*options, f"reader@data.reader={reader}", f"output={tmp_path}/{number}").status == 0
+def test_photos_train_and_other_shards_are_refused(command, monkeypatch, tmp_path):
+    monkeypatch.setattr("data.toy.photos.CROPS", 15)
+    options = ["experiment=photos", "trainer.max_steps=1", "trainer.val_check_interval=1"]
+    first = command(*options, f"output={tmp_path}/a")
+    assert first.status == 0, first.err
+    options += ["data=shards", "data.batch_size=16", f"data.shards={tmp_path}/a/shards", "callbacks.sample_grid=null"]
+    losses = []
+    for reader in ("packs", "mapped"):
+        still = ["module.optimizer.lr=0", f"reader@data.reader={reader}", f"output={tmp_path}/{reader}"]
+        assert command(*options, *still).status == 0
+        with (tmp_path / reader / "metrics" / "version_0" / "metrics.csv").open() as file:
+            losses += [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert len(losses) == 2
+    assert losses[0] == losses[1]  # the held-out samples are the same, whoever reads them
     other = command(*options, "tokenizer.codebook_size=63", "module.net.codebook_size=63", f"output={tmp_path}/c")
     assert other.status == 1
     assert "made by another tokenizer" in other.err
     classes = command(*options, "module.net.num_classes=5", f"output={tmp_path}/d")
+    assert classes.status == 1
     assert "module.net.num_classes=5: the shards have 4." in classes.err
