@@ -1,31 +1,27 @@
 """Exponential moving average of the network's weights."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
+from annotated_types import Interval
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from enat.errors import InputError
+from enat.checkpoints.names import split_blocks
 from enat.module import MaskedTokenModule
 
 
 class EMA(L.Callback):
     """Keeps an averaged copy of the network and hands it to the module as `ema_net`.
 
-    The average starts from the initial weights and is taken after every optimiser step (SPEC 4). It is a
-    network of its own, so that evaluation never swaps weights, and it is saved under the callback's own key.
+    The average starts from the initial weights and is updated after every optimiser step (docs/method.md, Recipe). It
+    is a network of its own, so that evaluation never swaps weights, and it is saved under the callback's own key.
 
     Args:
-        decay: weight of the past.
-
-    Raises:
-        InputError: if it is not a share.
+        decay: weight of the average so far.
     """
 
-    def __init__(self, decay: float = 0.9999):
-        if not 0 <= decay <= 1:
-            raise InputError(f"decay={decay}: expected a number between 0 and 1.")
+    def __init__(self, decay: Annotated[float, Interval(ge=0, le=1)] = 0.9999):
         self.decay = decay
         self.average = get_ema_multi_avg_fn(decay)
         self.last_step = 0
@@ -33,18 +29,18 @@ class EMA(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, MaskedTokenModule)
         self.net = deepcopy(pl_module.net).eval().requires_grad_(False)
-        pl_module.__dict__["ema_net"] = self.net  # past nn.Module's registration of submodules
+        pl_module.__dict__["ema_net"] = self.net  # not by setattr, which would register a submodule
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.net.to(next(pl_module.parameters()))  # device and precision
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.last_step = trainer.global_step  # restored by now, other than in on_fit_start
         assert isinstance(pl_module, MaskedTokenModule)
+        self.last_step = trainer.global_step  # not in on_fit_start, where it is not restored yet
         self.parameters = list(self.net.parameters()), list(pl_module.net.parameters())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step > self.last_step:  # not within an accumulation window
+        if trainer.global_step > self.last_step:  # not after each of the batches that are accumulated
             self.last_step = trainer.global_step
             self.average(*self.parameters, self.last_step)
 
@@ -52,4 +48,4 @@ class EMA(L.Callback):
         return {"net": self.net.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.net.load_state_dict(state_dict["net"])
+        self.net.load_state_dict(split_blocks(state_dict["net"], self.net.encoder_depth))
