@@ -7,6 +7,7 @@ import lightning as L
 from annotated_types import Interval
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from enat.checkpoints.names import split_blocks
 from enat.module import MaskedTokenModule
 
 
@@ -34,8 +35,8 @@ class EMA(L.Callback):
         self.net.to(next(pl_module.parameters()))  # device and precision
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.last_step = trainer.global_step  # a resumed run's step is not yet restored in on_fit_start
         assert isinstance(pl_module, MaskedTokenModule)
+        self.last_step = trainer.global_step  # a resumed run's step is not yet restored in on_fit_start
         self.parameters = list(self.net.parameters()), list(pl_module.net.parameters())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -47,4 +48,4 @@ class EMA(L.Callback):
         return {"net": self.net.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.net.load_state_dict(state_dict["net"])
+        self.net.load_state_dict(split_blocks(state_dict["net"], self.net.encoder_depth))

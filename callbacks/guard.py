@@ -8,8 +8,8 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.optim import Optimizer
 
+from callbacks.training_log import logs_this_step
 from enat.errors import InputError
-from enat.module import MaskedTokenModule
 
 
 class NonFiniteGuard(L.Callback):
@@ -35,7 +35,6 @@ class NonFiniteGuard(L.Callback):
         self.uncounted: tuple[int, Tensor] | None = None  # a step, and whether its gradient is not finite
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        assert isinstance(pl_module, MaskedTokenModule)
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16
@@ -44,9 +43,9 @@ class NonFiniteGuard(L.Callback):
             norm = norm / scaler.scale(torch.ones_like(norm))  # only a fused optimiser's gradients are still scaled
         self.count()
         self.uncounted = trainer.global_step, ~norm.isfinite()
-        if pl_module.logs_this_step or not fused:
+        if logs_this_step(trainer) or not fused:
             self.count()
-        if pl_module.logs_this_step:
+        if logs_this_step(trainer):
             pl_module.log_dict({"train/grad_norm": norm, "train/skipped_steps": float(self.skipped)})
         if scaler is None and fused:
             skip_fused_step(optimizer, ~norm.isfinite())

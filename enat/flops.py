@@ -1,7 +1,8 @@
-"""Floating-point operations: of the network, counted from its sizes; of a device, measured.
+"""Floating-point operations: those of a network, counted from its sizes; those of a device, measured.
 
-A multiply-add is two operations; only matrix products and attention count, as in `torch.utils.flop_counter`.
-Shapes as in `enat.net`: `N` new, `P` reused, `M` masked, `V = P + N` visible tokens of an image.
+A multiply-add is two operations; only matrix products and attention are counted, as in `torch.utils.flop_counter`.
+
+Shapes as in `enat.net`: `N` newly revealed, `P` cached, `M` masked and `V = P + N` visible tokens of an image.
 """
 
 import time
@@ -11,105 +12,106 @@ from typing import Any
 import numpy as np
 import torch
 
-from enat.layers import ONEDNN_TYPES
+from enat.kernels import ONEDNN_TYPES
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
-Number = Any  # of tokens: an int, or an array with one for each image
+Number = Any  # of tokens: an int for one image, or an array with a number for each of several images
 
 
 def block_flops(net: ENAT, tokens: Number, context: Number) -> Number:
-    """Of one of its blocks on (1, tokens, D) that attends to (1, context, D) too."""
-    projections = 12 * tokens + 2 * context  # queries, keys, values, output, 8 of the MLP; keys and values
+    """Counts the operations of a block on (1, tokens, D) that attends to a context (1, context, D)."""
+    projections = 12 * tokens + 2 * context  # queries, keys, values, output and 8 of the MLP; keys and values
     if isinstance(net.blocks[0], SeparateBlock):
         projections += 2 * tokens * (context > 0)  # queries and output of the cross-attention
     return 2 * net.width**2 * projections + 4 * net.width * tokens * (tokens + context)
 
 
-def encode_flops(net: ENAT, new: Number, reused: Number) -> Number:
-    """Of `ENAT.encode` for one image, or for each of several; an encoder without new tokens does nothing."""
-    blocks = net.encoder_depth * block_flops(net, new, reused) * (new > 0)
+def encode_flops(net: ENAT, new: Number, cached: Number) -> Number:
+    """Counts the operations of `ENAT.encode` for each image; without new tokens, the encoder does no work."""
+    blocks = net.encoder_depth * block_flops(net, new, cached) * (new > 0)
     if isinstance(net, KeyValueReuse):
-        return blocks - net.encoder_depth * 4 * net.width**2 * reused * (new > 0)
-    return blocks + 16 * net.width**2 * reused
+        return blocks - net.encoder_depth * 4 * net.width**2 * cached * (new > 0)
+    return blocks + 16 * net.width**2 * cached
 
 
-def step_flops(net: ENAT, masked: Number, new: Number, reused: Number) -> Number:
-    """Of `ENAT.forward` for one image, or for each of several."""
+def step_flops(net: ENAT, masked: Number, new: Number, cached: Number) -> Number:
+    """Counts the operations of `ENAT.forward` for each image."""
     head = 2 * net.width * masked * (net.width + net.codebook_size)
     if isinstance(net, NAT):
         return len(net.blocks) * block_flops(net, masked + new, 0 * masked) + head
-    return encode_flops(net, new, reused) + net.decoder_depth * block_flops(net, masked, new + reused) + head
+    return encode_flops(net, new, cached) + net.decoder_depth * block_flops(net, masked, new + cached) + head
 
 
-def condition_flops(net: ENAT) -> int:
-    """Of `ENAT.condition` for one image."""
+def modulation_flops(net: ENAT) -> int:
+    """Counts the operations of `ENAT.modulations` for an image."""
     return sum(2 * block.modulation.weight.numel() for block in net.blocks)
 
 
 def training_flops(net: ENAT, counts: tuple[Number, Number, Number], batch_size: int) -> int:
-    """Of a training step on a batch: three times the forward pass, and once the one that makes the cache.
+    """Counts the operations of a training step: three times the forward pass, plus the pass that makes the cache.
 
     Args:
         net: the network.
-        counts: masked, new and reused tokens of each image, see `enat.masking.Partition`.
-        batch_size: images.
+        counts: masked, new and cached tokens of each image, see `enat.masking.Partition`.
+        batch_size: number of images.
     """
-    masked, new, reused = counts
-    forward = condition_flops(net) + step_flops(net, masked, new, reused)
-    cache = (condition_flops(net) + encode_flops(net, reused, 0 * reused)) * np.any(reused)
+    masked, new, cached = counts
+    forward = modulation_flops(net) + step_flops(net, masked, new, cached)
+    cache = (modulation_flops(net) + encode_flops(net, cached, 0 * cached)) * np.any(cached)
     return int(np.broadcast_to(3 * forward + cache, batch_size).sum())
 
 
 def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
-    """What each step computes for one image: tokens encoded, reused and decoded, branches, and GFLOP."""
+    """Lists what each step computes for an image: tokens encoded, reused and decoded, branches, and GFLOP."""
     rows = []
-    encoded = reused = 0
+    new = cached = 0
     for step, (masked, left) in enumerate(pairwise([net.num_tokens, *sampler.mask_counts(net.num_tokens)])):
         if not masked:
             break
         branches = 1 if not any(sampler.guidance_scales) or (step == 0 and not sampler.guidance_scales[0]) else 2
-        kept = sampler.num_reused(reused)
-        encoded, reused = encoded + reused - kept, kept
+        reused = sampler.num_reused(cached)
+        encoded = new + cached - reused
         flops = branches * step_flops(net, masked, encoded, reused)
         rows.append(
             {"step": step, "encoded": encoded, "reused": reused, "decoded": masked, "branches": branches}
             | {"gflop": flops / 1e9}
         )
-        encoded, reused = masked - left, encoded + reused
+        new = masked - left
+        cached = encoded + reused
     return rows
 
 
 def sampling_flops(net: ENAT, sampler: Sampler) -> float:
-    """Operations for one image, attention and the condition of both branches included."""
+    """Counts the operations for an image, including attention and the modulations of both branches."""
     steps = sampling_steps(net, sampler)
-    return sum(1e9 * row["gflop"] for row in steps) + max(row["branches"] for row in steps) * condition_flops(net)
+    return sum(1e9 * row["gflop"] for row in steps) + max(row["branches"] for row in steps) * modulation_flops(net)
 
 
 @torch.no_grad()
 def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = None) -> list[float]:
-    """Operations per second of a large matrix product, several times.
+    """Measures the operations per second of a large matrix product, four times.
 
     Args:
         device, dtype: of the matrices.
-        size: side of the square matrices; None for one that fits the device.
+        size: side of the square matrices; None for one that suits the device.
     """
-    halves = dtype in (torch.bfloat16, torch.float16)
-    emulated = halves and torch.bfloat16 not in ONEDNN_TYPES  # by CPUs without them, very slowly
-    size = size or (8192 if device.type == "cuda" else 256 if emulated else 1024)
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    is_emulated = is_half and torch.bfloat16 not in ONEDNN_TYPES  # by CPUs that can't multiply in it: very slow
+    size = size or (8192 if device.type == "cuda" else 256 if is_emulated else 1024)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     speeds = []
     for _ in range(5):
         begun = time.perf_counter()
-        out = a @ b
+        product = a @ b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         speeds.append(2 * size**3 / (time.perf_counter() - begun))
-    del out
-    return speeds[1:]  # the first warms up
+    del product
+    return speeds[1:]  # the first one warms up
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """The best of `product_speeds`: what a network can at most reach."""
+    """Returns the best of `product_speeds`: what a network can reach at most."""
     return max(product_speeds(device, dtype, size))

@@ -1,14 +1,16 @@
-"""Training with a mask ratio for each image: the tokens of a batch in one line, without padding.
+"""Training with a mask ratio for each image: the tokens of all images in one row, without padding.
 
-What a layer does token by token needs no change; the condition of an image goes to each of its tokens, and attention
-stays within an image: by a kernel for lines of several lengths on GPUs, and on padded rows elsewhere.
+Layers that treat each token by itself need no change. The modulations of an image go to each of its tokens, and a
+kernel keeps attention within an image: one for sequences of several lengths on GPUs in half precision, attention on
+padded rows elsewhere.
 
-`index_select`, unlike indexing, adds up its gradient in a fixed order on CPUs, so that runs stay reproducible.
+`index_select`, unlike indexing, sums its gradient in a fixed order on CPUs, so that runs stay reproducible.
 
-Shapes: `B` images, `N` tokens that are computed and `P` tokens attended to of all images together, `L` tokens of an
-image, `D` width, `H` heads, `d = D/H`, `K` codebook size.
+Shapes: `B` images, `L` tokens of an image; `N` tokens that are computed, `P` context tokens and `M` masked tokens of
+all images together; `D` width, `H` heads, `d = D/H`, `K` codebook size.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,200 +22,238 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from enat.errors import InputError
-from enat.kernels import Attention, xformers, xformers_operations
-from enat.layers import Layout, normalize
 from enat.masking import RandomMasking, num_masked
 from enat.net import ENAT
 
 Counts = NDArray[np.int64]
 
 
-class Line(NamedTuple):
-    """Tokens of several images, image after image."""
+class PackedTokens(NamedTuple):
+    """Some tokens of every image of a batch, sorted by image unless joined."""
 
-    rows: Tensor  # the image of each token, (N,)
-    positions: Tensor  # of each token in its image, (N,)
-    images: Counts  # `rows` on the host
+    images: Tensor  # the image of each token, (N,)
+    positions: Tensor  # its position in that image, (N,)
+    images_on_host: Counts  # the same as `images`
     counts: Counts  # tokens of each image, (B,), on the host
 
-    def joined(self, other: "Line") -> "Line":
-        """Both, the other one's tokens behind all of these."""
-        rows, positions = (torch.cat(pair) for pair in zip(self[:2], other[:2], strict=True))
-        return Line(rows, positions, np.concatenate([self.images, other.images]), self.counts + other.counts)
+    def joined(self, other: "PackedTokens") -> "PackedTokens":
+        """Returns these tokens, followed by all of the other ones."""
+        return PackedTokens(
+            torch.cat([self.images, other.images]),
+            torch.cat([self.positions, other.positions]),
+            np.concatenate([self.images_on_host, other.images_on_host]),
+            self.counts + other.counts,
+        )
+
+    def ids(self, token_ids: Tensor) -> Tensor:
+        """Returns the ids of the tokens, (1, N), from those of all tokens, (B, L)."""
+        return token_ids[self.images, self.positions][None]
 
 
 class PackedPartition(NamedTuple):
-    """As `enat.masking.Partition`, with numbers of its own for each image."""
+    """The tokens of a batch in three parts, as `enat.masking.Partition`, with other numbers for each image."""
 
-    masked: Line
-    revealed: Line
-    cached: Line | None
+    masked: PackedTokens
+    new: PackedTokens
+    cached: PackedTokens | None
 
     @property
     def counts(self) -> tuple[Counts, Counts, Counts]:
-        """Masked, new and reused tokens of each image, (B,)."""
-        reused = np.zeros_like(self.masked.counts) if self.cached is None else self.cached.counts
-        return self.masked.counts, self.revealed.counts, reused
-
-    def encode_cached(self, net: ENAT, token_ids: Tensor, condition: Tensor) -> Tensor:
-        """What a network knows of the cached tokens, (1, P, D)."""
-        assert self.cached is not None
-        return encode(net, token_ids, self.cached, condition)
-
-    def predict(self, net: ENAT, token_ids: Tensor, condition: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits of the masked tokens (1, M, K), and the ids that they should predict (1, M)."""
-        features = encode(net, token_ids, self.revealed, condition, self.cached, cached)
-        context, masked = normalize(features), self.masked
-        packing = Packing(masked, self.revealed if self.cached is None else self.cached.joined(self.revealed))
-        x = net.embed(torch.full_like(masked.positions, net.mask_token_id)[None], masked.positions[None])
-        for block, c in zip(net.blocks[net.encoder_depth :], condition[net.encoder_depth :], strict=True):
-            x = block(x, context, c, packing)
-        return net.logits(x), token_ids[masked.rows, masked.positions][None]
+        """Numbers of masked, new and cached tokens of each image, (B,)."""
+        num_cached = np.zeros_like(self.masked.counts) if self.cached is None else self.cached.counts
+        return self.masked.counts, self.new.counts, num_cached
 
 
 class PerSampleMasking(RandomMasking):
-    """As `RandomMasking`, but mask ratio, reuse and the share that is reused are drawn for each image."""
+    """Draws mask ratio, reuse, and the share that is reused for each image, where `RandomMasking` draws for a batch."""
 
     def __call__(  # type: ignore[override]
         self, rng: np.random.Generator, batch_size: int, num_tokens: int, device: torch.device | str = "cpu"
     ) -> PackedPartition:
-        """Draws a partition; numbers are drawn on the host, positions on the device, both from `rng`."""
+        """Draws a partition: the numbers of tokens on the host, their positions on the device, both from `rng`."""
         ratios = rng.beta(self.ratio_alpha, self.ratio_beta, batch_size)
         masked = np.array([num_masked(ratio, num_tokens) for ratio in ratios])
         visible = num_tokens - masked
-        hidden = np.rint(visible * rng.random(batch_size)).astype(int) * (rng.random(batch_size) < self.reuse_prob)
+        num_cached = np.rint(visible * rng.random(batch_size)).astype(int) * (rng.random(batch_size) < self.reuse_prob)
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
         order = torch.rand(batch_size, num_tokens, generator=generator, device=device).argsort(dim=1)
 
-        def line(start: Counts, counts: Counts) -> Line:
-            images = np.repeat(np.arange(batch_size), counts)
-            rows, columns = (_on(device, x) for x in (images, _ranges(start, counts)))
-            return Line(rows, order[rows, columns], images, counts)
+        def chosen(starts: Counts, counts: Counts) -> PackedTokens:
+            """Takes `counts` tokens from `starts` on in each row of `order`."""
+            images_on_host = np.repeat(np.arange(batch_size), counts)
+            images = _on(device, images_on_host)
+            columns = _on(device, _ranges(starts, counts))
+            return PackedTokens(images, order[images, columns], images_on_host, counts)
 
-        cached = line(masked, hidden) if hidden.any() else None
-        return PackedPartition(line(masked * 0, masked), line(masked + hidden, visible - hidden), cached)
-
-
-def _on(device: torch.device | str, numbers: NDArray[Any]) -> Tensor:
-    """On a device, for which nothing waits."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
-
-
-def _ranges(starts: Counts, counts: Counts) -> Counts:
-    """start, start + 1, ... for each pair of a start and a count, in a line."""
-    return np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+        return PackedPartition(
+            masked=chosen(0 * masked, masked),
+            new=chosen(masked + num_cached, visible - num_cached),
+            cached=chosen(masked, num_cached) if num_cached.any() else None,
+        )
 
 
-class Packing(Layout):
-    """Who attends to whom: the tokens of a line to those of a context and themselves, within each image.
+def predict(
+    net: ENAT, cache_net: ENAT, token_ids: Tensor, class_ids: Tensor, partition: PackedPartition
+) -> tuple[Tensor, Tensor]:
+    """Predicts the masked tokens, as `enat.prediction.predict`: logits (1, M, K) and targets (1, M).
+
+    Raises:
+        InputError: for a variant of ENAT.
+    """
+    if type(net) is not ENAT:
+        name = type(net).__name__
+        raise InputError(f"masking=per_sample: it is not for {name}; expected masking@module.masking=per_group.")
+    masked, new, cached = partition
+    cached_features = None
+    if cached is not None:
+        with torch.no_grad():
+            cached_features = encode(cache_net, token_ids, PerImage(cache_net.modulations(class_ids)), cached)
+    modulations = PerImage(net.modulations(class_ids))
+    features = encode(net, token_ids, modulations, new, cached, cached_features)
+    visible = new if cached is None else cached.joined(new)
+    decoded = net.decode(
+        features,
+        masked.positions[None],
+        PerToken(modulations, masked),
+        PerToken(modulations, visible),
+        PackedAttention(masked, visible),
+    )
+    return net.logits(decoded), masked.ids(token_ids)
+
+
+def encode(
+    net: ENAT,
+    token_ids: Tensor,
+    modulations: "PerImage",
+    tokens: PackedTokens,
+    cached: PackedTokens | None = None,
+    cached_features: Tensor | None = None,
+) -> Tensor:
+    """Computes the features of tokens, after the cached ones, as `ENAT.encode`: (1, P+N, D).
+
+    Args:
+        net: the network.
+        token_ids: (B, L).
+        modulations: of the images.
+        tokens: to be encoded.
+        cached: whose features are cached, and attended to.
+        cached_features: (1, P, D).
+    """
+    return net.encode(
+        tokens.ids(token_ids),
+        tokens.positions[None],
+        PerToken(modulations, tokens),
+        cached_features,
+        None if cached is None else PerToken(modulations, cached),
+        PackedAttention(tokens, cached),
+    )
+
+
+class PerImage:
+    """The modulations of images, from `ENAT.modulations`.
+
+    They are kept in float32, in which the gradients of the many tokens of an image are then summed.
+    """
+
+    def __init__(self, modulations: Sequence[Tensor]):
+        self.dtype = modulations[0].dtype
+        self.exact = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in modulations]
+
+
+class PerToken(Sequence[Tensor]):
+    """The modulations of tokens, (1, N, 8, D) for each block: made only when a block asks for them, to save memory."""
+
+    def __init__(self, modulations: PerImage, tokens: PackedTokens):
+        self.modulations = modulations
+        self.images = tokens.images
+
+    def __len__(self) -> int:
+        return len(self.modulations.exact)
+
+    def __getitem__(self, block: Any) -> Any:
+        spread = self.modulations.exact[block].index_select(0, self.images)  # (N, 1, 8, D)
+        return spread.to(self.modulations.dtype).transpose(0, 1)
+
+
+class PackedAttention:
+    """A kernel that lets tokens attend to a context and to themselves, within each image.
+
+    It chooses its implementation itself, whatever the network's kernel is.
 
     Args:
         tokens: attend.
-        context: are attended to, by `tokens` of the same image. None for no others.
+        context: what they attend to besides; None for nothing.
     """
 
-    def __init__(self, tokens: Line, context: Line | None):
-        self.device = tokens.rows.device
+    def __init__(self, tokens: PackedTokens, context: PackedTokens | None):
+        self.device = tokens.images.device
         keys = tokens if context is None else context.joined(tokens)
-        self.rows, self.context_rows = tokens.rows, keys.rows[: len(keys.rows) - len(tokens.rows)]
-        self.counts, self.key_counts = tokens.counts, keys.counts
-        self.key_order = _on(self.device, np.argsort(keys.images, kind="stable"))
-        self.limits, self.key_limits = (
-            _on(self.device, np.concatenate([[0], counts.cumsum()]).astype(np.int32))
-            for counts in (self.counts, self.key_counts)
-        )
+        self.counts = tokens.counts
+        self.key_counts = keys.counts
+        self.key_order = _on(self.device, np.argsort(keys.images_on_host, kind="stable"))
+        self.limits = self._limits(tokens.counts)
+        self.key_limits = self._limits(keys.counts)
 
-    def spread(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of the images (B, 8, D) -> those of each token (N, 8, D), and of each context token (P, 8, D).
-
-        By way of float32, in which the gradients of an image's tokens are then summed.
-        """
-        exact = condition.to(torch.promote_types(condition.dtype, torch.float32))
-        tokens, context = (exact.index_select(0, rows).to(condition.dtype) for rows in (self.rows, self.context_rows))
-        return tokens, context
+    def _limits(self, counts: Counts) -> Tensor:
+        """Returns where each image begins and ends in a row of tokens that are sorted by image, (B+1,)."""
+        return _on(self.device, np.concatenate([[0], counts.cumsum()]).astype(np.int32))
 
     @torch.compiler.disable  # its shapes change with every batch
-    def attend(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Queries (1, H, N, d), keys and values (1, H, P+N, d), the context's first -> (1, H, N, d)."""
-        key, value = (x.index_select(2, self.key_order) for x in (key, value))  # image after image
-        if attention is xformers:
-            operations, rows = xformers_operations(self.device), [x.transpose(1, 2) for x in (query, key, value)]
-            attended: Tensor = operations.memory_efficient_attention(*rows, attn_bias=self._block_diagonal)
-            return attended.transpose(1, 2)
+        key = key.index_select(2, self.key_order)  # sorted by image
+        value = value.index_select(2, self.key_order)
         if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
-            q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (N, H, d)
-            out = varlen_attn(q, k, v, self.limits, self.key_limits, int(self.counts.max()), int(self.key_counts.max()))
-            assert isinstance(out, Tensor)  # without auxiliary results
-            return out.transpose(0, 1).unsqueeze(0)
-        return self._padded(query, key, value)
+            return self._by_lengths(query, key, value)
+        return self._on_padded_rows(query, key, value)
 
-    @cached_property
-    def _block_diagonal(self) -> Any:
-        biases = xformers_operations(self.device).fmha.attn_bias
-        return biases.BlockDiagonalMask.from_seqlens(self.counts.tolist(), self.key_counts.tolist())
+    def _by_lengths(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Computes attention by a kernel for sequences of several lengths."""
+        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (N, H, d)
+        longest, longest_key = int(self.counts.max()), int(self.key_counts.max())
+        out = varlen_attn(q, k, v, self.limits, self.key_limits, longest, longest_key)
+        assert isinstance(out, Tensor)  # without auxiliary results
+        return out.transpose(0, 1).unsqueeze(0)
+
+    def _on_padded_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Computes attention on rows of equal length, one for each image that has queries."""
+        places, key_places, is_key, way_back = self._padding
+        q = _gather_rows(query, places)  # (B, H, longest, d)
+        k = _gather_rows(key, key_places)
+        v = _gather_rows(value, key_places)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=is_key[:, None, None])
+        return out.transpose(0, 1).flatten(1, 2).index_select(1, way_back).unsqueeze(0)
 
     @cached_property
     def _padding(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of images with queries: places of queries and of keys in the lines, which keys count, and the way back."""
-        chosen = self.counts > 0
-        places, _ = _rows(self.counts, chosen, self.device)
-        key_places, is_key = _rows(self.key_counts, chosen, self.device)
-        counts = self.counts[chosen]
-        return places, key_places, is_key, _on(self.device, _ranges(np.arange(len(counts)) * places.shape[1], counts))
-
-    def _padded(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """On rows of equal length, an image each; those without queries are left out."""
-        places, key_places, is_key, back = self._padding
-        pairs = (query, places), (key, key_places), (value, key_places)
-        q, k, v = (x[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1) for x, at in pairs)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=is_key[:, None, None])  # (B, H, longest, d)
-        return out.transpose(0, 1).flatten(1, 2).index_select(1, back).unsqueeze(0)
+        """Of the images that have queries: where their queries and keys are, which keys count, and the way back."""
+        has_queries = self.counts > 0
+        places, _ = _padded_places(self.counts, has_queries, self.device)
+        key_places, is_key = _padded_places(self.key_counts, has_queries, self.device)
+        counts = self.counts[has_queries]
+        way_back = _ranges(np.arange(len(counts)) * places.shape[1], counts)
+        return places, key_places, is_key, _on(self.device, way_back)
 
 
-def _rows(counts: Counts, chosen: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where in a line the tokens of each chosen image are, (images, longest), and which of these places count."""
+def _gather_rows(x: Tensor, places: Tensor) -> Tensor:
+    """Takes tokens of a row (1, H, N, d) at places (B, longest) -> (B, H, longest, d)."""
+    return x[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+
+
+def _padded_places(counts: Counts, chosen: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns where the tokens of each chosen image are in a row, (B, longest), and which of these places count."""
     column = np.arange(counts[chosen].max())
     starts = (counts.cumsum() - counts)[chosen]
     is_token = column < counts[chosen, None]
     return _on(device, (starts[:, None] + column) * is_token), _on(device, is_token)
 
 
-def encode(
-    net: ENAT,
-    token_ids: Tensor,
-    revealed: Line,
-    condition: Tensor,
-    known: Line | None = None,
-    cached: Tensor | None = None,
-) -> Tensor:
-    """As `ENAT.encode`, of lines.
+def _ranges(starts: Counts, counts: Counts) -> Counts:
+    """Returns start, start + 1, ..., start + count - 1 of each pair, one pair after the other."""
+    return np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
 
-    Args:
-        net: the network.
-        token_ids: (B, L).
-        revealed: the tokens to encode.
-        condition: of the images, (blocks, B, 8, D).
-        known: tokens whose features `cached` are, (1, P, D).
-        cached: see `known`.
 
-    Returns:
-        (1, P+N, D), the cached first.
-
-    Raises:
-        InputError: for a variant of ENAT.
-    """
-    if type(net) is not ENAT:
-        raise InputError(
-            f"masking=per_sample: it is not for {type(net).__name__}; expected masking@module.masking=per_group."
-        )
-    x = net.embed(token_ids[revealed.rows, revealed.positions][None], revealed.positions[None])  # (1, N, D)
-    reused = context = None
-    if cached is not None:
-        reused = net.reuse(cached)
-        context = normalize(reused)
-    if x.shape[1]:
-        packing = Packing(revealed, known)
-        for block, c in zip(net.blocks[: net.encoder_depth], condition, strict=False):
-            x = block(x, context, c, packing)
-    return x if reused is None else torch.cat([reused.to(x.dtype), x], dim=1)
+def _on(device: torch.device | str, numbers: NDArray[Any]) -> Tensor:
+    """Copies numbers to a device; nothing waits for it."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor

@@ -1,151 +1,113 @@
-"""Few-step decoding: from all tokens masked to an image's token ids.
+"""Sampling in a few steps: from all tokens masked to the token ids of an image (docs/method.md, Sampling).
 
-Shapes: `B` batch, `L` tokens of an image, `M` masked tokens at the current step, `K` codebook size.
+Shapes: `B` batch, `L` tokens of an image, `K` codebook size, `D` width; at the current step, `M` masked tokens,
+`N` newly revealed tokens, `P` tokens with cached features.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
+from enat.compilation import compile_step
 from enat.errors import InputError
 from enat.net import ENAT
+from enat.randomness import Generators, gumbel
 
 Schedule = Callable[[float], float]
 MIN_TEMPERATURE = 1e-3
 
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
-
-
-def gumbel(shape: tuple[int, ...], device: torch.device, generators: Generators) -> Tensor:
-    """Standard Gumbel noise in float32; several generators share the rows evenly, in order."""
-    noise = torch.empty(shape, dtype=torch.float32, device=device)
-    if generators is None or isinstance(generators, torch.Generator):
-        noise.exponential_(generator=generators)
-    else:
-        for part, generator in zip(noise.split(math.ceil(len(noise) / len(generators))), generators, strict=True):
-            part.exponential_(generator=generator)
-    return -noise.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-
 class State(NamedTuple):
-    """What a step leaves to the next."""
+    """The tokens between two steps, and what the next step may reuse."""
 
     token_ids: Tensor  # (B, L), [MASK] where masked
-    revealed: Tensor  # positions that the last step revealed, (B, N)
-    masked: Tensor  # positions that are still masked, (B, M)
-    known: Tensor  # positions of the tokens visible before, (B, P)
-    cached: Tensor | None  # their features, of both branches if there are two, (B or 2B, P, D)
-
-    @classmethod
-    def start(cls, batch: int, net: ENAT, device: torch.device) -> "State":
-        """All tokens masked."""
-        token_ids = torch.full((batch, net.num_tokens), net.mask_token_id, device=device)
-        masked = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
-        return cls(token_ids, masked[:, :0], masked, masked[:, :0], None)
+    masked_positions: Tensor  # of the tokens that are still masked, (B, M)
+    new_positions: Tensor  # of the tokens that the last step revealed, (B, N)
+    cached_positions: Tensor  # of the tokens with cached features, (B, P)
+    cached_features: Tensor | None  # of both branches if there are two, (B or 2B, P, D)
 
 
 class Sampler:
-    """ENAT's sampler (SPEC 5): iterative parallel decoding with guidance and reuse of features.
+    """Generates token ids by iterative parallel decoding with guidance and reuse of features.
 
-    It does only the work that its result needs: the number of tokens revealed at each step is fixed
-    beforehand, head and softmax run at masked positions only, both branches of the guidance share their
-    masks and one batch, adaLN is computed once, and the unconditional branch is left out of a first step
-    without guidance. Nothing waits for the device. All shapes of a step are known beforehand, so that it can be
-    compiled whole.
+    Only what the result needs is computed: logits of masked tokens alone, both branches of the guidance in one batch,
+    adaLN once. The number of tokens that a step reveals is fixed beforehand: nothing waits for a GPU.
 
     Args:
         num_steps: `T`.
-        guidance_scale: of classifier-free guidance, times `guidance_schedule(s/T)` in step s = 0..T-1.
-        sampling_temperature: of the draw of a token, times its schedule at (s+1)/T, at least 1e-3.
-        gumbel_temperature: of the noise on the confidence, times its schedule at (s+1)/T.
-        mask_schedule: the share of tokens still masked after step s, at (s+1)/T; must fall to 0.
+        guidance_scale: of classifier-free guidance; times `guidance_schedule` at s/T in step s = 0..T-1.
+        sampling_temperature: of the choice of a token; times its schedule at r = (s+1)/T, at least 1e-3.
+        gumbel_temperature: of the noise on the confidence; times its schedule at r.
+        mask_schedule: the share of tokens that are still masked after step s, at r; it must fall to 0.
         guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: see above.
-        reuse_share: the share of the tokens visible before whose features a step reuses, those revealed first; the
-            others are encoded anew. 1 is the paper's, 0 reuses nothing.
-        compile: whether torch compiles the steps, each once for a batch size; as CUDA graphs on GPUs. It takes a minute
-            or more, and rounding differs from that of the uncompiled steps.
+        reuse_share: the share of the cached features that a step reuses, the oldest first; the tokens of the others are
+            encoded anew. 1 is the paper's choice, 0 reuses nothing.
+        compile: whether torch compiles each step, a minute or more for each batch size; compiled steps round otherwise.
 
     Raises:
-        InputError: for a setting out of range.
+        InputError: if the mask schedule does not fall from 1 to 0.
     """
 
     def __init__(
         self,
-        num_steps: int,
-        guidance_scale: float,
-        sampling_temperature: float,
-        gumbel_temperature: float,
+        num_steps: Annotated[int, Ge(1)],
+        guidance_scale: Annotated[float, Ge(0)],
+        sampling_temperature: Annotated[float, Ge(0)],
+        gumbel_temperature: Annotated[float, Ge(0)],
         mask_schedule: Schedule,
         guidance_schedule: Schedule,
         sampling_temperature_schedule: Schedule,
         gumbel_temperature_schedule: Schedule,
-        reuse_share: float = 1.0,
+        reuse_share: Annotated[float, Interval(ge=0, le=1)] = 1.0,
         compile: bool = False,
     ):
-        if num_steps < 1:
-            raise InputError(f"num_steps={num_steps}: expected at least 1.")
-        for name, value in {
-            "guidance_scale": guidance_scale,
-            "sampling_temperature": sampling_temperature,
-            "gumbel_temperature": gumbel_temperature,
-        }.items():
-            if not (value >= 0 and math.isfinite(value)):
-                raise InputError(f"{name}={value}: expected a finite number of at least 0.")
-        if not 0 <= reuse_share <= 1:
-            raise InputError(f"reuse_share={reuse_share}: expected a share between 0 and 1.")
         progress = [(step + 1) / num_steps for step in range(num_steps)]
-        shares = [1.0, *map(mask_schedule, progress)]
-        if any(after > before for before, after in pairwise(shares)) or abs(shares[-1]) > 1e-9:
+        self.mask_shares = [mask_schedule(r) for r in progress]
+        rises = any(after > before for before, after in pairwise([1.0, *self.mask_shares]))
+        if rises or abs(self.mask_shares[-1]) > 1e-9:
             raise InputError(f"mask_schedule={mask_schedule}: expected one that falls from 1 to 0.")
         self.num_steps = num_steps
-        self.mask_shares = shares[1:]
         self.guidance_scales = [guidance_scale * guidance_schedule(step / num_steps) for step in range(num_steps)]
         self.sampling_temperatures = [
             max(sampling_temperature * sampling_temperature_schedule(r), MIN_TEMPERATURE) for r in progress
         ]
         self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in progress]
-        self.reuse_share, self.compile = reuse_share, compile
+        self.reuse_share = reuse_share
+        self.compile = compile
 
     def mask_counts(self, num_tokens: int) -> list[int]:
-        """The number of tokens still masked after each of the steps; the last is 0."""
+        """Returns the number of tokens that are still masked after each step; the last is 0."""
         return [max(math.floor(num_tokens * share), 0) for share in self.mask_shares]
 
     def num_reused(self, visible: int) -> int:
-        """How many of the tokens visible before have their features reused."""
+        """Returns how many of the previously visible tokens have their features reused."""
         return round(self.reuse_share * visible)
 
     @torch.no_grad()
     def __call__(
-        self,
-        net: ENAT,
-        class_ids: Tensor,
-        generator: Generators = None,
-        record: list[Tensor] | None = None,
+        self, net: ENAT, class_ids: Tensor, generator: Generators = None, record: list[Tensor] | None = None
     ) -> Tensor:
-        """Generates token ids.
+        """Generates token ids, (B, L), int64.
 
         Args:
             net: the network, in evaluation mode.
             class_ids: (B,), on the network's device; the null class is allowed.
-            generator: makes the result reproducible; on the network's device. Of several, each serves an equal share
-                of the rows, which is then what the generator would have made of these rows alone.
+            generator: makes the result reproducible; on the network's device. Several generators share the rows evenly,
+                and each draws what it would draw for its rows alone.
             record: receives the token ids (B, L) that each step starts from, [MASK] where masked.
-
-        Returns:
-            (B, L), int64.
         """
         batch, device = len(class_ids), class_ids.device
         guided = any(self.guidance_scales)
         if guided:
             class_ids = torch.cat([class_ids, torch.full_like(class_ids, net.null_class_id)])
-        condition = net.condition(class_ids)  # (blocks, B or 2B, 8, D)
-        state = State.start(batch, net, device)
-        advance = self._compiled(device) if self.compile else self._advance
+        modulations = net.modulations(class_ids)  # conditional rows first
+        run_step = compile_step(self._step, device) if self.compile else self._step
+        state = _all_masked(net, batch, device)
         counts = [net.num_tokens, *self.mask_counts(net.num_tokens)]
         for step, (num_masked, num_left) in enumerate(pairwise(counts)):
             if record is not None:
@@ -156,59 +118,55 @@ class Sampler:
             branches = 2 if guided and (step > 0 or self.guidance_scales[0]) else 1
             token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
             order_noise = gumbel((batch, num_masked), device, generator)
-            state = advance(
-                net, state, condition[:, : branches * batch], token_noise, order_noise, step, num_left, branches
-            )
+            rows = [modulation[: branches * batch] for modulation in modulations]
+            state = run_step(net, state, rows, (token_noise, order_noise), step, num_left)
         return state.token_ids
 
-    def _advance(
-        self,
-        net: ENAT,
-        state: State,
-        condition: Tensor,
-        token_noise: Tensor,
-        order_noise: Tensor,
-        step: int,
-        num_left: int,
-        branches: int,
+    def _step(
+        self, net: ENAT, state: State, modulations: list[Tensor], noise: tuple[Tensor, Tensor], step: int, num_left: int
     ) -> State:
-        """A step: all of its shapes follow from the arguments', `num_left` and `branches`."""
-        token_ids, revealed, masked, known, cached = state
-        reused = self.num_reused(known.shape[1])
-        if cached is not None and reused < known.shape[1]:
-            known, revealed, cached = known[:, :reused], torch.cat([known[:, reused:], revealed], 1), cached[:, :reused]
-        known = torch.cat([known, revealed], dim=1)
-        logits, cached = net(
-            token_ids.repeat(branches, 1), revealed.repeat(branches, 1), masked.repeat(branches, 1), condition, cached
-        )
-        log_probs = self._guide(logits.float(), step, branches)  # (B, M, K)
-        drawn = (log_probs / self.sampling_temperatures[step] + token_noise).argmax(dim=2)  # (B, M)
-        confidence = log_probs.gather(2, drawn.unsqueeze(2)).squeeze(2)
-        confidence = confidence + self.gumbel_temperatures[step] * order_noise
-        order = confidence.argsort(dim=1, descending=True)
-        reveal, leave = order.split([order.shape[1] - num_left, num_left], dim=1)
-        revealed, masked = masked.gather(1, reveal), masked.gather(1, leave)
-        return State(token_ids.scatter(1, revealed, drawn.gather(1, reveal)), revealed, masked, known, cached)
+        """Computes step `step`, which leaves `num_left` tokens masked."""
+        token_noise, order_noise = noise  # Gumbel noise, (B, M, K) and (B, M)
+        branches = len(modulations[0]) // len(state.token_ids)  # 2 with guidance, else 1
 
-    def _compiled(self, device: torch.device) -> Callable[..., State]:
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
-        compiled = torch.compile(self._advance, dynamic=False, mode=mode)
+        # 1. Choose the visible tokens whose features are reused; the others are encoded.
+        num_reused = self.num_reused(state.cached_positions.shape[1])
+        reused = state.cached_positions[:, :num_reused]
+        new = torch.cat([state.cached_positions[:, num_reused:], state.new_positions], dim=1)
+        cached_features = None if state.cached_features is None else state.cached_features[:, :num_reused]
 
-        def advance(*arguments: Any) -> State:
-            if device.type == "cuda":
-                torch.compiler.cudagraph_mark_step_begin()
-            with torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=8192):
-                state = compiled(*arguments)
-            if device.type != "cuda":
-                return state
-            # What a graph returns lies in memory that its next call overwrites.
-            return State(*(x if x is None else x.clone() for x in state))  # type: ignore[arg-type]  # only cached may be
+        # 2. Predict the masked tokens, both branches in one batch.
+        ids, new_rows, masked_rows = (x.repeat(branches, 1) for x in (state.token_ids, new, state.masked_positions))
+        logits, features = net(ids, new_rows, masked_rows, modulations, cached_features)
 
-        return advance
-
-    def _guide(self, logits: Tensor, step: int, branches: int) -> Tensor:
-        """Logits of the branches (B or 2B, M, K) -> guided log-probabilities (B, M, K), in float32."""
+        # 3. Guide: l = l_c + w (l_c - l_u), in float32.
+        logits = logits.float()
         if branches == 2:
             conditional, unconditional = logits.chunk(2)
             logits = conditional + self.guidance_scales[step] * (conditional - unconditional)
-        return logits.log_softmax(dim=2)
+        log_probs = logits.log_softmax(dim=2)  # (B, M, K)
+
+        # 4. Draw each masked token from softmax(log p / temperature), by the Gumbel-max trick.
+        drawn = (log_probs / self.sampling_temperatures[step] + token_noise).argmax(dim=2)  # (B, M)
+
+        # 5. Its confidence is its log-probability plus Gumbel noise.
+        confidence = log_probs.gather(2, drawn.unsqueeze(2)).squeeze(2)
+        confidence = confidence + self.gumbel_temperatures[step] * order_noise
+
+        # 6. Reveal the most confident tokens; the others stay masked.
+        order = confidence.argsort(dim=1, descending=True)
+        reveal, leave = order.split([order.shape[1] - num_left, num_left], dim=1)
+        revealed = state.masked_positions.gather(1, reveal)
+        return State(
+            token_ids=state.token_ids.scatter(1, revealed, drawn.gather(1, reveal)),
+            masked_positions=state.masked_positions.gather(1, leave),
+            new_positions=revealed,
+            cached_positions=torch.cat([reused, new], dim=1),  # in the order of the features
+            cached_features=features,
+        )
+
+
+def _all_masked(net: ENAT, batch: int, device: torch.device) -> State:
+    token_ids = torch.full((batch, net.num_tokens), net.mask_token_id, device=device)
+    masked = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
+    return State(token_ids, masked, masked[:, :0], masked[:, :0], None)

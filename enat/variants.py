@@ -1,9 +1,11 @@
-"""What the paper compares ENAT with: each differs from it in one respect, and takes its place anywhere.
+"""The networks that the paper compares ENAT with; each differs from it in one respect, and can be used in its place.
 
-Shapes as in `enat.net`: `B` batch, `N` new, `P` cached, `V = P + N` visible, `M` masked tokens, `D` width, `H` heads.
+Shapes: `B` batch, `N` newly revealed tokens, `P` tokens with cached features, `V = P + N` visible tokens, `M` masked
+tokens, `D` width, `H` heads, `d = D/H`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,45 +14,42 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from enat.errors import InputError
-from enat.kernels import Attention, sdpa
-from enat.layers import Block, Layout, Linear, modulate, normalize
+from enat.kernels import Kernel, Linear, sdpa
+from enat.layers import Block, modulate, normalize
 from enat.net import ENAT
 
 INTERACTIONS = ("visible_to_visible", "visible_to_masked", "masked_to_visible", "masked_to_masked")
 
 
-class Interactions(Layout):
-    """Rows of visible tokens, then masked ones, of which some do not see others; each token sees itself.
+def interaction_mask(visible: int, masked: int, interactions: Sequence[str], device: torch.device) -> Tensor:
+    """Makes the attention mask of `visible` visible tokens followed by `masked` masked ones (paper, section 3).
 
     Args:
-        visible, masked: how many of each.
-        kept: of `INTERACTIONS`; in `a_to_b`, tokens b attend to tokens a, so that information flows from a to b.
+        visible, masked: numbers of tokens.
+        interactions: those of `INTERACTIONS` that are kept; in `a_to_b`, information flows from tokens a to tokens b:
+            tokens b attend to tokens a. Each token attends to itself in any case.
         device: of the tokens.
+
+    Returns:
+        (V+M, V+M), True where the token of the row attends to the token of the column.
     """
-
-    def __init__(self, visible: int, masked: int, kept: Sequence[str], device: torch.device):
-        kinds = {"visible": torch.arange(visible + masked, device=device) < visible}
-        kinds["masked"] = ~kinds["visible"]
-        self.allowed = torch.eye(visible + masked, dtype=torch.bool, device=device)
-        for source, target in (name.split("_to_") for name in kept):
-            self.allowed |= kinds[target][:, None] & kinds[source]
-
-    def spread(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        return condition.unsqueeze(2), condition.unsqueeze(2)
-
-    def attend(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """By `sdpa`'s kernels whatever the attention, which may know no masks."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.allowed)
+    is_visible = torch.arange(visible + masked, device=device) < visible
+    is_kind = {"visible": is_visible, "masked": ~is_visible}
+    attends = torch.eye(visible + masked, dtype=torch.bool, device=device)
+    for source, target in (name.split("_to_") for name in interactions):
+        attends |= is_kind[target][:, None] & is_kind[source]
+    return attends
 
 
 class NAT(ENAT):
-    """The plain non-autoregressive transformer, as MaskGIT's (arXiv 2202.04200): all tokens alike in one stack.
+    """The plain non-autoregressive transformer, like MaskGIT's (arXiv 2202.04200): one stack for all tokens alike.
 
-    Nothing is reused: it wants `sampler.reuse_share=0` and `module.masking.reuse_prob=0`.
+    Its blocks are those of encoder and decoder together. It reuses nothing: it needs `sampler.reuse_share=0` and
+    `module.masking.reuse_prob=0`.
 
     Args:
-        interactions: those of `INTERACTIONS` that attention keeps (paper section 3).
-        sizes: of `ENAT`; the stack has `encoder_depth` and `decoder_depth` blocks together.
+        interactions: those of `INTERACTIONS` that attention keeps (paper, section 3).
+        sizes: the arguments of `ENAT`.
 
     Raises:
         InputError: for an unknown interaction, or sizes that do not fit together.
@@ -65,52 +64,72 @@ class NAT(ENAT):
         for block in self.blocks:
             del block.attention.context_kv
 
-    def hidden(self, token_ids: Tensor, visible: Tensor, masked: Tensor, condition: Tensor) -> Tensor:
-        """Features of all tokens, the visible ones first, (B, V+M, D); arguments as in `forward`."""
+    def features(self, token_ids: Tensor, visible: Tensor, masked: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """Computes the features of all tokens, the visible ones first, (B, V+M, D); arguments as in `forward`."""
         ids = torch.cat([token_ids.gather(1, visible), torch.full_like(masked, self.mask_token_id)], dim=1)
         x = self.embed(ids, torch.cat([visible, masked], dim=1))
-        layout = None
+        kernel = None
         if set(self.interactions) != set(INTERACTIONS):
-            layout = Interactions(visible.shape[1], masked.shape[1], self.interactions, x.device)
-        for block, c in zip(self.blocks, condition, strict=True):
-            x = block(x, None, c, layout)
+            mask = interaction_mask(visible.shape[1], masked.shape[1], self.interactions, x.device)
+            kernel = partial(F.scaled_dot_product_attention, attn_mask=mask)  # other kernels may know no masks
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            x = block(x, None, modulation, kernel=kernel)
         return x
 
-    def encode(self, *_: Any) -> Tensor:
+    def encode(self, *_: Any, **__: Any) -> Tensor:
         raise InputError(
             "NAT: it has no features of visible tokens alone, to reuse or to compare; expected "
             "module.masking.reuse_prob=0 in training, or another variant."
         )
 
     def forward(
-        self, token_ids: Tensor, revealed: Tensor, masked: Tensor, condition: Tensor, cached: Tensor | None = None
+        self,
+        token_ids: Tensor,
+        new: Tensor,
+        masked: Tensor,
+        modulations: Sequence[Tensor],
+        cached_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One step: logits of the masked tokens (B, M, K), and features of the visible ones (B, V, D).
+        """Computes one step, as `ENAT.forward`, where `new` are all visible tokens.
 
-        Arguments as in `ENAT.forward`; `revealed` are all visible tokens.
+        Raises:
+            InputError: if features are to be reused.
         """
-        if cached is not None and cached.shape[1]:
+        if cached_features is not None and cached_features.shape[1]:
             raise InputError("NAT: it reuses nothing; expected sampler.reuse_share=0 with it.")
-        visible, hidden = revealed.shape[1], self.hidden(token_ids, revealed, masked, condition)
-        return self.logits(hidden[:, visible:]), hidden[:, :visible]
+        features = self.features(token_ids, new, masked, modulations)
+        visible, decoded = features.split([new.shape[1], masked.shape[1]], dim=1)
+        return self.logits(decoded), visible
 
 
 class SeparateBlock(Block):
-    """A block with self-attention, then cross-attention to the context, each with a residual of its own.
+    """A block with self-attention, then cross-attention to the context, each with a residual connection of its own.
 
-    The condition sets three more vectors than in `Block`: shift, scale and gate of the cross-attention.
+    `modulation` sets three more vectors than in `Block`: shift, scale and gate of the cross-attention.
     """
 
-    def __init__(self, width: int, num_heads: int, attention: Attention = sdpa):
-        super().__init__(width, num_heads, attention)
+    def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
+        super().__init__(width, num_heads, kernel)
         self.modulation = Linear(width, 11 * width)
-        self.cross_attention = CrossAttention(width, num_heads, attention)
+        self.cross_attention = CrossAttention(width, num_heads, kernel)
         del self.attention.context_kv
 
-    def forward(self, x: Tensor, context: Tensor | None, condition: Tensor, layout: Layout | None = None) -> Tensor:
-        if layout is not None:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        modulation: Tensor,
+        context_modulation: Tensor | None = None,
+        kernel: Kernel | None = None,
+    ) -> Tensor:
+        """Updates the tokens, as `Block.forward`, with modulation (B, 1, 11, D).
+
+        Raises:
+            InputError: for a kernel: that of a packed batch expects context and tokens in one softmax.
+        """
+        if kernel is not None:
             raise InputError("block=separate: it takes rows of images; expected masking@module.masking=per_group.")
-        shift, scale, context_shift, context_scale, gate, *rest = condition.unsqueeze(2).unbind(dim=1)
+        shift, scale, context_shift, context_scale, gate, *rest = modulation.unbind(dim=-2)
         mlp_shift, mlp_scale, mlp_gate, cross_shift, cross_scale, cross_gate = rest  # (B, 1, D) each
         x = x + gate * self.attention(modulate(normalize(x), shift, scale), None)
         if context is not None:
@@ -120,26 +139,30 @@ class SeparateBlock(Block):
 
 
 class CrossAttention(nn.Module):
-    """Tokens (B, N, D) attend to a context (B, P, D) alone."""
+    """Attention of tokens (B, N, D) to a context (B, P, D) alone."""
 
-    def __init__(self, width: int, num_heads: int, attention: Attention = sdpa):
+    def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
         super().__init__()
-        self.num_heads, self.attention = num_heads, attention
-        self.query, self.context_kv, self.out = Linear(width, width), Linear(width, 2 * width), Linear(width, width)
+        self.num_heads = num_heads
+        self.kernel = kernel
+        self.query = Linear(width, width)
+        self.context_kv = Linear(width, 2 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, N, D), (B, P, D) -> (B, N, D)."""
         query = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.num_heads)
         key, value = rearrange(self.context_kv(context), "b p (two h d) -> two b h p d", two=2, h=self.num_heads)
-        return self.out(rearrange(self.attention(query, key, value), "b h n d -> b n (h d)"))
+        return self.out(rearrange(self.kernel(query, key, value), "b h n d -> b n (h d)"))
 
 
 class KeyValueReuse(ENAT):
-    """Reuses the keys and values of every encoder block, and the last block's features as they are.
+    """Reuses the keys and values of every encoder block, and the features of the last block as they are.
 
-    What a step leaves to the next is (B, V, D (1 + 2 encoder_depth)): features, then keys and values of each block.
+    Its cached features are (B, V, D (1 + 2 encoder_depth)): features, then keys and values of each block.
 
     Args:
-        sizes: of `ENAT`.
+        sizes: the arguments of `ENAT`.
     """
 
     def __init__(self, **sizes: Any):
@@ -148,31 +171,52 @@ class KeyValueReuse(ENAT):
         for block in self.blocks[: self.encoder_depth]:
             del block.attention.context_kv
 
-    def encode(self, token_ids: Tensor, revealed: Tensor, condition: Tensor, cached: Tensor | None = None) -> Tensor:
-        """As `ENAT.encode`, but returns, and takes as `cached`, what the class describes."""
-        x = self.embed(token_ids.gather(1, revealed), revealed)  # (B, N, D)
-        known = None if cached is None or not cached.shape[1] else cached.detach().to(x.dtype)
-        kept: list[Tensor] = []
+    def encode(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        modulations: Sequence[Tensor],
+        cached_features: Tensor | None = None,
+        *_: Any,
+    ) -> Tensor:
+        """Computes what the next step may reuse, as `ENAT.encode`, but returns and takes what the class describes."""
+        x = self.embed(ids, positions)  # (B, N, D)
+        cached = None
+        if cached_features is not None and cached_features.shape[1]:
+            cached = cached_features.detach().to(x.dtype)
+        new_keys_values = []
         for number, block in enumerate(self.blocks[: self.encoder_depth]):
-            here = None if known is None else known[..., (1 + 2 * number) * self.width :][..., : 2 * self.width]
-            x, key_value = self.update(block, x, here, condition[number])
-            kept.append(key_value)
-        new = torch.cat([x, *(key_value.to(x.dtype) for key_value in kept)], dim=2)
-        return new if known is None else torch.cat([known, new], dim=1)
+            start = (1 + 2 * number) * self.width
+            kernel = CachedKeysValues(None if cached is None else cached[..., start : start + 2 * self.width], block)
+            x = block(x, None, modulations[number], kernel=kernel)
+            new_keys_values.append(kernel.new.to(x.dtype))
+        new = torch.cat([x, *new_keys_values], dim=2)
+        return new if cached is None else torch.cat([cached, new], dim=1)
 
-    @staticmethod
-    def update(block: Block, x: Tensor, known: Tensor | None, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """A block on new tokens (B, N, D), with known keys and values (B, P, 2D); also the new ones, (B, N, 2D)."""
-        shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = condition.unsqueeze(2).unbind(dim=1)
-        attention, tokens = block.attention, modulate(normalize(x), shift, scale)
-        own = attention.self_kv(tokens)
-        every = own if known is None else torch.cat([known.to(own.dtype), own], dim=1)
-        x = x + gate * attention.attend(attention.query(tokens), every)
-        return x + mlp_gate * block.mlp(modulate(normalize(x), mlp_shift, mlp_scale)), own
+    def decode(self, features: Tensor, *arguments: Any) -> Tensor:
+        """Computes the features of the masked tokens, as `ENAT.decode`, from the first D of what `encode` returns."""
+        return super().decode(features[..., : self.width], *arguments)
 
-    def forward(
-        self, token_ids: Tensor, revealed: Tensor, masked: Tensor, condition: Tensor, cached: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """One step: logits of the masked tokens (B, M, K), and what the next step may reuse."""
-        known = self.encode(token_ids, revealed, condition, cached)
-        return self.logits(self.decode(known[..., : self.width], masked, condition)), known
+
+class CachedKeysValues:
+    """A kernel that lets new tokens attend to cached keys and values, too, and keeps the new ones as `new`.
+
+    Args:
+        cached: keys, then values of the tokens that were visible before, (B, P, 2D); None for none.
+        block: whose own kernel computes the attention.
+    """
+
+    new: Tensor  # (B, N, 2D)
+
+    def __init__(self, cached: Tensor | None, block: Block):
+        self.cached = cached
+        self.kernel = block.attention.kernel
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.new = rearrange([key, value], "two b h n d -> b n (two h d)")
+        if self.cached is not None:
+            cached = self.cached.to(key.dtype)
+            cached_key, cached_value = rearrange(cached, "b p (two h d) -> two b h p d", two=2, h=key.shape[1])
+            key = torch.cat([cached_key, key], dim=2)
+            value = torch.cat([cached_value, value], dim=2)
+        return self.kernel(query, key, value)

@@ -125,7 +125,7 @@ def time_training(module: MaskedTokenModule, batch_size: int, clock: Clock) -> d
         "step_s": seconds / len(work.steps),
         "samples_per_second": len(work.steps) * batch_size / seconds,
         "batch": batch_size,
-        "utilization": clock.utilization(work.module.flops, seconds),
+        "utilization": clock.utilization(work.flops(), seconds),
         "peak_memory_gb": memory,
     }
 

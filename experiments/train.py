@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
+from enat.checkpoints.names import split_blocks
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import refuse_other_work
@@ -66,7 +67,8 @@ def resume_point(
         earlier = fixed_settings(content.get("settings", {}))
         refuse_other_work(folder.parent, earlier, fixed_settings(settings), "another run")
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        if shapes != {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}:
+        weights = split_blocks(content["state_dict"], module.net.encoder_depth)
+        if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
             raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
         return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
     if files:

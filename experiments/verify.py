@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.images import center_crop
+from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, to_official
 from enat.checkpoints.weights import load_exactly
 from enat.errors import InputError
@@ -79,7 +80,8 @@ class Golden:
             encoder_depth=encoder_depth,
             decoder_depth=decoder_depth,
         )
-        load_exactly(net, from_official(self.load(name)), self.folder / f"{name}.safetensors")
+        state = split_blocks(from_official(self.load(name)), encoder_depth)
+        load_exactly(net, state, self.folder / f"{name}.safetensors")
         return net.eval()
 
 
@@ -99,19 +101,20 @@ def worst(ours: Tensor, official: Tensor) -> float:
 
 
 def step(
-    net: ENAT, token_ids: Tensor, class_ids: Tensor, known: Tensor, cached: Tensor | None
+    net: ENAT, token_ids: Tensor, class_ids: Tensor, cached: Tensor, cached_features: Tensor | None
 ) -> tuple[Tensor, Tensor, int]:
-    """One step on token ids (B, L), with cached features of the `known` positions (B, P).
+    """Computes one step on token ids (B, L), with the features of the tokens at the positions `cached` (B, P).
 
     Returns:
         The positions of all tokens (B, L), visible ones first, their features (B, L, D), and `V`.
     """
     is_masked = token_ids == net.mask_token_id
-    revealed, masked = positions((~is_masked).scatter(1, known, False)), positions(is_masked)
-    condition = net.condition(class_ids)
-    visible = net.encode(token_ids, revealed, condition, cached)
-    features = torch.cat([visible, net.decode(visible, masked, condition)], dim=1)
-    return torch.cat([known, revealed, masked], dim=1), features, visible.shape[1]
+    masked = positions(is_masked)
+    new = positions((~is_masked).scatter(1, cached, False))
+    modulations = net.modulations(class_ids)
+    visible = net.encode(token_ids.gather(1, new), new, modulations, cached_features)
+    features = torch.cat([visible, net.decode(visible, masked, modulations)], dim=1)
+    return torch.cat([cached, new, masked], dim=1), features, visible.shape[1]
 
 
 def compare_step(net: ENAT, golden: Tensors, name: str, place: Tensor, features: Tensor) -> Iterator[Row]:
@@ -130,14 +133,14 @@ def verify_forward(golden: Golden) -> Iterator[Row]:
     place, features, _ = step(net, torch.full_like(forward["tokens"], net.mask_token_id), labels, nothing, None)
     yield from compare_step(net, forward, "all_masked", place, features)
     steps = sorted(name.split(".")[0].removeprefix("plain") for name in forward if name.endswith(".input"))
-    known, cached = nothing, None
+    cached, cached_features = nothing, None
     for number in steps:
         token_ids = forward[f"plain{number}.input"]
         place, features, _ = step(net, token_ids, labels, nothing, None)
         yield from compare_step(net, forward, f"plain{number}", place, features)
-        place, features, visible = step(net, token_ids, labels, known, cached)
+        place, features, visible = step(net, token_ids, labels, cached, cached_features)
         yield from compare_step(net, forward, f"chain{number}", place, features)
-        known, cached = place[:, :visible], features[:, :visible]
+        cached, cached_features = place[:, :visible], features[:, :visible]
 
 
 def verify_training(golden: Golden) -> Iterator[Row]:
@@ -145,10 +148,10 @@ def verify_training(golden: Golden) -> Iterator[Row]:
     net, ema = golden.net("model"), golden.net("ema")
     forward, gradients = golden.load("forward"), golden.load("gradients")
     labels, token_ids, nothing = forward["labels"], forward["plain2.input"], forward["tokens"][:, :0]
-    known = positions(forward["plain1.input"] != net.mask_token_id)
+    cached = positions(forward["plain1.input"] != net.mask_token_id)
     with torch.no_grad():
-        cached = ema.encode(forward["plain1.input"], known, ema.condition(labels))
-    for kind, earlier in {"plain": (nothing, None), "reuse": (known, cached)}.items():
+        cached_features = ema.encode(forward["plain1.input"].gather(1, cached), cached, ema.modulations(labels))
+    for kind, earlier in {"plain": (nothing, None), "reuse": (cached, cached_features)}.items():
         net.zero_grad(set_to_none=True)
         place, features, visible = step(net, token_ids, labels, *earlier)
         loss = MaskedCrossEntropy()(

@@ -1,17 +1,19 @@
-"""Reads and writes the checkpoints of the official program (SPEC 9), by names and shapes.
+"""Translates the checkpoints of the official program, by names and shapes (docs/method.md, Official files).
 
 Shapes: `L` tokens of an image, `D` width, `K` codebook size, `C` classes.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from enat.checkpoints.names import block_of, join_blocks
 from enat.errors import InputError
 
-# Pairs of a pattern of the official names and ours; `#` stands for the number of a block.
+# Pairs of an official name and ours; `#` stands for the number of a block, counted through encoder and decoder.
 _NAMES = [
     ("x_embedder.word_embeddings", "token_embedding"),
     ("x_embedder.position_embeddings", "position_embedding"),
@@ -34,11 +36,11 @@ _NAMES = [
 _TO_OURS = dict(_NAMES)
 _TO_OFFICIAL = {ours: official for official, ours in _NAMES}
 _HEAD_BIAS = ("mlm_layer.bias", "head_bias")  # (1, 1, K+1) there, (K+1,) here
-_UNUSED = "prev_embedder."  # an MLP in the official files that the official program never calls
+_UNUSED = "prev_embedder."  # an MLP of the official files that the official program never calls
 
 
 def _translate(name: str, names: Mapping[str, str]) -> str | None:
-    """The name of a weight or bias by a table of modules; None where the table has none."""
+    """Translates the name of a weight or bias by a table of modules; returns None for a name that is not in it."""
     module, _, kind = name.rpartition(".")
     number = re.search(r"(?<=^blocks\.)\d+", module)
     module = re.sub(r"(?<=^blocks\.)\d+", "#", module)
@@ -48,12 +50,14 @@ def _translate(name: str, names: Mapping[str, str]) -> str | None:
 
 
 def is_official(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict carries the official program's names."""
+    """Says whether a state dict has the names of the official program."""
     return any(name.removeprefix("module.").startswith("x_embedder.") for name in state)
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict, with or without a `module.` prefix, as one of `enat.net.ENAT`.
+    """Translates an official state dict, with or without the prefix `module.`, to the names of `enat.net.ENAT`.
+
+    Blocks stay in one numbering, since the file does not show where the decoder starts: see `split_blocks`.
 
     Raises:
         InputError: for a name that the official program does not write.
@@ -74,13 +78,13 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of `enat.net.ENAT` in the official names; the official file's unused MLP is zero.
+    """Translates weights of `enat.net.ENAT` to the official names; the official file's unused MLP is zero.
 
     Raises:
         InputError: for a name that an ENAT network does not have.
     """
     official = {}
-    for name, tensor in state.items():
+    for name, tensor in join_blocks(state).items():
         translated = _HEAD_BIAS[0] if name == _HEAD_BIAS[1] else _translate(name, _TO_OFFICIAL)
         if translated is None:
             raise InputError(f"{name}: no weight of an ENAT network has this name.")
@@ -91,22 +95,27 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the shapes of an ENAT state dict (our names) tell of its sizes.
+    """Reads the sizes of a network from the shapes of its weights, in the names of `enat.net.ENAT`.
 
     Returns:
-        `codebook_size`, `num_classes`, `num_tokens`, `width`, and `depth`: encoder plus decoder. The
-        number of heads and where the decoder starts leave no trace in the shapes.
+        `codebook_size`, `num_classes`, `num_tokens`, `width`, and `depth`: encoder plus decoder. Also `encoder_depth`
+        and `decoder_depth` where the names show them. The number of heads does not show.
 
     Raises:
-        InputError: if a weight that tells a size is missing.
+        InputError: if a weight that shows a size is missing.
     """
+    blocks = {block for name in state if (block := block_of(name))}
+    depths = Counter(part for part, _ in blocks)
     try:
-        return {
+        sizes = {
             "codebook_size": state["token_embedding.weight"].shape[0] - 1,
             "num_classes": state["class_embedding.weight"].shape[0] - 1,
             "num_tokens": state["position_embedding.weight"].shape[0],
             "width": state["token_embedding.weight"].shape[1],
-            "depth": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+            "depth": len(blocks),
         }
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, IndexError) as error:
         raise InputError(f"these are not the weights of an ENAT network ({error}).") from error
+    if "blocks" not in depths:
+        sizes |= {"encoder_depth": depths["encoder"], "decoder_depth": depths["decoder"]}
+    return sizes

@@ -1,4 +1,4 @@
-"""Reads weights from a file, without running any of it: a checkpoint of ours, an official one, or safetensors."""
+"""Reads weights from a file without running anything in it: a checkpoint, an official one, or safetensors."""
 
 import pickle
 import zipfile
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
 from enat.errors import InputError
 from enat.files import sha256_of
@@ -18,7 +19,7 @@ from enat.net import ENAT
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint. Nothing in the file is executed.
+    """Reads the content of a checkpoint. Nothing in the file is executed.
 
     Raises:
         InputError: if the file is missing, broken, or a pickle that wants to run code.
@@ -29,7 +30,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        mapped = zipfile.is_zipfile(path)  # then weights are read where they are used; older files can't be mapped
+        mapped = zipfile.is_zipfile(path)  # then torch reads a weight when it is used; files of old torch can't do that
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -43,7 +44,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The weights that generate, in our names, and a word on which they are: EMA where there is one.
+    """Selects the weights that generate from a file's content.
+
+    Returns:
+        The weights, and their kind: EMA where there are such, else official or raw. Their names are those of
+        `enat.net.ENAT`, but in files of older versions and official ones, blocks are in one numbering: see
+        `enat.checkpoints.names.split_blocks`.
 
     Raises:
         InputError: if there are none.
@@ -60,7 +66,7 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Loads a state dict that must have the module's names and shapes, no more and no less.
+    """Loads a state dict that must have exactly the names and shapes of the module.
 
     Raises:
         InputError: naming the first weight that differs.
@@ -79,10 +85,10 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
     """Loads a file's weights into a network of the same size, and puts it in evaluation mode.
 
     Returns:
-        Where the weights come from: `weights`, `kind` (EMA, official or raw) and `sha256`.
+        Where the weights come from: `weights` (the path), `kind` (EMA, official or raw) and `sha256`.
 
     Raises:
-        InputError: if no file is given, or what `read_file` raises, or for a network of another size.
+        InputError: if no file is given, it can't be read, or it is of a network of another size.
     """
     if path is None:
         raise InputError(
@@ -91,21 +97,19 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
     content = read_file(path)
     try:
         state, kind = select_state(content)
-        found = infer_sizes(state)
+        sizes = infer_sizes(state) | content.get("net_sizes", {})
     except InputError as error:
         raise InputError(f"weights={path}: {error}") from error
-    found |= content.get("net_sizes", {})
     expected = net.sizes | {"depth": len(net.blocks)}
-    wrong = [f"{name} {found[name]} instead of {expected[name]}" for name in found if found[name] != expected[name]]
+    wrong = [f"{name} {size} instead of {expected[name]}" for name, size in sizes.items() if size != expected[name]]
     if wrong:
         raise InputError(
             f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with."
         )
-    if "net_sizes" not in content:
-        assumed = ", ".join(f"{name}={net.sizes[name]}" for name in ("num_heads", "encoder_depth", "decoder_depth"))
-        print(f"{path} does not say its {assumed}; these are the configuration's.")
+    if unknown := [f"{name}={size}" for name, size in net.sizes.items() if name not in sizes]:
+        print(f"{path} does not say its {', '.join(unknown)}; these are the configuration's.")
     try:
-        load_exactly(net, state, path)
+        load_exactly(net, split_blocks(state, net.encoder_depth), path)
     except InputError as error:
         raise InputError(f"{error} Choose the variant it was trained with.") from error
     net.eval()

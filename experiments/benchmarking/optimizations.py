@@ -1,6 +1,6 @@
-"""What each optimisation gives, by leaving it out: the work that a straightforward program would do besides."""
+"""What each optimisation gains: the time without it, where a straightforward program does more work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from experiments.benchmarking.workload import Clock, Generation, TrainingSteps, 
 
 
 class Wrapped:
-    """A network as a sampler or module sees it; what is not changed is the network's."""
+    """A network as a sampler or a module sees it; what a subclass does not change is the network's own."""
 
     def __init__(self, net: ENAT):
         self.net = net
@@ -36,47 +36,46 @@ class Wrapped:
 
 
 class TwoPasses(Wrapped):
-    """Both branches of the guidance, one after the other."""
+    """Computes both branches of the guidance one after the other."""
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        token_ids, revealed, masked, condition, cached = arguments
+        token_ids, new, masked, modulations, cached_features = arguments
         rows = len(token_ids) // 2
-        if rows == 0 or condition.shape[1] == self.single:  # the first step, without guidance
+        if rows == 0 or len(token_ids) == self.batch_size:  # the first step, without guidance
             return super().__call__(*arguments)
         parts = [
             super(TwoPasses, self).__call__(
-                token_ids[here],
-                revealed[here],
-                masked[here],
-                condition[:, here],
-                None if cached is None else cached[here],
+                token_ids[branch],
+                new[branch],
+                masked[branch],
+                [modulation[branch] for modulation in modulations],
+                None if cached_features is None else cached_features[branch],
             )
-            for here in (slice(rows), slice(rows, None))
+            for branch in (slice(rows), slice(rows, None))
         ]
         logits, features = (torch.cat(pair) for pair in zip(*parts, strict=True))
         return logits, features
 
-    def condition(self, class_ids: Tensor) -> Tensor:
-        self.single = len(class_ids) // 2
-        return self.net.condition(class_ids)
+    def modulations(self, class_ids: Tensor) -> list[Tensor]:
+        self.batch_size = len(class_ids) // 2
+        return self.net.modulations(class_ids)
 
 
-class ConditionAtEachStep(Wrapped):
-    """The modulations of adaLN from the class at each step."""
+class ModulationsAtEachStep(Wrapped):
+    """Computes the modulations of adaLN from the class at each step."""
 
-    def condition(self, class_ids: Tensor) -> Tensor:
+    def modulations(self, class_ids: Tensor) -> list[Tensor]:
         self.class_ids = class_ids
-        return self.net.condition(class_ids)
+        return self.net.modulations(class_ids)
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        token_ids, revealed, masked, _, cached = arguments
-        return super().__call__(
-            token_ids, revealed, masked, self.net.condition(self.class_ids[: len(token_ids)]), cached
-        )
+        token_ids, new, masked, _, cached_features = arguments
+        modulations = self.net.modulations(self.class_ids[: len(token_ids)])
+        return super().__call__(token_ids, new, masked, modulations, cached_features)
 
 
 class LogitsOfAllTokens(Wrapped):
-    """Head and softmax of the visible tokens too; with a gradient that is zero."""
+    """Computes head and softmax for the visible tokens too; their gradient is zero."""
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         logits, features = super().__call__(*arguments)
@@ -85,102 +84,108 @@ class LogitsOfAllTokens(Wrapped):
 
 
 class CacheByTheWholeNetwork(Wrapped):
-    """Decoder and head also in the pass that makes the cache."""
+    """Runs decoder and head also in the pass that makes the cache."""
 
-    def encode(self, token_ids: Tensor, revealed: Tensor, condition: Tensor) -> Tensor:
-        is_revealed = torch.zeros_like(token_ids).scatter(1, revealed, 1)
-        masked = is_revealed.argsort(dim=1, stable=True)[:, : token_ids.shape[1] - revealed.shape[1]]
-        return self.net(token_ids, revealed, masked, condition)[1]
+    def encode(self, ids: Tensor, positions: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        nothing = ids.new_zeros(len(ids), self.net.num_tokens)
+        is_new = nothing.scatter(1, positions, 1)
+        masked = is_new.argsort(dim=1, stable=True)[:, : self.net.num_tokens - positions.shape[1]]
+        return self.net(nothing.scatter(1, positions, ids), positions, masked, modulations)[1]
 
 
 def within(work: Work, context: Callable[[], Any]) -> Work:
-    """Work inside of a context."""
+    """Returns the work, done inside a context."""
 
-    def done() -> object:
+    def work_within() -> object:
         with context():
             return work()
 
-    return done
+    return work_within
 
 
 def by_sdpa(net: ENAT) -> ENAT:
-    """A copy whose attention is torch's alone, so that `sdpa_kernel` chooses the kernel."""
+    """Copies a network and lets torch compute its attention, so that `sdpa_kernel` chooses how."""
     other = deepcopy(net)
     for module in other.modules():
         if isinstance(module, SelfCrossAttention | CrossAttention):
-            module.attention = F.scaled_dot_product_attention
+            module.kernel = F.scaled_dot_product_attention
     return other
 
 
 def one_by_one(averaged: list[nn.Parameter], current: list[nn.Parameter], _: int) -> None:
-    """The average, weight by weight."""
+    """Updates the average of the weights one by one."""
     with torch.no_grad():
         for mean, value in zip(averaged, current, strict=True):
             mean.lerp_(value, 1 - 0.9999)
 
 
 def sampling_variants(net: ENAT, sampler: Callable[..., Sampler], batch_size: int, clock: Clock) -> dict[str, Work]:
-    """Sampling as it is (the first), and without each of its optimisations; `net` has weights in float32."""
+    """Lists sampling as it is, then without each of its optimisations; `net` has weights in float32."""
     cast = deepcopy(net).to(clock.device, clock.dtype).eval()
     default = sampler()
 
     def generate(network: Any, by: Sampler = default) -> Work:
         return Generation(network, by, batch_size, clock.device)
 
-    found = {
+    works = {
         "sampling": generate(cast),
         "features reused": generate(cast, sampler(reuse_share=0.0)),
         "both branches in one batch": generate(TwoPasses(cast)),
-        "adaLN once": generate(ConditionAtEachStep(cast)),
+        "adaLN once": generate(ModulationsAtEachStep(cast)),
         "logits of masked tokens alone": generate(LogitsOfAllTokens(cast)),
     }
-    if not default.compile:  # what is compiled keeps its kernels
-        found["fused attention"] = within(generate(by_sdpa(cast)), partial(sdpa_kernel, SDPBackend.MATH))
+    if not default.compile:  # compiled steps keep the kernels with which they were compiled
+        works["fused attention"] = within(generate(by_sdpa(cast)), partial(sdpa_kernel, SDPBackend.MATH))
     if clock.device.type == "cpu":
-        found["linear layers by oneDNN"] = within(generate(cast), partial(torch.backends.mkldnn.flags, enabled=False))
+        works["linear layers by oneDNN"] = within(generate(cast), partial(torch.backends.mkldnn.flags, enabled=False))
     if clock.dtype != torch.float32:
-        found["weights cast once"] = within(generate(deepcopy(net).to(clock.device).eval()), clock.autocast)
+        works["weights cast once"] = within(generate(deepcopy(net).to(clock.device).eval()), clock.autocast)
     if default.compile:
-        found["steps compiled"] = generate(cast, sampler(compile=False))
-    return found
+        works["steps compiled"] = generate(cast, sampler(compile=False))
+    return works
 
 
 def decoding_variants(tokenizer: Tokenizer, token_ids: Tensor, clock: Clock) -> dict[str, Work]:
-    """Decoding by a VQGAN as it is, with the channels first, and uncompiled where it is compiled."""
+    """Lists decoding as it is, then, for a VQGAN, with the channels first, and uncompiled where it is compiled."""
     cast = deepcopy(tokenizer).to(clock.device, clock.dtype)
-    found: dict[str, Work] = {"decode": partial(cast.decode, token_ids)}
+    works: dict[str, Work] = {"decode": partial(cast.decode, token_ids)}
     if isinstance(cast, VQGAN):
         first = deepcopy(cast).in_memory_format(torch.contiguous_format)
-        found["channels last"] = partial(first.decode, token_ids)
+        works["channels last"] = partial(first.decode, token_ids)
         if cast.run_decoder is not run:
             eager = deepcopy(cast)
             eager.run_decoder = run
-            found["decoder compiled"] = partial(eager.decode, token_ids)
-    return found
+            works["decoder compiled"] = partial(eager.decode, token_ids)
+    return works
 
 
 def training_variants(module: MaskedTokenModule, batch_size: int, clock: Clock) -> dict[str, Work]:
-    """Training as it is, and without each of its optimisations."""
+    """Lists training as it is, then without each of its optimisations."""
     steps = TrainingSteps(module, batch_size, clock).changed(steps=range(2, 6))  # two with reuse, two without
-    found: dict[str, Work] = {"training": steps, "average of all weights at once": steps.changed(average=one_by_one)}
-    if not isinstance(module.masking, PerSampleMasking):  # whose lines of tokens a wrapped network does not know
-        found["head and loss on masked tokens alone"] = steps.changed(net=LogitsOfAllTokens(steps.net))
-        found["cache without decoder and head"] = steps.changed(averaged=CacheByTheWholeNetwork(steps.averaged))
+    works: dict[str, Work] = {"training": steps, "average of all weights at once": steps.changed(average=one_by_one)}
+    if not isinstance(module.masking, PerSampleMasking):  # packed batches need an ENAT, not a wrapped one
+        works["head and loss on masked tokens alone"] = steps.changed(net=LogitsOfAllTokens(steps.net))
+        works["cache without decoder and head"] = steps.changed(averaged=CacheByTheWholeNetwork(steps.averaged))
     if getattr(module.optimizer, "keywords", {}).get("fused"):
         plain: Any = module.optimizer
-        found["fused optimiser"] = steps.changed(optimizer=plain(steps.parameters[1], fused=False))
+        works["fused optimiser"] = steps.changed(optimizer=plain(steps.parameters[1], fused=False))
     if module.compile_blocks:
         eager = deepcopy(module)
         eager.compile_blocks = False
-        found["blocks compiled"] = TrainingSteps(eager, batch_size, clock).changed(steps=steps.steps)
-    return found
+        works["blocks compiled"] = TrainingSteps(eager, batch_size, clock).changed(steps=steps.steps)
+    return works
 
 
 def leave_one_out(variants: list[Callable[[], dict[str, Work]]], clock: Clock) -> list[dict[str, Any]]:
-    """Times each kind of work in turns with what it is without one optimisation.
+    """Times each kind of work in turns with the same work without one of its optimisations.
+
+    Args:
+        variants: each makes a kind of work by name: first as it is, then without each optimisation.
+        clock: times them.
 
     Returns:
-        A row each: `kind`, `optimization`, `seconds` with and `seconds_without`, and their `ratio`, what it gives.
+        A row for each optimisation: `kind` of work, `optimization`, `seconds` with it, `seconds_without` it, and
+        `ratio`: how many times longer the work takes without it.
     """
     rows = []
     for make in variants:

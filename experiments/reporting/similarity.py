@@ -53,15 +53,16 @@ def distance_to(positions: Tensor, num_tokens: int) -> Tensor:
     return apart.amin(dim=2)
 
 
-def features(net: ENAT, token_ids: Tensor, visible: Tensor, masked: Tensor, condition: Tensor) -> Tensor:
+def features(net: ENAT, token_ids: Tensor, visible: Tensor, masked: Tensor, modulations: Sequence[Tensor]) -> Tensor:
     """Computes the encoder's features of visible tokens and the decoder's of masked ones, (B, V+M, D), in this order.
 
     Visible tokens' are those that ENAT would reuse; the decoder's are those that the head gets.
     """
     if isinstance(net, NAT):
-        return net.hidden(token_ids, visible, masked, condition)
-    encoded = net.encode(token_ids, visible, condition)[..., : net.width]  # keys and values follow in KeyValueReuse
-    return torch.cat([encoded, net.decode(encoded, masked, condition)], dim=1)
+        return net.features(token_ids, visible, masked, modulations)
+    encoded = net.encode(token_ids.gather(1, visible), visible, modulations)
+    encoded = encoded[..., : net.width]  # keys and values follow in KeyValueReuse
+    return torch.cat([encoded, net.decode(encoded, masked, modulations)], dim=1)
 
 
 def changes(net: ENAT, states: list[Tensor], class_ids: Tensor) -> Iterator[Change]:
@@ -74,7 +75,7 @@ def changes(net: ENAT, states: list[Tensor], class_ids: Tensor) -> Iterator[Chan
         states: the token ids that each step starts from, (B, L) each, [MASK] where masked.
         class_ids: (B,).
     """
-    condition = net.condition(class_ids)
+    modulations = net.modulations(class_ids)
     before = None
     for step, token_ids in enumerate(states):
         is_masked = token_ids == net.mask_token_id
@@ -82,7 +83,7 @@ def changes(net: ENAT, states: list[Tensor], class_ids: Tensor) -> Iterator[Chan
         visible, masked = order.split([int((~is_masked[0]).sum()), int(is_masked[0].sum())], dim=1)
         if before is not None and visible.shape[1] == before[0].shape[1]:
             continue
-        ordered = features(net, token_ids, visible, masked, condition)
+        ordered = features(net, token_ids, visible, masked, modulations)
         by_position = torch.empty_like(ordered).scatter_(1, order.unsqueeze(2).expand_as(ordered), ordered)
         if before is not None and before[0].shape[1]:
             old_visible, was_masked, old = before

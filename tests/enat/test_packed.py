@@ -1,19 +1,20 @@
-"""Lines of tokens give what each image gives alone."""
+"""A packed batch gives what each image gives alone."""
 
 import numpy as np
 import pytest
 import torch
 
-from enat.masking import RandomMasking
-from enat.packed import Line, PackedPartition, PerSampleMasking
+from enat.masking import Partition, RandomMasking
+from enat.packed import PackedPartition, PackedTokens, PerSampleMasking
+from enat.prediction import predict
 
 
-def line(*positions: list[int]) -> Line:
-    """Of the positions of each image."""
+def pack(*positions: list[int]) -> PackedTokens:
+    """Packs the tokens at the positions of each image."""
     counts = np.array([len(chosen) for chosen in positions])
     images = np.repeat(np.arange(len(positions)), counts)
     flat = torch.tensor([position for chosen in positions for position in chosen], dtype=torch.int64)
-    return Line(torch.from_numpy(images), flat, images, counts)
+    return PackedTokens(torch.from_numpy(images), flat, images, counts)
 
 
 @pytest.fixture
@@ -30,19 +31,14 @@ def example(small_net):
 
 
 def alone(net, token_ids, class_ids, part):
-    """Of one image, by the rectangular path."""
-    masked, revealed, cached = (torch.tensor([positions], dtype=torch.int64) for positions in part)
-    condition = net.condition(class_ids)
-    features = net.encode(token_ids, cached, condition).detach() if cached.shape[1] else None
-    return net(token_ids, revealed, masked, condition, features)[0], token_ids.gather(1, masked)
+    """Predicts the masked tokens of one image without packing."""
+    masked, new, cached = (torch.tensor([positions], dtype=torch.int64) for positions in part)
+    return predict(net, net, token_ids, class_ids, Partition(masked, new, cached if cached.shape[1] else None))
 
 
 def packed(net, token_ids, class_ids, parts):
-    partition = PackedPartition(*(line(*positions) for positions in zip(*parts, strict=True)))
-    condition = net.condition(class_ids)
-    with torch.no_grad():
-        cached = partition.encode_cached(net, token_ids, condition)
-    return partition.predict(net, token_ids, condition, cached)
+    partition = PackedPartition(*(pack(*positions) for positions in zip(*parts, strict=True)))
+    return predict(net, net, token_ids, class_ids, partition)
 
 
 def test_each_image_as_if_alone(example):
@@ -62,14 +58,14 @@ def test_gradients(example):
     net, token_ids, class_ids, parts = example
     weights = torch.randn(1, sum(len(part[0]) for part in parts), 12)
     (packed(*example)[0] * weights).sum().backward()
-    found = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
     rows = [alone(net, token_ids[i : i + 1], class_ids[i : i + 1], part)[0] for i, part in enumerate(parts)]
     (torch.cat(rows, dim=1) * weights).sum().backward()
     expected = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    assert set(found) == set(expected)
+    assert set(gradients) == set(expected)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_images_do_not_see_each_other(example):
@@ -83,16 +79,13 @@ def test_images_do_not_see_each_other(example):
     torch.testing.assert_close(after[:, first:], before[:, first:], rtol=0, atol=1e-6)
 
 
-def test_parity_with_the_rectangular_path(small_net):
-    """With equal numbers, both are the same batch in two layouts."""
+def test_parity_with_rectangular_batches(small_net):
+    """With equal numbers of tokens, both compute the same."""
     token_ids, class_ids = torch.randint(12, (3, 16)), torch.tensor([0, 1, 2])
     part = RandomMasking(reuse_prob=1.0)(np.random.default_rng(3), 3, 16)
     assert part.cached.shape[1]
-    condition = small_net.condition(class_ids)
     with torch.no_grad():
-        expected, ids = part.predict(
-            small_net, token_ids, condition, part.encode_cached(small_net, token_ids, condition)
-        )
+        expected, ids = predict(small_net, small_net, token_ids, class_ids, part)
         rows = [positions.tolist() for positions in part]
         logits, targets = packed(small_net, token_ids, class_ids, list(zip(*rows, strict=True)))
     torch.testing.assert_close(logits, expected.flatten(0, 1)[None], rtol=1e-4, atol=1e-5)
@@ -104,11 +97,11 @@ def test_partition(reuse_prob):
     """Every token of every image once; ratios and reuse differ between images as they are distributed."""
     masking, rng = PerSampleMasking(reuse_prob=reuse_prob), np.random.default_rng(0)
     part = masking(rng, 500, 64)
-    lines = [tokens for tokens in part if tokens is not None]
-    places = torch.cat([tokens.rows * 64 + tokens.positions for tokens in lines])
+    packs = [tokens for tokens in part if tokens is not None]
+    places = torch.cat([tokens.images * 64 + tokens.positions for tokens in packs])
     assert torch.equal(places.sort().values, torch.arange(500 * 64))
-    for tokens in lines:
-        assert torch.equal(torch.bincount(tokens.rows, minlength=500), torch.from_numpy(tokens.counts))
+    for tokens in packs:
+        assert torch.equal(torch.bincount(tokens.images, minlength=500), torch.from_numpy(tokens.counts))
     masked, _, reused = part.counts
     assert masked.mean() / 64 == pytest.approx(12 / 15, abs=0.02)
     assert masked.std() / 64 == pytest.approx((12 * 3 / (15**2 * 16)) ** 0.5, rel=0.1)
@@ -118,13 +111,12 @@ def test_partition(reuse_prob):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_kernel_of_lines_of_several_lengths(example):
+def test_kernel_for_several_lengths(example):
     net, token_ids, class_ids, parts = example
     expected = packed(*example)[0]
-    partition = PackedPartition(*(line(*positions) for positions in zip(*parts, strict=True)))
-    partition = PackedPartition(*(Line(x.rows.cuda(), x.positions.cuda(), x.images, x.counts) for x in partition))
+    partition = PackedPartition(*(pack(*positions) for positions in zip(*parts, strict=True)))
+    partition = PackedPartition(*(x._replace(images=x.images.cuda(), positions=x.positions.cuda()) for x in partition))
     net, token_ids, class_ids = net.cuda().bfloat16(), token_ids.cuda(), class_ids.cuda()
-    condition = net.condition(class_ids)
     with torch.no_grad():
-        logits, _ = partition.predict(net, token_ids, condition, partition.encode_cached(net, token_ids, condition))
+        logits, _ = predict(net, net, token_ids, class_ids, partition)
     torch.testing.assert_close(logits.float().cpu(), expected, rtol=0.1, atol=0.1)

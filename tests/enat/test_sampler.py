@@ -24,15 +24,15 @@ class KnownNet:
         self.head_bias = torch.zeros(1)
         self.calls = []
 
-    def condition(self, class_ids):
-        return class_ids.view(1, -1, 1, 1)
+    def modulations(self, class_ids):
+        return [class_ids.view(-1, 1, 1, 1)]
 
-    def __call__(self, token_ids, revealed, masked, condition, cached=None):
-        self.calls.append((token_ids, revealed, masked, cached))
-        known = 0 if cached is None else cached.shape[1]
-        classes = condition.flatten()
+    def __call__(self, token_ids, new, masked, modulations, cached_features=None):
+        self.calls.append((token_ids, new, masked, cached_features))
+        num_cached = 0 if cached_features is None else cached_features.shape[1]
+        classes = modulations[0].flatten()
         logits = self.table[classes].gather(1, masked.unsqueeze(2).expand(-1, -1, K))
-        return logits, torch.zeros(len(classes), known + revealed.shape[1], 1)
+        return logits, torch.zeros(len(classes), num_cached + new.shape[1], 1)
 
 
 def make(**settings):
@@ -151,15 +151,7 @@ def test_several_generators_share_the_rows(small_net):
     assert len({tuple(ids.tolist()) for ids in together}) == 6
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"num_steps": 0}, "num_steps=0"),
-        ({"guidance_scale": -1.0}, "guidance_scale=-1.0"),
-        ({"sampling_temperature": math.nan}, "sampling_temperature=nan"),
-        ({"mask_schedule": rising}, "mask_schedule"),
-    ],
-)
-def test_settings_out_of_range(settings, sentence):
-    with pytest.raises(InputError, match=sentence):
-        make(**settings)
+@pytest.mark.parametrize("schedule", [rising, constant])
+def test_a_mask_schedule_must_fall(schedule):
+    with pytest.raises(InputError, match=r"mask_schedule=.*: expected one that falls from 1 to 0"):
+        make(mask_schedule=schedule)

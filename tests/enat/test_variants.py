@@ -14,6 +14,7 @@ from enat.loss import MaskedCrossEntropy
 from enat.masking import Partition, RandomMasking
 from enat.net import ENAT
 from enat.packed import PerSampleMasking
+from enat.prediction import predict
 from enat.sampler import Sampler, State
 from enat.schedules import cosine, falling, rising
 from enat.variants import INTERACTIONS, NAT, KeyValueReuse, SeparateBlock
@@ -58,11 +59,10 @@ def test_on_a_gpu_nothing_waits_for_it(name, make_net):
             net = make_net(kind, **options)
             class_ids, order = torch.tensor([0, 1, 2]), torch.rand(3, 16).argsort(dim=1)
         token_ids = sampler(share)(net, class_ids)
-        part = Partition(*order.split([9, 4, 3] if share else [9, 7, 0], dim=1))
+        masked, new, cached = order.split([9, 4, 3] if share else [9, 7, 0], dim=1)
+        part = Partition(masked, new, cached if share else None)
         net.train()
-        condition = net.condition(class_ids)
-        cached = part.encode_cached(net, token_ids, condition) if share else None
-        loss = MaskedCrossEntropy()(*part.predict(net, token_ids, condition, cached))
+        loss = MaskedCrossEntropy()(*predict(net, net, token_ids, class_ids, part))
         with pytest.raises(DataDependentOutputException):  # what the host would wait for
             loss.item()
     assert {token_ids.device.type, loss.device.type} == {"cuda"}
@@ -75,9 +75,9 @@ def test_a_share_of_nothing_reuses_nothing(monkeypatch, make_net):
     seen = []
     forward = ENAT.forward
 
-    def watched(self, token_ids, revealed, masked, condition, cached=None):
-        seen.append((revealed.shape[1], 0 if cached is None else cached.shape[1], masked.shape[1]))
-        return forward(self, token_ids, revealed, masked, condition, cached)
+    def watched(self, token_ids, new, masked, modulations, cached_features=None):
+        seen.append((new.shape[1], 0 if cached_features is None else cached_features.shape[1], masked.shape[1]))
+        return forward(self, token_ids, new, masked, modulations, cached_features)
 
     monkeypatch.setattr(ENAT, "forward", watched)
     for share in (0.0, 0.5, 1.0):
@@ -94,24 +94,24 @@ def test_the_half_that_is_reused_is_the_older_one(make_net):
     """In the last step, the result depends on the stale features of the older half and not of the others."""
     net = make_net()
     state_tokens = torch.randint(12, (1, 16))
-    condition = net.condition(torch.tensor([0]))
-    known, revealed, masked = (torch.arange(*ends)[None] for ends in ((0, 8), (8, 12), (12, 16)))
-    cached = net.encode(state_tokens, known, condition)
+    modulations = net.modulations(torch.tensor([0]))
+    cached, new, masked = (torch.arange(*ends)[None] for ends in ((0, 8), (8, 12), (12, 16)))
+    cached_features = net.encode(state_tokens.gather(1, cached), cached, modulations)
     chosen = sampler(0.5, 2)
     noise = torch.zeros(1, 4, 12), torch.zeros(1, 4)
 
     def last(features):
-        state = State(state_tokens, revealed, masked, known, features)
-        return chosen._advance(net, state, condition, *noise, 1, 0, 1)
+        state = State(state_tokens, masked, new, cached, features)
+        return chosen._step(net, state, modulations, noise, step=1, num_left=0)
 
-    expected = last(cached)
-    assert expected.known.tolist() == [list(range(12))]
-    younger = cached.clone()
+    expected = last(cached_features)
+    assert expected.cached_positions.tolist() == [list(range(12))]
+    younger = cached_features.clone()
     younger[:, 4:] += 1
-    assert torch.equal(last(younger).cached, expected.cached)
-    older = cached.clone()
+    assert torch.equal(last(younger).cached_features, expected.cached_features)
+    older = cached_features.clone()
     older[:, :4] += 1
-    assert not torch.equal(last(older).cached, expected.cached)
+    assert not torch.equal(last(older).cached_features, expected.cached_features)
 
 
 # NAT
@@ -126,7 +126,7 @@ def test_an_interaction_that_is_switched_off_has_no_influence(gone, make_net):
         for kept in (INTERACTIONS, set(INTERACTIONS) - {gone})
     )
     for net in (whole, without):
-        net.blocks = net.blocks[:1]
+        net.decoder = net.decoder[:0]
     torch.manual_seed(2)
     visible, masked = torch.arange(7)[None], torch.arange(7, 16)[None]
     token_ids = torch.randint(12, (1, 16))
@@ -135,7 +135,7 @@ def test_an_interaction_that_is_switched_off_has_no_influence(gone, make_net):
     others = [i for i in range(16)[kinds[target]] if i != changed]
 
     def outputs(net, moved):
-        condition = net.condition(torch.tensor([0]))[:1]
+        modulations = net.modulations(torch.tensor([0]))
         embed = net.embed
 
         def other_embedding(ids, positions):
@@ -144,9 +144,9 @@ def test_an_interaction_that_is_switched_off_has_no_influence(gone, make_net):
             return x
 
         net.embed = other_embedding
-        hidden = net.hidden(token_ids, visible, masked, condition)
+        features = net.features(token_ids, visible, masked, modulations)
         net.embed = embed
-        return hidden[:, others]
+        return features[:, others]
 
     noise = torch.randn(32)
     with torch.no_grad():
@@ -154,24 +154,24 @@ def test_an_interaction_that_is_switched_off_has_no_influence(gone, make_net):
         assert not torch.equal(outputs(whole, 0), outputs(whole, noise))
 
 
-def test_masked_tokens_that_see_no_visible_ones_know_nothing(tokens, make_net):
+def test_masked_tokens_that_see_no_visible_ones(tokens, make_net):
     """Over all blocks: without visible_to_masked, the logits do not depend on the visible tokens."""
     token_ids, class_ids, visible, masked = tokens
     for kept, same in ((INTERACTIONS, False), ([n for n in INTERACTIONS if n != "visible_to_masked"], True)):
         net = make_net(NAT, interactions=kept)
-        condition = net.condition(class_ids)
-        logits = [net(ids, visible, masked, condition)[0] for ids in (token_ids, (token_ids + 1) % 12)]
+        modulations = net.modulations(class_ids)
+        logits = [net(ids, visible, masked, modulations)[0] for ids in (token_ids, (token_ids + 1) % 12)]
         assert torch.equal(*logits) == same
 
 
 def test_all_interactions_are_plain_attention(tokens, make_net):
     token_ids, class_ids, visible, masked = tokens
     net = make_net(NAT)
-    condition = net.condition(class_ids)
-    expected = net(token_ids, visible, masked, condition)[0]
+    modulations = net.modulations(class_ids)
+    expected = net(token_ids, visible, masked, modulations)[0]
     x = net.embed(torch.cat([token_ids.gather(1, visible), torch.full((3, 9), 12)], 1), torch.cat([visible, masked], 1))
-    for block, c in zip(net.blocks, condition, strict=True):
-        x = block(x, None, c)
+    for block, modulation in zip(net.blocks, modulations, strict=True):
+        x = block(x, None, modulation)
     assert torch.equal(expected, net.logits(x[:, 7:]))
 
 
@@ -182,10 +182,10 @@ def test_nat_reuses_nothing(tokens, make_net):
         sampler(1.0)(net, class_ids)
     part = RandomMasking(reuse_prob=1.0)(np.random.default_rng(3), 3, 16)
     with pytest.raises(InputError, match="reuse_prob=0"):
-        part.encode_cached(net, token_ids, net.condition(class_ids))
+        predict(net, net, token_ids, class_ids, part)
     part = PerSampleMasking()(np.random.default_rng(3), 3, 16)
     with pytest.raises(InputError, match="per_group"):
-        part.predict(net, token_ids, net.condition(class_ids), None)
+        predict(net, net, token_ids, class_ids, part)
     with pytest.raises(InputError, match="interactions=visible_to_all"):
         make_net(NAT, interactions=["visible_to_all"])
 
@@ -197,11 +197,12 @@ def test_separate_attentions(tokens, make_net):
     """Without a context it is self-attention; with one, both residuals are those of the formula."""
     _, class_ids, _, _ = tokens
     net = make_net(block=SeparateBlock)
-    block, condition = net.blocks[0], net.condition(class_ids)[0]
+    block, modulation = net.encoder[0], net.modulations(class_ids)[0]
     x, context = torch.randn(3, 4, 32), normalize(torch.randn(3, 6, 32))
     with torch.no_grad():
-        assert torch.allclose(block(x, None, condition), block(x, context, condition * no_cross(condition)), atol=1e-6)
-        assert not torch.allclose(block(x, None, condition), block(x, context, condition), atol=1e-3)
+        alone = block(x, None, modulation)
+        assert torch.allclose(alone, block(x, context, modulation * no_cross(modulation)), atol=1e-6)
+        assert not torch.allclose(alone, block(x, context, modulation), atol=1e-3)
         # Attention to the context is a softmax of its own: what the tokens are does not compete with it.
         heads = lambda y: y.unflatten(2, (4, 8)).transpose(1, 2)  # noqa: E731
         cross = block.cross_attention
@@ -211,10 +212,10 @@ def test_separate_attentions(tokens, make_net):
         torch.testing.assert_close(cross(x, context), expected, rtol=1e-4, atol=1e-5)
 
 
-def no_cross(condition):
-    """Takes the gate of the cross-attention, the last vector, to zero."""
-    factor = torch.ones_like(condition)
-    factor[:, -1] = 0
+def no_cross(modulation):
+    """A factor that takes the gate of the cross-attention, the last vector, to zero."""
+    factor = torch.ones_like(modulation)
+    factor[:, :, -1] = 0
     return factor
 
 
@@ -225,22 +226,26 @@ def test_keys_and_values_of_old_tokens_are_kept(tokens, make_net):
     """Old tokens do not see the new ones; the new ones see what the old ones were in each block."""
     token_ids, class_ids, visible, _ = tokens
     net = make_net(KeyValueReuse)
-    condition = net.condition(class_ids)
+    modulations = net.modulations(class_ids)
+
+    def encode(token_ids, positions, cached_features=None):
+        return net.encode(token_ids.gather(1, positions), positions, modulations, cached_features)
+
     with torch.no_grad():
-        old = net.encode(token_ids, visible[:, :4], condition)
-        every = net.encode(token_ids, visible[:, 4:], condition, old)
+        old = encode(token_ids, visible[:, :4])
+        every = encode(token_ids, visible[:, 4:], old)
         assert every.shape == (3, 7, 32 * 5)
         assert torch.equal(every[:, :4], old)
         changed = token_ids.scatter(1, visible[:, 4:], 0)
-        assert torch.equal(net.encode(changed, visible[:, 4:], condition, old)[:, :4], old)
+        assert torch.equal(encode(changed, visible[:, 4:], old)[:, :4], old)
         # Keys and values are used: other ones make other features of the new tokens, in each block.
         for number in range(2):
             other = old.clone()
             other[..., 32 * (1 + 2 * number) : 32 * (3 + 2 * number)] += 1
-            assert not torch.allclose(net.encode(token_ids, visible[:, 4:], condition, other)[:, 4:], every[:, 4:])
+            assert not torch.allclose(encode(token_ids, visible[:, 4:], other)[:, 4:], every[:, 4:])
         other = old.clone()
         other[..., :32] += 1  # features alone do not matter to the encoder
-        assert torch.equal(net.encode(token_ids, visible[:, 4:], condition, other)[:, 4:], every[:, 4:])
+        assert torch.equal(encode(token_ids, visible[:, 4:], other)[:, 4:], every[:, 4:])
 
 
 def test_without_a_cache_keys_and_values_are_enat(tokens, make_net):
@@ -248,7 +253,7 @@ def test_without_a_cache_keys_and_values_are_enat(tokens, make_net):
     net, enat = make_net(KeyValueReuse), make_net()
     enat.load_state_dict(net.state_dict(), strict=False)
     with torch.no_grad():
-        logits = [x(token_ids, visible, masked, x.condition(class_ids))[0] for x in (net, enat)]
+        logits = [x(token_ids, visible, masked, x.modulations(class_ids))[0] for x in (net, enat)]
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
 
 
@@ -258,9 +263,6 @@ def test_every_weight_learns(name, tokens, make_net):
     token_ids, class_ids, visible, masked = tokens
     net = make_net(kind, **options).train()
     part = Partition(masked, visible[:, 4:], visible[:, :4])
-    condition = net.condition(class_ids)
-    with torch.no_grad():
-        cached = part.encode_cached(net, token_ids, condition)
-    logits, _ = part.predict(net, token_ids, condition, cached)
+    logits, _ = predict(net, net, token_ids, class_ids, part)
     logits.square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []

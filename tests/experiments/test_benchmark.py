@@ -21,8 +21,8 @@ from experiments.benchmark import time_sampling
 from experiments.benchmarking import workload
 from experiments.benchmarking.optimizations import (
     CacheByTheWholeNetwork,
-    ConditionAtEachStep,
     LogitsOfAllTokens,
+    ModulationsAtEachStep,
     TwoPasses,
 )
 from experiments.benchmarking.workload import Clock, TrainingSteps, at_resolution
@@ -77,7 +77,7 @@ def test_a_batch_that_does_not_fit_ends_the_row(monkeypatch, small_net):
     assert [row["batch"] for row in found["by_batch"]] == [1, 2]
 
 
-@pytest.mark.parametrize("wrapper", [TwoPasses, ConditionAtEachStep, LogitsOfAllTokens])
+@pytest.mark.parametrize("wrapper", [TwoPasses, ModulationsAtEachStep, LogitsOfAllTokens])
 def test_what_is_left_out_changes_the_work_and_not_the_result(small_net, wrapper):
     sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
     class_ids = torch.tensor([0, 1, 2])
@@ -95,10 +95,10 @@ def test_what_is_left_out_changes_the_work_and_not_the_result(small_net, wrapper
 
 def test_cache_by_the_whole_network(small_net):
     token_ids = torch.randint(12, (3, 16))
-    revealed = torch.rand(3, 16).argsort(dim=1)[:, :6]
-    condition = small_net.condition(torch.tensor([0, 1, 2]))
-    expected = small_net.encode(token_ids, revealed, condition)
-    assert torch.equal(CacheByTheWholeNetwork(small_net).encode(token_ids, revealed, condition), expected)
+    visible = torch.rand(3, 16).argsort(dim=1)[:, :6]
+    modulations = small_net.modulations(torch.tensor([0, 1, 2]))
+    arguments = token_ids.gather(1, visible), visible, modulations
+    assert torch.equal(CacheByTheWholeNetwork(small_net).encode(*arguments), small_net.encode(*arguments))
 
 
 def test_fp16_training_scales_its_loss(compose_config):
@@ -132,7 +132,7 @@ def test_a_network_at_another_resolution(make_net):
     other = at_resolution(net, 2)
     assert (other.num_tokens, net.num_tokens, other.interactions) == (64, 16, net.interactions)
     assert (other.position_embedding.weight.shape[0], net.position_embedding.weight.shape[0]) == (64, 16)
-    assert other.blocks is net.blocks
+    assert other.encoder is net.encoder
     assert other.sizes == {**net.sizes, "num_tokens": 64}
 
 

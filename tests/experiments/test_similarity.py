@@ -17,8 +17,8 @@ class Neighbours(SimpleNamespace):
 
     mask_token_id, width = 9, SIDE**2 + 1
 
-    def condition(self, class_ids):
-        return None
+    def modulations(self, class_ids):
+        return []
 
     def features(self, positions, visible):
         seen = torch.zeros(len(positions), SIDE**2)
@@ -29,11 +29,11 @@ class Neighbours(SimpleNamespace):
         every = torch.cat([near * seen[:, None], torch.ones(len(positions), SIDE**2, 1)], dim=2)
         return every.gather(1, positions.unsqueeze(2).expand(-1, -1, self.width))
 
-    def encode(self, token_ids, revealed, condition):
-        self.visible = revealed
-        return self.features(revealed, revealed)
+    def encode(self, ids, positions, modulations):
+        self.visible = positions
+        return self.features(positions, positions)
 
-    def decode(self, encoded, masked, condition):
+    def decode(self, encoded, masked, modulations):
         return self.features(masked, self.visible)
 
 

@@ -1,4 +1,4 @@
-"""The attention backends compute what the formula says; those of GPUs are tested where there is one."""
+"""Attention kernels compute the formula, those of GPUs where there is one; linear layers agree with torch's own."""
 
 import sys
 from types import SimpleNamespace
@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from enat.errors import InputError
-from enat.kernels import auto, cudnn_first, sdpa, xformers
+from enat.kernels import Linear, auto, cudnn_first, sdpa, xformers
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
 
 def by_formula(query, key, value):
@@ -41,7 +44,7 @@ def test_formula_on_a_gpu(backend):
     torch.testing.assert_close(backend(*heads).double(), expected, rtol=2e-2, atol=2e-2)
 
 
-def test_xformers_is_given_its_own_layout(monkeypatch):
+def test_xformers_is_given_its_own_order_of_dimensions(monkeypatch):
     """xformers wants (B, N, H, d); a stand-in that computes by the formula shows what it is handed."""
 
     def memory_efficient_attention(query, key, value):
@@ -75,7 +78,7 @@ def test_xformers_on_a_cpu_is_refused():
 
 @pytest.mark.parametrize(("backend", "expected"), [(sdpa, False), (auto, True)])
 def test_on_gpus_cudnn_is_for_sampling(monkeypatch, backend, expected):
-    """cuDNN's kernel plans anew for each number of tokens, so that the default leaves it out."""
+    """cuDNN prepares a plan for each new number of tokens, so that the default leaves its kernel out."""
     seen = []
     monkeypatch.setattr(
         F, "scaled_dot_product_attention", lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
@@ -83,3 +86,37 @@ def test_on_gpus_cudnn_is_for_sampling(monkeypatch, backend, expected):
     on_gpu = SimpleNamespace(device=torch.device("cuda"))
     backend(on_gpu, on_gpu, on_gpu)
     assert seen == [expected]
+
+
+# Linear layers by oneDNN
+
+
+@ONEDNN
+@pytest.mark.parametrize("gelu", [None, nn.GELU(approximate="tanh"), nn.GELU()])
+@pytest.mark.parametrize("shape", [(5, 48), (2, 7, 48), (2, 0, 48)])
+def test_same_as_torch(shape, gelu):
+    torch.manual_seed(0)
+    layer, x = Linear(48, 80), torch.randn(shape)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    expected = expected if gelu is None else gelu(expected)
+    torch.testing.assert_close(layer(x, gelu), expected)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.testing.assert_close(layer(x, gelu), expected.detach())
+    assert counter.get_total_flops() == 2 * x.numel() * 80
+
+
+@ONEDNN
+def test_oneDNN_is_used_without_gradient_only():  # noqa: N802
+    layer, x = Linear(48, 80), torch.randn(5, 48)
+    assert not layer._is_for_onednn(x)
+    with torch.no_grad():
+        assert layer._is_for_onednn(x)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not layer._is_for_onednn(x)
+
+
+@ONEDNN
+def test_rows_do_not_depend_on_their_number():
+    layer, x = Linear(1024, 512), torch.randn(300, 1024)
+    with torch.no_grad():
+        assert torch.equal(layer(x)[:7], layer(x[:7]))
