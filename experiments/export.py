@@ -1,4 +1,4 @@
-"""task=export: a checkpoint's weights, without what training needs besides."""
+"""task=export: writes the weights of a checkpoint alone, without the state of training."""
 
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,26 @@ from enat.net import ENAT
 
 
 def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
-    """Writes the EMA weights of a checkpoint as safetensors, in our names, and as an official `nnet_ema.pth`.
+    """Writes the EMA weights of a checkpoint as safetensors, and as an official file `nnet_ema.pth`.
 
-    Both can be given as `weights=` wherever it is asked for.
+    Every task that takes `weights=FILE` can read both.
 
     Args:
-        net: of the checkpoint's sizes.
-        weights: a checkpoint of ours, or an official one.
+        net: a network of the checkpoint's sizes.
+        weights: a checkpoint of this project, or an official one.
         output: folder of the files.
 
     Returns:
-        The files, the sha256 of each, and where the weights come from; of a variant of ENAT, no official file.
+        The files, the sha256 of each, and where the weights come from. For a variant of ENAT there is no official file.
     """
     source = load_weights(net, weights)
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    ours, official = Path(output) / "weights.safetensors", Path(output) / "nnet_ema.pth"
-    write_atomically(ours, save(state, {name: str(size) for name, size in net.sizes.items()}))
-    results = {"safetensors": str(ours), "safetensors_sha256": sha256_of(ours), **source}
+    path = Path(output) / "weights.safetensors"
+    write_atomically(path, save(state, {name: str(size) for name, size in net.sizes.items()}))
+    results = {"safetensors": str(path), "safetensors_sha256": sha256_of(path), **source}
     if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):
-        print("A variant of ENAT: there is no official file of such a network.")
+        print("This is a variant of ENAT, for which there is no official file format.")
         return results
+    official = Path(output) / "nnet_ema.pth"
     write_atomically(official, lambda file: torch.save(to_official(state), file))
     return {**results, "official": str(official), "official_sha256": sha256_of(official)}
