@@ -74,7 +74,7 @@ ONEDNN_TYPES: list[torch.dtype] = []  # in which oneDNN computes on this process
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, computed by oneDNN on a CPU where no gradient is needed.
+    """Computes `nn.Linear`, by oneDNN on a CPU where no gradient is needed.
 
     For float32, torch asks MKL, which is slower on AMD processors and rounds a row differently according to the number
     of rows. oneDNN does neither, and computes the activation in the same pass.
@@ -103,7 +103,7 @@ class Linear(nn.Linear):
 
 
 class MLP(nn.Sequential):
-    """Linear, tanh-GELU, linear: (..., D) -> (..., 4D) -> (..., D)."""
+    """Computes linear, tanh-GELU, linear: (..., D) -> (..., 4D) -> (..., D)."""
 
     def __init__(self, width: int):
         super().__init__(Linear(width, 4 * width), nn.GELU(approximate="tanh"), Linear(4 * width, width))

@@ -52,7 +52,7 @@ class SelfCrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block whose layer norms are modulated by the class; encoder and decoder have the same kind.
+    """Updates tokens by SC-attention and an MLP, whose inputs and outputs are modulated by the class.
 
     `modulation` turns the embedded class into 8 vectors: shift and scale of the tokens, shift and scale of the context,
     gate of the attention; shift, scale and gate of the MLP. They are zero at first: an untrained block is the identity.
@@ -72,7 +72,7 @@ class Block(nn.Module):
         context_modulation: Tensor | None = None,
         kernel: Kernel | None = None,
     ) -> Tensor:
-        """Updates the tokens.
+        """Updates the tokens: (B, N, D) -> (B, N, D).
 
         Args:
             x: the tokens to compute, (B, N, D).
@@ -80,9 +80,6 @@ class Block(nn.Module):
             modulation: the 8 vectors of each image, (B, 1, 8, D), or of each token, (B, N, 8, D).
             context_modulation: those of the context, (B, P, 8, D), where they differ from `modulation`.
             kernel: computes the attention in place of the block's own kernel, for example with a mask.
-
-        Returns:
-            (B, N, D)
         """
         shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(dim=-2)
         if context is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Partition(NamedTuple):
-    """The positions of every token of an image, in three parts."""
+    """Holds the positions of every token of an image, in three parts."""
 
     masked: Tensor  # to be predicted, (B, M)
     new: Tensor  # visible, to be encoded, (B, N)

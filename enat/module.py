@@ -1,4 +1,4 @@
-"""The LightningModule: mask, forward, loss, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook size."""
+"""The LightningModule: mask, forward, loss, log, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -36,8 +36,7 @@ class MaskedTokenModule(L.LightningModule):
         mask_groups: number of groups; None for one per device and accumulated batch, as in the official program, whose
             recipe (16 devices) any smaller number of devices repeats with `mask_groups=16`.
         seed: of masks, reuse and dropout.
-        cache_from_ema: whether the EMA network computes the cached features, as in the official recipe, or the network
-            itself, in training mode.
+        cache_from_ema: whether the EMA network computes the cached features (official recipe), or the network itself.
         compile: whether torch compiles the blocks.
     """
 

@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `L` tokens of an image, `N` newly revealed tokens, `P` tokens with cached features,
 `V = P + N` visible tokens, `M = L - V` masked tokens, `D` width, `H` heads, `K` codebook size, `C` classes.
-Which tokens are new or masked is said by tensors of positions. The host knows their sizes: nothing waits for a GPU.
+Tensors of positions say which tokens are new or masked. The host knows their sizes, so that nothing waits for a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from enat.errors import InputError
 from enat.kernels import MLP, Kernel, Linear, sdpa
 from enat.layers import EPS, Block, normalize
-
-SIZES = ("codebook_size", "num_classes", "num_tokens", "width", "num_heads", "encoder_depth", "decoder_depth")
 
 
 class FeatureReuse(nn.Module):
@@ -99,8 +97,9 @@ class ENAT(nn.Module):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The sizes by the name of their option."""
-        return {name: getattr(self, name) for name in SIZES}
+        """The sizes by the names of their options."""
+        names = ("codebook_size", "num_classes", "num_tokens", "width", "num_heads", "encoder_depth", "decoder_depth")
+        return {name: getattr(self, name) for name in names}
 
     def reset_parameters(self) -> None:
         """Draws Xavier-uniform linear layers and embeddings of std 0.02; biases and modulations become zero."""
@@ -144,7 +143,7 @@ class ENAT(nn.Module):
             ids, positions: of the new tokens, (B, N) each; these are all visible tokens where nothing is cached.
             modulations: of every block, see `modulations`.
             cached_features: what an earlier call returned, (B, P, D); None or P = 0 for none.
-            context_modulations, kernel: passed on to the blocks, see `enat.layers.Block`.
+            context_modulations, kernel: passed on to the blocks, see `enat.layers.Block`; for packed batches.
 
         Returns:
             (B, V, D): first the P cached features, projected by R, then the N new ones.
@@ -167,22 +166,16 @@ class ENAT(nn.Module):
         context_modulations: Sequence[Tensor] | None = None,
         kernel: Kernel | None = None,
     ) -> Tensor:
-        """Computes the features of the masked tokens at `positions` (B, M) from visible ones (B, V, D) -> (B, M, D).
-
-        Every block attends to the same visible features (paper, section 4.1). See `encode` for the other arguments.
-        """
+        """Computes features of the masked tokens at `positions` (B, M) from those of the visible ones, (B, V, D)."""
         x = self.embed(torch.full_like(positions, self.mask_token_id), positions)  # (B, M, D)
-        context = normalize(features) if features.shape[1] else None
+        context = normalize(features) if features.shape[1] else None  # the same for every block (paper, section 4.1)
         for i, block in enumerate(self.decoder, start=self.encoder_depth):
             x = block(x, context, modulations[i], (context_modulations or modulations)[i], kernel)
         return x
 
     def logits(self, features: Tensor) -> Tensor:
-        """Computes logits over the codebook, (B, M, K), from features (B, M, D).
-
-        The output matrix is the input embedding without [MASK]; it gets no gradient this way.
-        """
-        codebook = self.token_embedding.weight[: self.codebook_size].detach()
+        """Computes logits over the codebook, (B, M, K), from features (B, M, D) and the embedding of the tokens."""
+        codebook = self.token_embedding.weight[: self.codebook_size].detach()  # gets no gradient this way
         return F.linear(self.head(features), codebook, self.head_bias[: self.codebook_size])
 
     def forward(

@@ -29,7 +29,7 @@ Counts = NDArray[np.int64]
 
 
 class PackedTokens(NamedTuple):
-    """Some tokens of every image of a batch, sorted by image unless joined."""
+    """Holds some tokens of every image of a batch in one row, sorted by image unless joined."""
 
     images: Tensor  # the image of each token, (N,)
     positions: Tensor  # its position in that image, (N,)
@@ -51,7 +51,7 @@ class PackedTokens(NamedTuple):
 
 
 class PackedPartition(NamedTuple):
-    """The tokens of a batch in three parts, as `enat.masking.Partition`, with other numbers for each image."""
+    """Holds the tokens of a batch in three parts, as `enat.masking.Partition`, but other numbers for each image."""
 
     masked: PackedTokens
     new: PackedTokens
@@ -135,8 +135,8 @@ def encode(
         net: the network.
         token_ids: (B, L).
         modulations: of the images.
-        tokens: to be encoded.
-        cached: whose features are cached, and attended to.
+        tokens: the tokens to encode.
+        cached: the tokens whose features are cached; None for no such tokens.
         cached_features: (1, P, D).
     """
     return net.encode(
@@ -150,7 +150,7 @@ def encode(
 
 
 class PerImage:
-    """The modulations of images, from `ENAT.modulations`.
+    """Holds the modulations of images, from `ENAT.modulations`.
 
     They are kept in float32, in which the gradients of the many tokens of an image are then summed.
     """
@@ -161,7 +161,7 @@ class PerImage:
 
 
 class PerToken(Sequence[Tensor]):
-    """The modulations of tokens, (1, N, 8, D) for each block: made only when a block asks for them, to save memory."""
+    """Makes the modulations of tokens, (1, N, 8, D) for each block, only when a block asks for them: to save memory."""
 
     def __init__(self, modulations: PerImage, tokens: PackedTokens):
         self.modulations = modulations
@@ -176,13 +176,13 @@ class PerToken(Sequence[Tensor]):
 
 
 class PackedAttention:
-    """A kernel that lets tokens attend to a context and to themselves, within each image.
+    """Computes attention of tokens to a context and to themselves, within each image.
 
-    It chooses its implementation itself, whatever the network's kernel is.
+    As a kernel of a block, it takes the place of the network's own, and chooses an implementation that can do this.
 
     Args:
-        tokens: attend.
-        context: what they attend to besides; None for nothing.
+        tokens: the tokens that attend.
+        context: the tokens that they attend to beside themselves; None for no others.
     """
 
     def __init__(self, tokens: PackedTokens, context: PackedTokens | None):
@@ -226,7 +226,7 @@ class PackedAttention:
 
     @cached_property
     def _padding(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the images that have queries: where their queries and keys are, which keys count, and the way back."""
+        """Places of the queries and keys of images that have queries, which keys count, and the way back to a row."""
         has_queries = self.counts > 0
         places, _ = _padded_places(self.counts, has_queries, self.device)
         key_places, is_key = _padded_places(self.key_counts, has_queries, self.device)

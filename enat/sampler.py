@@ -19,11 +19,10 @@ from enat.net import ENAT
 from enat.randomness import Generators, gumbel
 
 Schedule = Callable[[float], float]
-MIN_TEMPERATURE = 1e-3
 
 
 class State(NamedTuple):
-    """The tokens between two steps, and what the next step may reuse."""
+    """Holds the tokens between two steps, and what the next step may reuse."""
 
     token_ids: Tensor  # (B, L), [MASK] where masked
     masked_positions: Tensor  # of the tokens that are still masked, (B, M)
@@ -45,9 +44,9 @@ class Sampler:
         gumbel_temperature: of the noise on the confidence; times its schedule at r.
         mask_schedule: the share of tokens that are still masked after step s, at r; it must fall to 0.
         guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: see above.
-        reuse_share: the share of the cached features that a step reuses, the oldest first; the tokens of the others are
-            encoded anew. 1 is the paper's choice, 0 reuses nothing.
-        compile: whether torch compiles each step, a minute or more for each batch size; compiled steps round otherwise.
+        reuse_share: the share of the cached features that a step reuses, the oldest first; the other tokens are encoded
+            anew. 1 is the paper's choice, 0 reuses nothing.
+        compile: whether torch compiles each step: a minute or more for each batch size, and other rounding.
 
     Raises:
         InputError: if the mask schedule does not fall from 1 to 0.
@@ -66,17 +65,15 @@ class Sampler:
         reuse_share: Annotated[float, Interval(ge=0, le=1)] = 1.0,
         compile: bool = False,
     ):
-        progress = [(step + 1) / num_steps for step in range(num_steps)]
-        self.mask_shares = [mask_schedule(r) for r in progress]
+        done = [(step + 1) / num_steps for step in range(num_steps)]  # share of the steps that is done, r
+        self.mask_shares = [mask_schedule(r) for r in done]
         rises = any(after > before for before, after in pairwise([1.0, *self.mask_shares]))
         if rises or abs(self.mask_shares[-1]) > 1e-9:
             raise InputError(f"mask_schedule={mask_schedule}: expected one that falls from 1 to 0.")
         self.num_steps = num_steps
         self.guidance_scales = [guidance_scale * guidance_schedule(step / num_steps) for step in range(num_steps)]
-        self.sampling_temperatures = [
-            max(sampling_temperature * sampling_temperature_schedule(r), MIN_TEMPERATURE) for r in progress
-        ]
-        self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in progress]
+        self.sampling_temperatures = [max(sampling_temperature * sampling_temperature_schedule(r), 1e-3) for r in done]
+        self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in done]
         self.reuse_share = reuse_share
         self.compile = compile
 
@@ -107,9 +104,9 @@ class Sampler:
             class_ids = torch.cat([class_ids, torch.full_like(class_ids, net.null_class_id)])
         modulations = net.modulations(class_ids)  # conditional rows first
         run_step = compile_step(self._step, device) if self.compile else self._step
-        state = _all_masked(net, batch, device)
-        counts = [net.num_tokens, *self.mask_counts(net.num_tokens)]
-        for step, (num_masked, num_left) in enumerate(pairwise(counts)):
+        every = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
+        state = State(torch.full_like(every, net.mask_token_id), every, every[:, :0], every[:, :0], None)  # all masked
+        for step, (num_masked, num_left) in enumerate(pairwise([net.num_tokens, *self.mask_counts(net.num_tokens)])):
             if record is not None:
                 record.append(state.token_ids)
             if not num_masked:
@@ -164,9 +161,3 @@ class Sampler:
             cached_positions=torch.cat([reused, new], dim=1),  # in the order of the features
             cached_features=features,
         )
-
-
-def _all_masked(net: ENAT, batch: int, device: torch.device) -> State:
-    token_ids = torch.full((batch, net.num_tokens), net.mask_token_id, device=device)
-    masked = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
-    return State(token_ids, masked, masked[:, :0], masked[:, :0], None)

@@ -42,7 +42,7 @@ def interaction_mask(visible: int, masked: int, interactions: Sequence[str], dev
 
 
 class NAT(ENAT):
-    """The plain non-autoregressive transformer, like MaskGIT's (arXiv 2202.04200): one stack for all tokens alike.
+    """Computes all tokens alike in one stack of blocks: the plain non-autoregressive transformer (paper, section 3).
 
     Its blocks are those of encoder and decoder together. It reuses nothing: it needs `sampler.reuse_share=0` and
     `module.masking.reuse_prob=0`.
@@ -103,7 +103,7 @@ class NAT(ENAT):
 
 
 class SeparateBlock(Block):
-    """A block with self-attention, then cross-attention to the context, each with a residual connection of its own.
+    """Updates tokens by self-attention, then by cross-attention to the context, each with its own residual connection.
 
     `modulation` sets three more vectors than in `Block`: shift, scale and gate of the cross-attention.
     """
@@ -139,7 +139,7 @@ class SeparateBlock(Block):
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens (B, N, D) to a context (B, P, D) alone."""
+    """Lets tokens (B, N, D) attend to a context (B, P, D) alone."""
 
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
         super().__init__()
@@ -199,7 +199,7 @@ class KeyValueReuse(ENAT):
 
 
 class CachedKeysValues:
-    """A kernel that lets new tokens attend to cached keys and values, too, and keeps the new ones as `new`.
+    """Computes attention to cached keys and values and to new ones, as the kernel of a block, and keeps the new ones.
 
     Args:
         cached: keys, then values of the tokens that were visible before, (B, P, 2D); None for none.

@@ -33,7 +33,8 @@ def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
     write_atomically(ours, save(state, {name: str(size) for name, size in net.sizes.items()}))
     results = {"safetensors": str(ours), "safetensors_sha256": sha256_of(ours), **source}
     if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):
-        print("A variant of ENAT: there is no official file of such a network.")
+        print("This is a variant of ENAT, for which there is no official file format.")
         return results
+    official = Path(output) / "nnet_ema.pth"
     write_atomically(official, lambda file: torch.save(to_official(state), file))
     return {**results, "official": str(official), "official_sha256": sha256_of(official)}

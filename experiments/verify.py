@@ -1,4 +1,4 @@
-"""task=verify: parity with tensors that the official program produced.
+"""task=verify: compares what this project computes with tensors that the official program produced.
 
 Shapes: `B` batch, `L` tokens, `V` visible and `M` masked tokens, `D` width, `K` codebook size.
 """
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from enat.metrics.statistics import Moments, Statistics, frechet_distance
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,7 @@ from enat.checkpoints.weights import load_exactly
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from enat.masking import num_masked
+from enat.metrics.scores import FrechetDistance
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.schedules import cosine, falling, rising
@@ -34,7 +34,7 @@ Tensors = dict[str, Tensor]
 
 
 class Row(NamedTuple):
-    """A quantity, its worst error, and the most that is allowed."""
+    """Holds a quantity, its worst error, and the largest error that is allowed."""
 
     quantity: str
     error: float
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 class Golden:
-    """A folder of golden tensors, as its README describes it.
+    """Reads a folder of golden tensors, as its README describes it.
 
     Raises:
         InputError: if the folder or one of its files is missing or broken.
@@ -68,7 +68,7 @@ class Golden:
             raise InputError(f"golden={self.folder}: {path.name} is missing or broken.") from error
 
     def net(self, name: str) -> ENAT:
-        """A network with the weights of a file, in evaluation mode."""
+        """Makes a network with the weights of a file, in evaluation mode."""
         config = self.config
         encoder_depth, decoder_depth = config["depth"]
         net = ENAT(
@@ -86,7 +86,7 @@ class Golden:
 
 
 def positions(chosen: Tensor) -> Tensor:
-    """A mask (B, L) with equally many chosen tokens in each row -> their positions, (B, number)."""
+    """Returns the positions (B, number) of the tokens that a mask (B, L) chooses, as many in each row."""
     counts = chosen.sum(dim=1)
     if (counts != counts[0]).any():
         raise InputError(f"golden: rows with unequal numbers of tokens ({counts.tolist()}); expected equal ones.")
@@ -94,7 +94,7 @@ def positions(chosen: Tensor) -> Tensor:
 
 
 def worst(ours: Tensor, official: Tensor) -> float:
-    """The worst absolute error; infinite for another shape."""
+    """Returns the worst absolute error, which is infinite for another shape."""
     if ours.shape != official.shape:
         return float("inf")
     return float((ours.double() - official.double()).abs().max()) if ours.numel() else 0.0
@@ -118,7 +118,7 @@ def step(
 
 
 def compare_step(net: ENAT, golden: Tensors, name: str, place: Tensor, features: Tensor) -> Iterator[Row]:
-    """Features and logits of all tokens, those at visible positions too."""
+    """Compares features and logits of all tokens, the visible ones included."""
     for kind, ours in {"features": features, "logits": net.logits(features)}.items():
         official = golden[f"{name}.{kind}"]
         official = official.gather(1, place.unsqueeze(2).expand(-1, -1, official.shape[2]))
@@ -127,7 +127,7 @@ def compare_step(net: ENAT, golden: Tensors, name: str, place: Tensor, features:
 
 @torch.no_grad()
 def verify_forward(golden: Golden) -> Iterator[Row]:
-    """All masked; visible tokens without reuse; the same in a chain of steps with reuse."""
+    """Compares steps with all tokens masked, with visible tokens and no reuse, and in a chain of steps with reuse."""
     net, forward = golden.net("model"), golden.load("forward")
     labels, nothing = forward["labels"], forward["tokens"][:, :0]
     place, features, _ = step(net, torch.full_like(forward["tokens"], net.mask_token_id), labels, nothing, None)
@@ -144,7 +144,7 @@ def verify_forward(golden: Golden) -> Iterator[Row]:
 
 
 def verify_training(golden: Golden) -> Iterator[Row]:
-    """The loss with and without reuse, and every gradient of both."""
+    """Compares the loss with and without reuse, and every gradient of both."""
     net, ema = golden.net("model"), golden.net("ema")
     forward, gradients = golden.load("forward"), golden.load("gradients")
     labels, token_ids, nothing = forward["labels"], forward["plain2.input"], forward["tokens"][:, :0]
@@ -154,14 +154,11 @@ def verify_training(golden: Golden) -> Iterator[Row]:
     for kind, earlier in {"plain": (nothing, None), "reuse": (cached, cached_features)}.items():
         net.zero_grad(set_to_none=True)
         place, features, visible = step(net, token_ids, labels, *earlier)
-        loss = MaskedCrossEntropy()(
-            net.logits(features[:, visible:]), forward["loss.target"].gather(1, place[:, visible:])
-        )
+        targets = forward["loss.target"].gather(1, place[:, visible:])
+        loss = MaskedCrossEntropy()(net.logits(features[:, visible:]), targets)
         loss.backward()
         yield Row(f"loss, {kind}", worst(loss.detach(), forward[f"loss.{kind}"]), 1e-5)
-        official = {
-            name.removeprefix(f"{kind}."): tensor for name, tensor in gradients.items() if name.startswith(f"{kind}.")
-        }
+        official = {name.removeprefix(f"{kind}."): x for name, x in gradients.items() if name.startswith(f"{kind}.")}
         ours = to_official({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
         ours = {name: gradient for name, gradient in ours.items() if not name.startswith("prev_embedder.")}
         yield Row(f"gradients on one side only, {kind}", len(set(ours) ^ set(official)), 0)
@@ -173,7 +170,7 @@ def verify_training(golden: Golden) -> Iterator[Row]:
 
 
 def greedy(num_steps: int) -> Sampler:
-    """The official schedules, and no noise."""
+    """Makes a sampler with the official schedules and without noise."""
     return Sampler(
         num_steps=num_steps,
         guidance_scale=2.5,
@@ -187,7 +184,7 @@ def greedy(num_steps: int) -> Sampler:
 
 
 def verify_generation(golden: Golden) -> Iterator[Row]:
-    """The token ids that each step of a generation starts from, and its result."""
+    """Compares the token ids that each step of a generation starts from, and its result."""
     generation = golden.load("generation")
     for num_steps in golden.config["steps"]:
         net = golden.net(f"generator_{num_steps}")
@@ -200,7 +197,7 @@ def verify_generation(golden: Golden) -> Iterator[Row]:
 
 
 def bfloat16_agreement(golden: Golden) -> dict[str, float]:
-    """By number of steps, the share of the result's tokens that weights in bfloat16 give too; no criterion."""
+    """Returns the share of official tokens that weights in bfloat16 give, by number of steps; it is not checked."""
     generation, shares = golden.load("generation"), {}
     for num_steps in golden.config["steps"]:
         net = golden.net(f"generator_{num_steps}").bfloat16()
@@ -211,7 +208,7 @@ def bfloat16_agreement(golden: Golden) -> dict[str, float]:
 
 @torch.no_grad()
 def verify_tokenizer(golden: Golden) -> Iterator[Row]:
-    """The VQGAN's latents, indices and decoded images."""
+    """Compares latents, indices and decoded images of the VQGAN."""
     sizes, io = golden.config["vqgan"], golden.load("vqgan_io")
     vqgan = VQGAN(
         codebook_size=sizes["n_embed"],
@@ -232,20 +229,19 @@ def verify_tokenizer(golden: Golden) -> Iterator[Row]:
 
 
 def verify_fid(golden: Golden) -> Iterator[Row]:
-    """The official FID, from features and from statistics."""
+    """Compares the FID, from features and from statistics."""
     tensors = golden.load("fid")
     official = float(tensors["fid"])
-    real, generated = (Moments(tensors[name].shape[1]) for name in ("real", "generated"))
-    real.update(tensors["real"])
-    generated.update(tensors["generated"])
-    given = Statistics(tensors["real.mu"], tensors["real.sigma"])
-    for source, reference in {"features": real.compute(), "statistics": given}.items():
-        ours = frechet_distance(generated.compute(), reference)
-        yield Row(f"FID by {source}, relative", abs(ours - official) / official, 1e-8)
+    by_features, by_statistics = FrechetDistance(), FrechetDistance()
+    by_features.update(tensors["real"], real=True)
+    by_statistics.set_real_statistics(tensors["real.mu"].double(), tensors["real.sigma"].double())
+    for source, metric in {"features": by_features, "statistics": by_statistics}.items():
+        metric.update(tensors["generated"], real=False)
+        yield Row(f"FID by {source}, relative", abs(float(metric.compute()) - official) / official, 1e-8)
 
 
 def verify_crops(golden: Golden) -> Iterator[Row]:
-    """The ADM crop, byte by byte."""
+    """Compares ADM's crop, byte by byte."""
     crops = golden.load("center_crop")
     for number, (width, height, side) in enumerate(golden.config["crops"]):
         cropped = center_crop(Image.fromarray(crops[f"{number}.image"].numpy()), side)
@@ -254,7 +250,7 @@ def verify_crops(golden: Golden) -> Iterator[Row]:
 
 
 def verify_mask_counts(golden: Golden) -> Iterator[Row]:
-    """The number of masked tokens for given mask ratios."""
+    """Compares the numbers of masked tokens for given mask ratios."""
     table = golden.description["mask_counts"]
     for num_tokens, counts in table["counts"].items():
         wrong = sum(num_masked(p, int(num_tokens)) != n for p, n in zip(table["probabilities"], counts, strict=True))
@@ -279,7 +275,7 @@ def verify(golden: str) -> dict[str, Any]:
         golden: a folder of golden tensors.
 
     Returns:
-        `passed`, which is the exit status too, a row per quantity, and the agreement in bfloat16.
+        `passed`, which also sets the exit status, a row for each quantity, and the agreement in bfloat16.
 
     Raises:
         InputError: if the folder lacks a file.

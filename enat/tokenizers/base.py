@@ -1,4 +1,4 @@
-"""What a tokenizer is: a frozen map between images and token ids. Shapes: `B` images, `L = h*w` tokens."""
+"""The contract of a tokenizer: a fixed map between images and token ids. Shapes: `B` images, `L = h*w` tokens."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -30,20 +30,20 @@ class Tokenizer(nn.Module, ABC):
         """Token ids (B, L) -> images (B, channels, H, W) in [0, 1]."""
 
     def check_sizes(self, codebook_size: int, num_tokens: int) -> None:
-        """Checks that a network of these sizes speaks of this tokenizer's tokens.
+        """Checks that a network of these sizes can model the tokens of this tokenizer.
 
         Raises:
-            InputError: if not.
+            InputError: if it can't.
         """
-        ours = (self.codebook_size, self.grid[0] * self.grid[1])
-        if ours != (codebook_size, num_tokens):
+        own = (self.codebook_size, self.grid[0] * self.grid[1])
+        if own != (codebook_size, num_tokens):
             raise InputError(
-                f"module.net: codebook_size={codebook_size}, num_tokens={num_tokens}; the tokenizer has {ours[0]} "
-                f"and {ours[1]}."
+                f"module.net: codebook_size={codebook_size}, num_tokens={num_tokens}; the tokenizer has {own[0]} "
+                f"and {own[1]}."
             )
 
     def fingerprint(self) -> str:
-        """The sha256 of the kind, sizes and weights: token ids mean the same only under the same one."""
+        """Returns the sha256 of kind, sizes and weights: equal ids stand for equal images only where it is equal."""
         digest = hashlib.sha256(f"{type(self).__name__} {self.codebook_size} {self.resolution}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())

@@ -1,5 +1,8 @@
 """Pixels as tokens. Shapes: `B` images, `L` tokens of an image."""
 
+from typing import Annotated
+
+from annotated_types import Ge
 from einops import rearrange
 from torch import Tensor
 
@@ -8,20 +11,22 @@ from enat.tokenizers.base import Tokenizer
 
 
 class PixelTokenizer(Tokenizer):
-    """A tokenizer whose tokens are grey levels, one per pixel; exact for images of that many levels.
+    """Turns each pixel into a token, its grey level; this is exact for images with that many grey levels.
 
     Args:
-        num_levels: grey levels, the size of the codebook.
+        num_levels: number of grey levels, the size of the codebook.
         resolution: side of the image in pixels, and so of the token grid.
     """
 
-    def __init__(self, num_levels: int, resolution: int):
+    def __init__(self, num_levels: Annotated[int, Ge(2)], resolution: Annotated[int, Ge(1)]):
         super().__init__()
-        self.codebook_size, self.resolution, self.grid = num_levels, resolution, (resolution, resolution)
+        self.codebook_size = num_levels
+        self.resolution = resolution
+        self.grid = (resolution, resolution)
 
     def encode(self, images: Tensor) -> Tensor:
         if images.shape[1] != 1:
-            raise InputError(f"tokenizer=pixels: expected grey images, found {images.shape[1]} channels.")
+            raise InputError(f"tokenizer=pixels: expected images of 1 channel, these have {images.shape[1]}.")
         return rearrange((images * (self.codebook_size - 1)).round().long(), "b 1 h w -> b (h w)")
 
     def decode(self, token_ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The frozen tokenizer of ENAT: the VQGAN of MAGE (SPEC 6), under the names of its checkpoint.
+"""The tokenizer of ENAT: the VQGAN of MAGE (docs/method.md, Tokenizer), with the names of its checkpoint.
 
 Shapes: `B` images, `h, w` sides of the token grid, `L = h*w` tokens, `K` codebook size, `E` width of a code.
 """
@@ -6,9 +6,11 @@ Shapes: `B` images, `h, w` sides of the token grid, `L = h*w` tokens, `K` codebo
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MinLen
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -26,12 +28,17 @@ def _conv3(channels_in: int, channels_out: int, bias: bool) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, conv, twice; where the width changes, the shortcut is a projection of the inner result."""
+    """Applies norm, SiLU and convolution twice and adds the shortcut.
+
+    Where the number of channels changes, the shortcut is a projection of the inner result, as in MAGE.
+    """
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.norm1, self.conv1 = _norm(channels_in), _conv3(channels_in, channels_out, bias=False)
-        self.norm2, self.conv2 = _norm(channels_out), _conv3(channels_out, channels_out, bias=False)
+        self.norm1 = _norm(channels_in)
+        self.conv1 = _conv3(channels_in, channels_out, bias=False)
+        self.norm2 = _norm(channels_out)
+        self.conv2 = _conv3(channels_out, channels_out, bias=False)
         self.nin_shortcut = None
         if channels_in != channels_out:
             self.nin_shortcut = nn.Conv2d(channels_out, channels_out, 1, bias=False)
@@ -44,18 +51,19 @@ class ResidualBlock(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks at the lowest resolution."""
+    """Applies two residual blocks at the lowest resolution."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.block_1, self.block_2 = ResidualBlock(channels, channels), ResidualBlock(channels, channels)
+        self.block_1 = ResidualBlock(channels, channels)
+        self.block_2 = ResidualBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.block_1(x))
 
 
 class Upsample(nn.Module):
-    """Nearest 2x, then a convolution."""
+    """Doubles the sides by nearest neighbours, then applies a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -66,7 +74,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, and, in the decoder, the way up from it."""
+    """Applies the residual blocks of one resolution, and in the decoder the upsampling after them."""
 
     def __init__(self, channels_in: int, channels_out: int, num_blocks: int, upsample: bool):
         super().__init__()
@@ -79,7 +87,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> latents (B, E, h, w)."""
+    """Computes latents (B, E, h, w) from images (B, 3, H, W)."""
 
     def __init__(self, channels: list[int], num_blocks: int, code_width: int):
         super().__init__()
@@ -89,7 +97,8 @@ class Encoder(nn.Module):
             for before, after in zip([channels[0], *channels], channels, strict=False)
         )
         self.mid = Middle(channels[-1])
-        self.norm_out, self.conv_out = _norm(channels[-1]), nn.Conv2d(channels[-1], code_width, 1)
+        self.norm_out = _norm(channels[-1])
+        self.conv_out = nn.Conv2d(channels[-1], code_width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -99,7 +108,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes (B, E, h, w) -> images (B, 3, H, W), not clamped. `up` is indexed by resolution, the highest first."""
+    """Computes images (B, 3, H, W), not clamped, from codes (B, E, h, w). `up[0]` has the highest resolution."""
 
     def __init__(self, channels: list[int], num_blocks: int, code_width: int):
         super().__init__()
@@ -109,7 +118,8 @@ class Decoder(nn.Module):
             Level(before, after, num_blocks, upsample=number > 0)
             for number, (before, after) in enumerate(zip([*channels[1:], channels[-1]], channels, strict=True))
         )
-        self.norm_out, self.conv_out = _norm(channels[0]), _conv3(channels[0], 3, bias=True)
+        self.norm_out = _norm(channels[0])
+        self.conv_out = _conv3(channels[0], 3, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -119,7 +129,7 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Nearest neighbour among `K` entries of width `E`, by squared Euclidean distance."""
+    """Finds the nearest of `K` entries of width `E`, by squared Euclidean distance."""
 
     def __init__(self, codebook_size: int, code_width: int):
         super().__init__()
@@ -129,30 +139,30 @@ class Codebook(nn.Module):
         """Latents (..., E) -> ids (...), int64. The distances are in float32 whatever the precision."""
         entries, latents = self.embedding.weight.float(), latents.float()
         with torch.autocast(latents.device.type, enabled=False):
-            # |z - e|^2 less |z|^2, which all entries share
+            # |z - e|^2 without |z|^2, which is the same for all entries
             return (entries.square().sum(1) - 2 * latents @ entries.T).argmin(dim=-1)
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
-    """What a module makes of a tensor."""
-    made: Tensor = module(x)
-    return made
+    """Applies a module to a tensor."""
+    result: Tensor = module(x)
+    return result
 
 
 class VQGAN(Tokenizer):
-    """Images with sides that are multiples of the stride, to tokens and back.
+    """Turns square images into tokens and back by a convolutional network with a codebook.
 
     Args:
         codebook_size: `K`.
         code_width: `E`.
         channels: width of the convolutions at the highest resolution.
-        multipliers: of that width, from the highest resolution down; each but the first halves the sides.
-        num_blocks: residual blocks at each resolution.
-        resolution: side of the images.
-        batch_size: images that pass at a time, so that memory is bounded.
-        weights: a checkpoint such as `vqgan_jax_strongaug.ckpt`; None leaves random weights, the same each time.
+        multipliers: of that width, from the highest resolution down; each one after the first halves the sides.
+        num_blocks: number of residual blocks at each resolution.
+        resolution: side of the images in pixels, a multiple of the stride.
+        batch_size: number of images that are computed at a time, to limit memory.
+        weights: a checkpoint such as `vqgan_jax_strongaug.ckpt`; None for random weights, the same each time.
         compile: whether torch compiles the decoder, once for each number of images. The encoder is never compiled:
-            another rounding could be another token.
+            rounding otherwise could change a token.
 
     Raises:
         InputError: for sizes that do not fit together, or a checkpoint with other weights.
@@ -160,13 +170,13 @@ class VQGAN(Tokenizer):
 
     def __init__(
         self,
-        codebook_size: int = 1024,
-        code_width: int = 256,
-        channels: int = 128,
-        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
-        num_blocks: int = 2,
-        resolution: int = 256,
-        batch_size: int = 32,
+        codebook_size: Annotated[int, Ge(1)] = 1024,
+        code_width: Annotated[int, Ge(1)] = 256,
+        channels: Annotated[int, Ge(1)] = 128,
+        multipliers: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = (1, 1, 2, 2, 4),
+        num_blocks: Annotated[int, Ge(1)] = 2,
+        resolution: Annotated[int, Ge(1)] = 256,
+        batch_size: Annotated[int, Ge(1)] = 32,
         weights: str | None = None,
         compile: bool = False,
     ):
@@ -177,11 +187,11 @@ class VQGAN(Tokenizer):
             raise InputError(f"channels={channels}: expected a multiple of 32, the groups of the norms.")
         if resolution % self.stride:
             raise InputError(f"resolution={resolution}: expected a multiple of the stride {self.stride}.")
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: expected at least 1.")
-        self.codebook_size, self.resolution, self.batch_size = codebook_size, resolution, batch_size
+        self.codebook_size = codebook_size
+        self.resolution = resolution
+        self.batch_size = batch_size
         self.grid = (resolution // self.stride, resolution // self.stride)
-        self.run_decoder = torch.compile(run, dynamic=False) if compile else run  # a function: copies share it
+        self.run_decoder = torch.compile(run, dynamic=False) if compile else run  # copies of this module share it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.encoder = Encoder(widths, num_blocks, code_width)
@@ -194,12 +204,12 @@ class VQGAN(Tokenizer):
         self.in_memory_format(torch.channels_last)
 
     def in_memory_format(self, memory_format: torch.memory_format) -> "VQGAN":
-        """How weights and activations lie in memory; channels last is what convolutions are fastest with."""
+        """Sets how weights and activations lie in memory; convolutions are fastest with the channels last."""
         self.memory_format = memory_format
         return self.to(memory_format=memory_format)
 
     @torch.no_grad()
-    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # another rounding could be another token
+    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # rounding otherwise could change a token
     def encode(self, images: Tensor) -> Tensor:
         return torch.cat([self.quantize(self.latents(part)) for part in images.split(self.batch_size)])
 
@@ -209,11 +219,11 @@ class VQGAN(Tokenizer):
         return torch.cat([self.pixels(self.quantize.embedding(part)).clamp(0, 1) for part in parts])
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> latents before quantisation, (B, L, E)."""
+        """Computes latents before quantisation, (B, L, E), from images (B, 3, H, W)."""
         latents = self.encoder(images.to(memory_format=self.memory_format))
         return rearrange(latents, "b e h w -> b (h w) e")
 
     def pixels(self, codes: Tensor) -> Tensor:
-        """Codes (B, L, E) of a square grid -> images (B, 3, H, W), not clamped."""
+        """Computes images (B, 3, H, W), not clamped, from codes (B, L, E) of a square grid."""
         codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
         return self.run_decoder(self.decoder, codes.contiguous(memory_format=self.memory_format))

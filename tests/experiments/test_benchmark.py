@@ -73,24 +73,24 @@ def test_a_batch_that_does_not_fit_ends_the_row(monkeypatch, small_net):
     monkeypatch.setattr(Clock, "time", out_of_memory)
     sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
     clock = Clock(torch.device("cpu"), torch.float32, 0.1)
-    found = time_sampling(small_net, sampler, [2, 4, 8], clock)
-    assert [row["batch"] for row in found["by_batch"]] == [1, 2]
+    results = time_sampling(small_net, sampler, [2, 4, 8], clock)
+    assert [row["batch"] for row in results["by_batch"]] == [1, 2]
 
 
 @pytest.mark.parametrize("wrapper", [TwoPasses, ModulationsAtEachStep, LogitsOfAllTokens])
 def test_what_is_left_out_changes_the_work_and_not_the_result(small_net, wrapper):
     sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
     class_ids = torch.tensor([0, 1, 2])
-    found = []
+    token_ids, flops = [], []
     for net in (small_net, wrapper(small_net)):
         with FlopCounterMode(display=False) as counter:
-            token_ids = sampler(net, class_ids, torch.Generator().manual_seed(0))
-        found.append((token_ids, counter.get_total_flops()))
-    assert torch.equal(found[0][0], found[1][0])
+            token_ids.append(sampler(net, class_ids, torch.Generator().manual_seed(0)))
+        flops.append(counter.get_total_flops())
+    assert torch.equal(*token_ids)
     if wrapper is TwoPasses:
-        assert found[1][1] == found[0][1]
+        assert flops[1] == flops[0]
     else:
-        assert found[1][1] > found[0][1]
+        assert flops[1] > flops[0]
 
 
 def test_cache_by_the_whole_network(small_net):
@@ -167,4 +167,4 @@ def test_task(command, tmp_path):
     with Image.open(results["plot"]) as picture:
         assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
     wrong = command("experiment=debug", "task=benchmark", "precisions=[float8]", f"output={tmp_path}/w")
-    assert (wrong.status, "precisions=['float8']: expected some of float32" in wrong.err) == (1, True)
+    assert (wrong.status, "precisions=['float8']: expected" in wrong.err) == (1, True)

@@ -18,7 +18,6 @@ from PIL import Image
 from callbacks.sample_grid import SampleGrid
 from enat.checkpoints.official import to_official
 from enat.checkpoints.weights import read_file, select_state
-from enat.sampler import Sampler
 
 DEBUG = "experiment=debug"
 ROOT = Path(__file__).parents[2]
@@ -54,7 +53,7 @@ def trained(command, tmp_path):
 def test_the_grid_compiles_nothing(compose_config, monkeypatch, tmp_path):
     """It has a batch of its own, and other ranks wait for it."""
     config = compose_config(DEBUG, "sampler.compile=true")
-    monkeypatch.setattr(Sampler, "_compiled", lambda *_: pytest.fail("it compiles"))
+    monkeypatch.setattr("enat.sampler.compile_step", lambda *_: pytest.fail("it compiles"))
     grid = SampleGrid(instantiate(config.sampler), [3], 2, 0, str(tmp_path))
     trainer = SimpleNamespace(is_global_zero=True, global_step=7, loggers=[], datamodule=instantiate(config.data))
     trainer.precision_plugin = SimpleNamespace(forward_context=nullcontext)
