@@ -1,4 +1,4 @@
-"""Kills runs at chosen moments and starts them again: `python tests/kill_and_resume.py`, in about ten minutes.
+"""Kills runs at chosen moments and starts them again: `python tests/manual/kill_and_resume.py`, in about ten minutes.
 
 Each of 20 kills is by a signal (KILL, TERM, USR1, INT), to one rank or all, of a run on one or two ranks, while it
 loads data, trains, saves a checkpoint or validates. It prints a table, and fails if a run hangs, a file is broken, or

@@ -1,4 +1,4 @@
-"""What the Trainer, callbacks, loggers and guards cost: `python tests/overhead.py`, in about two minutes.
+"""What the Trainer, callbacks, loggers and guards cost: `python tests/manual/overhead.py`, in about two minutes.
 
 Trains on digits with all that the default configuration brings but validation, and after each step does the same step
 again in a bare loop of forward, backward, optimiser and average, so that a noisy machine is noisy to both.
