@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCORES = "score=[fid,mifid,variation]"
+SCORES = "score=[fid,own_mifid,own_variation]"
 YAMLS = {
-    "mifid": """
+    "own_mifid": """
 # @package scores
 mifid:
   _target_: enat.metrics.view.OnView
@@ -21,7 +21,7 @@ mifid:
     feature:
       _target_: enat.metrics.view.AsTheyAre
 """,
-    "variation": """
+    "own_variation": """
 # @package scores
 variation:
   _target_: enat.metrics.view.OnView

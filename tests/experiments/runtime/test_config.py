@@ -54,7 +54,7 @@ EXTRA = {  # what else a choice needs
     "data/shards": ["data.batch_size=16"],
 }
 WHOLE = {"task", "experiment", "variant"}  # merged into the root
-PLACES = {"protocol": "protocols"}  # where a group's choice says itself that it goes
+PLACES = {"protocol": "protocols", "score": "scores"}  # where a group's choice says itself that it goes
 
 
 @pytest.fixture(scope="session")
