@@ -96,8 +96,8 @@ def similarity(
     save(plot_changes(table, example, math.isqrt(net.num_tokens)), csv.with_suffix(".png"))
     near = {kind: share_near_new(table, kind) for kind in KINDS}
     for kind, share in near.items():
-        tokens, part = f"{share['tokens']:.0%}", f"{share['change']:.0%}"
-        print(f"{tokens} of the {kind} tokens are next to a new one, with {part} of the change.")
+        near_new = f"{share['tokens']:.0%} of the {kind} tokens are next to a new one"
+        print(f"{near_new}, with {share['change']:.0%} of the change.")
     change = {kind: change_by(rows, ["distance"]).to_dict("records") for kind, rows in table.groupby("kind")}
     return {"near": near, "change": change, "table": str(csv), "plot": str(csv.with_suffix(".png")), **source}
 
@@ -126,11 +126,7 @@ def changes(net: ENAT, states: Iterable[Tensor], class_ids: Tensor) -> Iterator[
     """Compares the features at consecutive steps, each computed from scratch: nothing is reused.
 
     A step that reveals nothing is left out, and so is the first one with visible tokens, which has none before it.
-
-    Args:
-        net: the network.
-        states: the token ids that each step starts from, (B, L) each, [MASK] where masked.
-        class_ids: (B,).
+    Each step starts from the token ids in `states`, (B, L), [MASK] where masked.
     """
     modulations = net.modulations(class_ids)
     before = None
@@ -162,10 +158,7 @@ def table_of(compared: Sequence[Change]) -> pd.DataFrame:
 
 
 def change_by(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Groups tokens by columns; gives their number, and the mean, median and 95th percentile of their change.
-
-    A few tokens whose features turn around altogether may carry the mean; the median then tells of the others.
-    """
+    """Groups tokens by columns; gives their number, and the mean, median and 95th percentile of their change."""
     change = table.groupby(list(columns))["change"]
     statistics = change.agg(tokens="size", mean="mean", median="median", p95=lambda values: values.quantile(0.95))
     return statistics.reset_index()

@@ -131,9 +131,8 @@ def plot_along_lines(study: Study, axis: str) -> Figure:
     for number, (label, line) in enumerate(groups.sort_values(axis, kind="stable").groupby("line", sort=False)):
         color = f"C{number}"
         places = line[["inception_score", "fid"]].to_numpy()
-        x, y = places.T
-        x_std, y_std = line["inception_score_std"], line["fid_std"]
-        axes.errorbar(x, y, y_std, x_std, fmt="o-", color=color, elinewidth=0.7, label=label)
+        bars = {"xerr": line["inception_score_std"], "yerr": line["fid_std"], "elinewidth": 0.7}
+        axes.errorbar(places[:, 0], places[:, 1], **bars, fmt="o-", color=color, label=label)
         for place, value in zip(places, line[axis].map(format_value), strict=True):
             axes.annotate(value, place, xytext=(5, -4), textcoords="offset points", color=color, va="top")
     titles = study.score_titles()

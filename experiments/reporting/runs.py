@@ -54,8 +54,7 @@ def read_scalars(run: Path) -> pd.DataFrame:
             continue
         except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
             raise InputError(f"{path}: expected scalars with a column step: {error}") from error
-        if len(rows):  # the file may have the names of the columns only
-            # A file may add to the very step where the one before it ends: the scores after training, say.
+        if len(rows):  # scores after training may join the last step of the file before
             scalars = rows.combine_first(scalars[scalars.index <= rows.index.min()])
     return scalars
 

@@ -20,9 +20,7 @@ class Study:
 
     folder: Path  # of the multirun
     varied: list[str]  # columns of the options that vary besides the seed
-    jobs: (
-        pd.DataFrame
-    )  # a row for each job: `job` (its folder), options, `seed`, results, `error`, number of its `group`
+    jobs: pd.DataFrame  # a row for each job: `job` (its folder), options, `seed`, results, `error`, `group` (a number)
     groups: pd.DataFrame  # a row for each combination of options, as `summarize` gives them
     protocol: str | None  # of FID and Inception Score; None if it is not known
 
@@ -40,11 +38,10 @@ class Study:
         return [name for name in self.varied if pd.api.types.is_numeric_dtype(self.groups[name])]
 
     def lines_over(self, axis: str) -> pd.Series | None:
-        """Gives the label of each group's line in a plot where one option varies along lines and the others tell lines.
+        """Labels each group's line in a plot where one option varies along lines, by the other options.
 
         Returns:
-            None where lines would say little: there are too many, or they have one point each, as with options that
-            change together.
+            None where there would be too many lines, or lines of one point, as with options that change together.
         """
         labels = pd.Series(_labels(self.groups[[name for name in self.varied if name != axis]]), self.groups.index)
         return labels if labels.nunique() <= min(MOST_NAMES, len(labels) / 2) else None
@@ -82,11 +79,9 @@ def read_study(folder: Path) -> Study:
 
 
 def summarize(jobs: pd.DataFrame, varied: list[str], numbers: list[str]) -> pd.DataFrame:
-    """Summarizes the jobs of each group in a row.
+    """Gives a row for each group: its `label` in pictures, its options, `seeds` (jobs that ended well), and `errors`.
 
-    Returns:
-        By the number of the group: its `label` in pictures, the options, `seeds` (jobs that ended well), means of
-        numbers, standard deviations over seeds as `NAME_std` (NaN for a single seed), and `errors` of its jobs.
+    Numbers are means over seeds, with standard deviations as `NAME_std` (NaN for a single seed).
     """
     groups = jobs.drop_duplicates("group").set_index("group")[varied]
     groups.insert(0, "label", _labels(groups))

@@ -20,12 +20,7 @@ TITLES = {
 
 
 def table_of(study: Study, differences: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Writes the groups as a table of texts: mean ± standard deviation over seeds for scores, means for costs.
-
-    Args:
-        study: the groups.
-        differences: of FID, as `compare_groups` gives them.
-    """
+    """Writes the groups as texts: mean ± standard deviation over seeds for scores, means for costs, FID differences."""
     groups = study.groups
     table = pd.DataFrame({name.replace("_", " "): groups[name].map(format_value) for name in [*study.varied, "seeds"]})
     others = {name: name.replace("fid", "FID") for name in groups if name.startswith("fid (")}  # by further protocols
@@ -76,12 +71,7 @@ def welch_interval(scores: Sequence[float], baseline: Sequence[float]) -> tuple[
 
 
 def compare_groups(study: Study, score: str, baseline: int) -> pd.DataFrame:
-    """Compares a score of every group with the score of the group `baseline`, over the jobs that ended well.
-
-    Returns:
-        By the number of the group, without the baseline's: `difference` of the means, `low` and `high` ends of its
-        interval; NaN where there is none.
-    """
+    """Gives the `difference` of each other group's mean from the baseline's, and its interval's `low` and `high`."""
     done = study.jobs[study.jobs["error"].isna()]
     scores = [done.loc[done["group"] == group, score].to_numpy() for group in study.groups.index]
     intervals = [welch_interval(values, scores[baseline]) for values in scores]
@@ -101,22 +91,13 @@ def describe_difference(title: str, difference: float, low: float, high: float) 
 
 
 def describe_differences(study: Study, baseline: int, differences: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Writes in paragraphs what tells each group from the baseline; the second is a list, with a line for each group.
-
-    Args:
-        study: the groups.
-        baseline: the number of the group that the others are compared with.
-        differences: by score, as `compare_groups` gives them.
-    """
+    """Writes paragraphs that say which groups differ from the baseline, by `compare_groups` of each score."""
     labels = study.groups["label"]
     row = f"row {baseline + 1} ({labels[baseline]})"
     if len(labels) < 2 or not differences:
         return []
     if all(table["low"].isna().all() for table in differences.values()):
-        return [
-            f"No interval of the difference from {row} can be given: that takes two rows with at least two seeds each, "
-            "and scores that differ by seed."
-        ]
+        return [f"No interval of the difference from {row} can be given: that takes scores of at least two seeds each."]
     lines = []
     for group in labels.index.drop(baseline):
         parts = [describe_difference(SCORES[score], *table.loc[group]) for score, table in differences.items()]
