@@ -7,7 +7,7 @@ import wandb_workspaces.reports.v2 as panels
 import wandb_workspaces.workspaces as workspaces
 
 from enat.errors import InputError
-from experiments.reporting.panels import PANELS
+from experiments.reporting.figures import PANELS
 
 
 def layout(entity: str, project: str, name: str) -> workspaces.Workspace:

@@ -10,12 +10,11 @@ from lightning.pytorch.loggers import Logger
 from callbacks.loggers import log_table
 from enat.errors import InputError
 from enat.files import write_atomically
-from experiments.reporting.intervals import compare_groups, describe_differences
-from experiments.reporting.panels import plot_panels
+from experiments.reporting.figures import plot_panels
 from experiments.reporting.plots import plot_study
 from experiments.reporting.runs import SCORES, UNFINISHED, find_runs, read_scalars
 from experiments.reporting.study import Study, format_value, read_study
-from experiments.reporting.tables import markdown_table, table_of
+from experiments.reporting.tables import compare_groups, describe_differences, markdown_table, table_of
 from experiments.runtime.multirun import JOB
 
 
@@ -30,9 +29,6 @@ def report(
         logger: by name; Weights & Biases gets the table and the plots of a multirun.
         output: folder of `panels.png`, and of a multirun's `report.md`, `report.csv` (a row for each job), `groups.csv`
             (a row for each row of the table) and plots.
-
-    Raises:
-        InputError: if there are no runs, or no row `baseline`.
     """
     if runs is None:
         raise InputError("runs=null: expected runs=DIR, the folder of a run or of several.")
@@ -42,20 +38,17 @@ def report(
     if not run_folders and not has_jobs:
         raise InputError(f"runs={runs}: there is no run with metrics in it; expected one made with logger=csv.")
     results: dict[str, Any] = {"runs": [str(run) for run in run_folders]}
-    names = {str(run.relative_to(folder)) if run != folder else run.name: run for run in run_folders}
-    scalars = {name: read_scalars(run) for name, run in names.items()}
+    scalars = {str(run.relative_to(folder if run != folder else run.parent)): read_scalars(run) for run in run_folders}
     scalars = {name: table for name, table in scalars.items() if len(table)}
     if scalars:
         results["panels"] = str(Path(output) / "panels.png")
         plot_panels(scalars, Path(output) / "panels.png")
     if has_jobs:
-        results |= write_study(read_study(folder), folder.name, baseline, Path(output), logger)
+        results |= write_study(read_study(folder), baseline, Path(output), logger)
     return results
 
 
-def write_study(
-    study: Study, title: str, baseline: int, folder: Path, logger: Mapping[str, Logger | None]
-) -> dict[str, Any]:
+def write_study(study: Study, baseline: int, folder: Path, logger: Mapping[str, Logger | None]) -> dict[str, Any]:
     """Writes the table, CSV files and pictures of a study into a folder; prints the table.
 
     Returns:
@@ -77,22 +70,18 @@ def write_study(
 
     pictures = plot_study(study, folder)
     best = int(study.groups["fid"].idxmin()) if study.has("fid") else None
-    parts = [f"# {title}", markdown_table(table, bold=best), *notes]
+    parts = [f"# {study.folder.name}", markdown_table(table, bold=best), *notes]
     parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
-    write_atomically(folder / "report.md", "\n\n".join(parts).encode() + b"\n")
-    study.jobs.drop(columns="group").to_csv(folder / "report.csv", index=False)
+    files = {"report": folder / "report.md", "csv": folder / "report.csv", "groups_csv": folder / "groups.csv"}
+    write_atomically(files["report"], "\n\n".join(parts).encode() + b"\n")
+    study.jobs.drop(columns="group").to_csv(files["csv"], index=False)
     groups = study.groups.drop(columns="label")
-    for score, difference in differences.items():
-        groups = groups.join(difference.add_prefix(f"{score}_"))
-    groups.to_csv(folder / "groups.csv", index=False)
+    groups = groups.join([difference.add_prefix(f"{score}_") for score, difference in differences.items()])
+    groups.to_csv(files["groups_csv"], index=False)
     groups = groups.astype(object).where(groups.notna(), None)
-    texts = {name: groups[name].map(format_value) for name in study.varied if not study.is_numeric(name)}
-    log_table(logger, title, groups.assign(**texts).to_dict("records"), pictures)  # W&B refuses mixed columns
-    return {
-        "report": str(folder / "report.md"),
-        "csv": str(folder / "report.csv"),
-        "groups_csv": str(folder / "groups.csv"),
-        "pictures": [str(picture) for picture in pictures],
-        "groups": groups.to_dict("records"),
-        "failed": len(errors),
-    }
+    words = [name for name in study.varied if name not in study.numeric_options()]  # W&B refuses mixed columns
+    rows = groups.assign(**groups[words].map(format_value)).to_dict("records")
+    log_table(logger, study.folder.name, rows, pictures)
+    paths = {name: str(path) for name, path in files.items()}
+    drawn = [str(picture) for picture in pictures]
+    return {**paths, "pictures": drawn, "groups": groups.to_dict("records"), "failed": len(errors)}

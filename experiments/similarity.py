@@ -1,14 +1,24 @@
 """task=similarity: how much features change between two steps of sampling, and where: the reason to reuse them.
 
 It repeats the observation behind the temporal interactions of the paper (section 4.2).
+
+Shapes: `B` images, `L` tokens of an image on a square grid, `V` visible and `M` masked tokens, `D` width.
 """
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -17,16 +27,22 @@ from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
 from enat.net import ENAT
 from enat.sampler import Sampler
-from experiments.reporting.similarity import (
-    KINDS,
-    Change,
-    change_by,
-    changes,
-    plot_changes,
-    share_near_new,
-    table_of,
-)
+from enat.variants import NAT
+from experiments.reporting.figures import STYLE, save
 from experiments.runtime.launch import Accelerator, device_for
+
+KINDS = ("visible", "masked")
+
+
+class Change(NamedTuple):
+    """How much tokens changed that are of one kind before and after a step, `N` in each of `B` images."""
+
+    step: int  # the later of the two that are compared
+    kind: str
+    positions: Tensor  # (B, N)
+    change: Tensor  # 1 - cosine similarity of a token's two features, (B, N)
+    distance: Tensor  # to the nearest token revealed between the steps, in rows or columns, (B, N)
+    new: Tensor  # positions of the tokens revealed between the steps, (B, R)
 
 
 @torch.no_grad()
@@ -43,7 +59,7 @@ def similarity(
     """Measures how much features change between steps, by distance to the newly revealed tokens.
 
     Args:
-        net: gets the weights; an ENAT or one of its variants.
+        net: an ENAT or one of its variants; gets the weights.
         sampler: says which tokens are revealed when.
         weights: a checkpoint of ours, an official one, or safetensors.
         num_images: images to sample, of all classes in turn; the unconditional half of guidance is not measured.
@@ -55,52 +71,130 @@ def similarity(
     Returns:
         `near`: for each kind of token, the share that is within distance 1 of a new one, and its share of all change;
         `change`: for each kind, rows of `change_by` over the distance; the files, and where the weights come from.
-
-    Raises:
-        InputError: for weights that do not fit; see `check_grid_and_steps`.
-    """
-    side = check_grid_and_steps(net, sampler)
-    source = load_weights(net, weights)
-    device = device_for(accelerator)
-    net.to(device).eval()
-    generator = torch.Generator(device).manual_seed(seed)
-    compared: list[Change] = []
-    for start in track(range(0, num_images, batch_size), "images", console=Console(stderr=True)):
-        numbers = torch.arange(start, min(start + batch_size, num_images), device=device)
-        states: list[Tensor] = []
-        sampler(net, numbers % net.num_classes, generator, states)
-        compared += changes(net, states, numbers % net.num_classes)
-    table = table_of(compared)
-    csv, picture = (Path(output) / f"similarity.{suffix}" for suffix in ("csv", "png"))
-    change_by(table, ["kind", "step", "distance"]).to_csv(csv, index=False)
-    middle = sampler.num_steps // 2
-    example = min((one for one in compared if one.kind == "visible"), key=lambda one: abs(one.step - middle))
-    plot_changes(table, example, side, picture)
-    near = {kind: share_near_new(table, kind) for kind in KINDS}
-    for kind, shares in near.items():
-        tokens, change = shares["tokens"], shares["change"]
-        print(f"{tokens:.0%} of the {kind} tokens are next to a new one, with {change:.0%} of the change.")
-    return {
-        "near": near,
-        "change": {kind: change_by(rows, ["distance"]).to_dict("records") for kind, rows in table.groupby("kind")},
-        "table": str(csv),
-        "plot": str(picture),
-        **source,
-    }
-
-
-def check_grid_and_steps(net: ENAT, sampler: Sampler) -> int:
-    """Computes the side of the grid.
-
-    Raises:
-        InputError: for a sampler with fewer than two states that have visible and masked tokens; for a grid that is no
-            square.
     """
     if len({left for left in sampler.mask_counts(net.num_tokens) if 0 < left < net.num_tokens}) < 2:
         raise InputError(
             f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible and masked tokens."
         )
-    side = math.isqrt(net.num_tokens)
-    if side**2 != net.num_tokens:
+    if math.isqrt(net.num_tokens) ** 2 != net.num_tokens:
         raise InputError(f"module.net.num_tokens={net.num_tokens}: expected a square, for distances on the grid.")
-    return side
+    source = load_weights(net, weights)
+    device = device_for(accelerator)
+    net.to(device).eval()
+    generator = torch.Generator(device).manual_seed(seed)
+    compared: list[Change] = []
+    images = torch.arange(num_images, device=device).split(batch_size)
+    for numbers in track(images, "images", console=Console(stderr=True)):
+        states: list[Tensor] = []
+        sampler(net, numbers % net.num_classes, generator, states)
+        compared += changes(net, states, numbers % net.num_classes)
+    table = table_of(compared)
+    csv = Path(output) / "similarity.csv"
+    change_by(table, ["kind", "step", "distance"]).to_csv(csv, index=False)
+    visible = [one for one in compared if one.kind == "visible"]
+    example = min(visible, key=lambda one: abs(one.step - sampler.num_steps // 2))
+    save(plot_changes(table, example, math.isqrt(net.num_tokens)), csv.with_suffix(".png"))
+    near = {kind: share_near_new(table, kind) for kind in KINDS}
+    for kind, share in near.items():
+        near_new = f"{share['tokens']:.0%} of the {kind} tokens are next to a new one"
+        print(f"{near_new}, with {share['change']:.0%} of the change.")
+    change = {kind: change_by(rows, ["distance"]).to_dict("records") for kind, rows in table.groupby("kind")}
+    return {"near": near, "change": change, "table": str(csv), "plot": str(csv.with_suffix(".png")), **source}
+
+
+def distance_to(positions: Tensor, num_tokens: int) -> Tensor:
+    """Computes how far each of `num_tokens` tokens is from the nearest at `positions` (B, N), by Chebyshev's distance.
+
+    Returns:
+        Distances in tokens of the square grid, (B, L).
+    """
+    side = torch.arange(math.isqrt(num_tokens), dtype=torch.float, device=positions.device)
+    places = torch.cartesian_prod(side, side)  # (L, 2)
+    return torch.cdist(places, places, p=torch.inf).int()[positions].amin(dim=1)
+
+
+def features(net: ENAT, token_ids: Tensor, visible: Tensor, masked: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+    """Computes the encoder's features of visible tokens, then the decoder's features of masked tokens, (B, V+M, D)."""
+    if isinstance(net, NAT):
+        return net.features(token_ids, visible, masked, modulations)
+    encoded = net.encode(token_ids.gather(1, visible), visible, modulations)
+    encoded = encoded[..., : net.width]  # keys and values follow in KeyValueReuse
+    return torch.cat([encoded, net.decode(encoded, masked, modulations)], dim=1)
+
+
+def changes(net: ENAT, states: Iterable[Tensor], class_ids: Tensor) -> Iterator[Change]:
+    """Compares the features at consecutive steps, each computed from scratch: nothing is reused.
+
+    A step that reveals nothing is left out, and so is the first one with visible tokens, which has none before it.
+    Each step starts from the token ids in `states`, (B, L), [MASK] where masked.
+    """
+    modulations = net.modulations(class_ids)
+    before = None
+    for step, token_ids in enumerate(states):
+        is_masked = token_ids == net.mask_token_id
+        order = is_masked.int().argsort(dim=1, stable=True)  # visible ones first
+        visible, masked = order.tensor_split([int((~is_masked[0]).sum())], dim=1)
+        if before is not None and visible.shape[1] == before[0].shape[1]:
+            continue
+        ordered = features(net, token_ids, visible, masked, modulations)
+        by_position = torch.empty_like(ordered).scatter_(1, order.unsqueeze(2).expand_as(ordered), ordered)
+        if before is not None and before[0].shape[1]:
+            old_visible, was_masked, old = before
+            change = 1 - F.cosine_similarity(by_position.float(), old.float(), dim=2)  # (B, L)
+            new = (was_masked & ~is_masked).nonzero()[:, 1].view(len(token_ids), -1)
+            distance = distance_to(new, token_ids.shape[1])
+            for kind, positions in zip(KINDS, (old_visible, masked), strict=True):
+                yield Change(step, kind, positions, change.gather(1, positions), distance.gather(1, positions), new)
+        before = visible, is_masked, by_position
+
+
+def table_of(compared: Sequence[Change]) -> pd.DataFrame:
+    """Makes a table with a row for each token of each comparison: kind, step, distance, change."""
+    tables = [
+        pd.DataFrame({"distance": one.distance.flatten().tolist(), "change": one.change.flatten().tolist()})
+        for one in compared
+    ]
+    return pd.concat(tables, keys=[(one.kind, one.step) for one in compared], names=["kind", "step"]).reset_index()
+
+
+def change_by(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Groups tokens by columns; gives their number, and the mean, median and 95th percentile of their change."""
+    change = table.groupby(list(columns))["change"]
+    statistics = change.agg(tokens="size", mean="mean", median="median", p95=lambda values: values.quantile(0.95))
+    return statistics.reset_index()
+
+
+def share_near_new(table: pd.DataFrame, kind: str) -> dict[str, float]:
+    """Computes which share of the tokens of a kind is within distance 1 of new ones, and their share of all change."""
+    rows = table[table["kind"] == kind]
+    near = rows[rows["distance"] <= 1]
+    return {"tokens": len(near) / len(rows), "change": float(near["change"].sum() / rows["change"].sum())}
+
+
+@mpl.rc_context(STYLE)
+def plot_changes(table: pd.DataFrame, example: Change, side: int) -> Figure:
+    """Draws change over distance, a thin line for each step; beside it, one image's visible tokens at one step."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    for color, kind in zip(("C0", "C1"), KINDS, strict=True):
+        rows = table[table["kind"] == kind]
+        steps = change_by(rows, ["step", "distance"]).pivot(index="distance", columns="step", values="mean")
+        overall = change_by(rows, ["distance"]).set_index("distance")
+        left.plot(steps, color=color, linewidth=0.7, alpha=0.35)
+        left.plot(overall["mean"], "o-", color=color, label=f"{kind}: mean")
+        left.plot(overall["median"], "s--", color=color, label=f"{kind}: median")
+    left.set(xlabel="distance to the nearest new token", ylabel="change (1 - cosine similarity)", yscale="log")
+    left.set_title("Change between two steps (thin: means of single steps)")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    change = np.full(side * side, np.nan)
+    change[example.positions[0].cpu()] = example.change[0].cpu()
+    right.set_facecolor("0.88")  # of masked tokens, which the map leaves out
+    sns.heatmap(
+        change.reshape(side, side), cmap="viridis", vmin=0, square=True, xticklabels=False, yticklabels=False, ax=right,
+        cbar_kws={"label": "1 - cosine similarity"},
+    )  # fmt: skip
+    for position in example.new[0].tolist():
+        row, column = divmod(position, side)
+        right.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="red", lw=1.6, clip_on=False))
+    right.set_title(f"Visible tokens at step {example.step} (red: new; grey: masked)")
+    return figure

@@ -1,36 +1,66 @@
-"""What all figures share: their style, colours, and a legend below the axes, clear of the data."""
+"""The style and legend of all figures, and the panels of `task=report` and `task=dashboard` that show how runs went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-MOST_NAMES = 10  # groups with a colour and a name in one figure
 STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper", font_scale=1.2)}
+PANELS = {  # by section and title: logged scalars over `step`; the second of a panel is of held-out images
+    "Scores": {
+        "FID": ["val/fid"],
+        "Inception Score": ["val/inception_score"],
+        "Loss": ["train/loss", "val/loss"],
+        "Accuracy on masked tokens": ["train/accuracy", "val/accuracy"],
+    },
+    "Optimisation": {
+        "Learning rate": ["train/learning_rate"],
+        "Gradient norm": ["train/grad_norm"],
+        "Skipped steps": ["train/skipped_steps"],
+        "Mask ratio": ["train/mask_ratio"],
+    },
+    "Speed": {
+        "Samples per second": ["train/samples_per_second"],
+        "Share of time waiting for data": ["train/data_wait"],
+        "Memory (GB)": ["train/memory_gb"],
+        "Share of peak matrix product speed": ["train/utilization"],
+    },
+}
 
 
-def colours(count: int) -> list[Any]:
-    """Gives colours that are easy to tell apart."""
-    return list(sns.color_palette("tab10" if count <= 10 else "husl", count))
-
-
-def save(figure: Figure, path: Path, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
-    """Writes a figure with one legend for all of its axes, below them, in as many columns as fit."""
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure with one legend of all labels below its axes, in as many columns as fit."""
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
+        handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
         if legend := axes.get_legend():  # seaborn puts one onto the data
             legend.remove()
-    if labels:
-        column_width = 0.55 + 0.075 * max(map(len, labels))  # inches
-        columns = max(1, min(len(labels), int(figure.get_figwidth() / column_width)))
-        figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, frameon=False)
+    if handles:
+        width = 0.55 + 0.075 * max(map(len, handles))  # of a column, in inches
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / width)))
+        figure.legend(
+            handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, frameon=False
+        )
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
-def save_with_labels_of(axes: Axes, path: Path) -> None:
-    """Writes the figure of `axes`, whose labels are the legend."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    save(figure, path, *axes.get_legend_handles_labels())
+@mpl.rc_context(STYLE)
+def plot_panels(runs: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Draws the panels with a colour for each run, of the scalars that `read_scalars` gives."""
+    figure = Figure(figsize=(16, 2.8 * len(PANELS)), layout="constrained")
+    palette = sns.color_palette("tab10" if len(runs) <= 10 else "husl", len(runs))
+    for row, (section, panels) in zip(figure.subplots(len(PANELS), 4), PANELS.items(), strict=True):
+        for axes, (title, series) in zip(row, panels.items(), strict=True):
+            for color, (name, scalars) in zip(palette, runs.items(), strict=True):
+                axes.plot([], [], color=color, label=name)
+                for column, style in zip(series, ("-", "--"), strict=False):
+                    values = scalars.get(column, pd.Series(dtype=float)).dropna()
+                    axes.plot(values, style, color=color, marker="o" if len(values) < 15 else None, markersize=4)
+            axes.set(title=title, xlabel="optimiser step")
+        row[0].set_ylabel(section, fontweight="bold")
+    axes.plot([], [], "k--", label="on held-out images")
+    save(figure, path)

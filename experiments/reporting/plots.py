@@ -5,7 +5,6 @@ Points are means over seeds, and bars are standard deviations over seeds, as in 
 
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,11 +12,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from experiments.reporting.figures import MOST_NAMES, STYLE, colours, save, save_with_labels_of
+from experiments.reporting.figures import STYLE, save
 from experiments.reporting.runs import read_scalars
-from experiments.reporting.study import Study, format_value
+from experiments.reporting.study import MOST_NAMES, Study, format_value
 
 LOSSES = {
     "train/loss": "Training loss (running mean)",
@@ -27,244 +25,188 @@ LOSSES = {
 MOST_POINTS = 200  # along a curve of losses; more can't be seen
 
 
+@mpl.rc_context(STYLE)
 def plot_study(study: Study, folder: Path) -> list[Path]:
     """Draws every plot that the results of a study allow, and returns their files."""
-    drawn: list[Path] = []
+    figures: dict[str, Figure | None] = {}
+    axis = main_axis(study)
     if study.has("fid") and study.varied:
         settings = "_".join(study.varied) if len(study.varied) <= 2 else "settings"
-        drawn.append(folder / f"fid_over_{settings}.png")
-        plot_over_options(study, drawn[-1])
-    if study.has("fid") and study.has("gflop_per_image") and study.groups["gflop_per_image"].nunique() > 1:
-        drawn.append(folder / "fid_over_flops.png")
-        plot_best(study, "gflop_per_image", drawn[-1])
-    if study.has("fid") and study.has("inception_score"):
-        path = folder / "fid_over_inception_score.png"
-        axis = sampler_axis(study)
-        if axis is not None:
-            drawn.append(path)
-            plot_sampler_options(study, axis, path)
-        elif len(study.groups) > 2 * MOST_NAMES:
-            drawn.append(path)
-            plot_best(study, "inception_score", path)
-    if plot_losses(study, folder / "losses.png"):
-        drawn.append(folder / "losses.png")
-    return drawn
-
-
-def plot_over_options(study: Study, path: Path) -> None:
-    """Draws scores over what varies: lines over numbers; a row for each of a few groups; a panel for each option."""
-    axis = main_axis(study)
-    if axis is not None:
-        _plot_lines(study, axis, path)
-    elif len(study.groups) <= 2 * MOST_NAMES:
-        _plot_rows(study, path)
-    else:
-        _plot_option_panels(study, path)
+        figures[f"fid_over_{settings}"] = plot_over_options(study)
+        if study.has("gflop_per_image") and study.groups["gflop_per_image"].nunique() > 1:
+            figures["fid_over_flops"] = plot_best(study, "gflop_per_image")
+        if study.has("inception_score") and study.groups["inception_score"].nunique() > 1:
+            figure = plot_along_lines(study, axis) if axis else plot_best(study, "inception_score")
+            figures["fid_over_inception_score"] = figure
+    figures["losses"] = plot_losses(study)
+    drawn = {folder / f"{name}.png": figure for name, figure in figures.items() if figure}
+    for path, figure in drawn.items():
+        save(figure, path)
+    return list(drawn)
 
 
 def main_axis(study: Study) -> str | None:
-    """Chooses the numeric option with the most values, of one or two; None where lines over it would say little."""
-    numeric = [name for name in study.varied if study.is_numeric(name)]
-    if not numeric or len(study.varied) > 2:
-        return None
-    axis = max(numeric, key=lambda name: int(study.groups[name].nunique()))
-    lines = study.lines_over(axis)
-    return None if lines is None or lines.nunique() > MOST_NAMES else axis
+    """Chooses the numeric option with the most values; None where lines over it would say little."""
+    axis = max(study.numeric_options(), key=lambda name: study.groups[name].nunique(), default=None)
+    return axis if axis and study.lines_over(axis) is not None else None
 
 
-def sampler_axis(study: Study) -> str | None:
-    """Chooses the first numeric option, if all are the sampler's and lines over it say something; otherwise None."""
-    numeric = [name for name in study.varied if study.is_numeric(name)]
-    if not numeric or not all(full_name.startswith("sampler.") for full_name in study.options.values()):
-        return None
-    lines = study.lines_over(numeric[0])
-    return None if lines is None or lines.nunique() > MOST_NAMES else numeric[0]
+def plot_over_options(study: Study) -> Figure:
+    """Draws scores over what varies: lines over numbers; a row for each of a few groups; a panel for each option."""
+    if axis := main_axis(study):
+        return _plot_lines(study, axis)
+    return _plot_rows(study) if len(study.groups) <= 2 * MOST_NAMES else _plot_option_panels(study)
 
 
 def _scale(axes: Axes, name: str, values: pd.Series) -> None:
     """Makes an axis of numbers, with a tick at each of a few, by powers of two where they span a wide range."""
     distinct = sorted(values.unique())
+    axes.set_xlabel(name.replace("_", " "))
+    if len(distinct) > MOST_NAMES:
+        return
     positive = [value for value in distinct if value > 0]
-    if positive and max(positive) >= 8 * min(positive) and len(distinct) <= MOST_NAMES:
+    if positive and max(positive) >= 8 * min(positive):
         axes.set_xscale("symlog", base=2, linthresh=min(positive))  # 0 has a place too
         axes.autoscale(axis="x")
-    if len(distinct) <= MOST_NAMES:
-        axes.set_xticks(distinct, [f"{value:g}" for value in distinct])
-        axes.minorticks_off()
-    axes.set_xlabel(name.replace("_", " "))
+    axes.set_xticks(distinct, [f"{value:g}" for value in distinct])
+    axes.minorticks_off()
 
 
-@mpl.rc_context(STYLE)
-def _plot_lines(study: Study, axis: str, path: Path) -> None:
-    titles, lines = study.score_titles(), study.lines_over(axis)
-    assert lines is not None
-    jobs = study.jobs.assign(line=study.jobs["group"].map(lines))
+def _plot_lines(study: Study, axis: str) -> Figure:
+    titles = study.score_titles()
     figure = Figure(figsize=(5 * len(titles), 3.8), layout="constrained")
     for axes, (score, title) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         sns.lineplot(
-            jobs, x=axis, y=score, hue="line", palette=colours(lines.nunique()), errorbar="sd", err_style="bars",
-            err_kws={"capsize": 3}, marker="o", ax=axes,
+            study.jobs, x=axis, y=score, hue=study.jobs["group"].map(study.lines_over(axis)),
+            errorbar="sd", err_style="bars", err_kws={"capsize": 3}, marker="o", ax=axes,
         )  # fmt: skip
         axes.set_ylabel(title)
         _scale(axes, axis, study.groups[axis])
-    if lines.nunique() > 1:
-        save_with_labels_of(axes, path)
-    else:
-        save(figure, path)
+    return figure
 
 
-@mpl.rc_context(STYLE)
-def _plot_rows(study: Study, path: Path) -> None:
+def _plot_rows(study: Study) -> Figure:
     """Draws a row for each group, with a small point for each seed."""
     titles = study.score_titles()
     labels = [textwrap.fill(label, 40) for label in study.groups["label"]]
-    height = sum(0.2 + 0.2 * len(label.splitlines()) for label in labels)
-    figure = Figure(figsize=(2.5 + 4 * len(titles), 0.8 + height), layout="constrained")
-    rows = study.jobs["group"].astype(str)
-    order = list(study.groups.index.astype(str))
+    height = 0.8 + sum(0.4 + 0.2 * label.count("\n") for label in labels)
+    figure = Figure(figsize=(2.5 + 4 * len(titles), height), layout="constrained")
     all_axes = figure.subplots(1, len(titles), squeeze=False, sharey=True)[0]
     for axes, (score, title) in zip(all_axes, titles.items(), strict=True):
-        values = study.jobs[score]
-        sns.stripplot(x=values, y=rows, order=order, jitter=False, color="0.7", size=4, ax=axes)
+        rows = {"data": study.jobs, "x": score, "y": "group", "order": study.groups.index, "orient": "h", "ax": axes}
+        sns.stripplot(**rows, jitter=False, color="0.7", size=4, label="one seed")
         sns.pointplot(
-            x=values, y=rows, order=order, errorbar="sd", linestyle="none", capsize=0.2, markersize=5,
-            err_kws={"linewidth": 1.2}, color=colours(1)[0], ax=axes,
+            **rows, errorbar="sd", linestyle="none", capsize=0.2, markersize=5, err_kws={"linewidth": 1.2},
+            color="C0", label="mean and standard deviation",
         )  # fmt: skip
         axes.set(xlabel=title, ylabel="")
-        axes.set_yticks(range(len(order)), labels)
+        axes.set_yticks(range(len(labels)), labels)
         for row in np.flatnonzero(study.groups[score].isna()):
             axes.text(0.02, row, "no result", transform=axes.get_yaxis_transform(), color="0.5", va="center")
-    handles = [Line2D([], [], marker="o", color=color, linestyle="") for color in (colours(1)[0], "0.7")]
-    save(figure, path, handles, ["mean and standard deviation", "one seed"] if study.groups["seeds"].max() > 1 else [])
+    return figure
 
 
-@mpl.rc_context(STYLE)
-def _plot_option_panels(study: Study, path: Path) -> None:
+def _plot_option_panels(study: Study) -> Figure:
     """Draws FID over each option, whatever the others are, and marks the lowest."""
-    groups, best = study.groups, study.groups["fid"].idxmin()
+    groups = study.groups
+    best = groups["fid"].idxmin()
     figure = Figure(figsize=(3.2 * len(study.varied), 3.4), layout="constrained")
     all_axes = figure.subplots(1, len(study.varied), squeeze=False, sharey=True)[0]
     for axes, name in zip(all_axes, study.varied, strict=True):
-        numeric = study.is_numeric(name)
+        numeric = name in study.numeric_options()
         places = groups[name] if numeric else groups[name].map(format_value).str.replace("_", " ")
-        sns.scatterplot(x=places, y=groups["fid"], color=colours(1)[0], alpha=0.6, label="a setting", ax=axes)
-        axes.plot(places[best], groups["fid"][best], "*", color="C1", ms=13, label="the lowest FID")
+        axes.plot(places, groups["fid"], "o", alpha=0.6, label="a setting")
+        axes.plot(places[best], groups["fid"][best], "*", ms=13, label="the lowest FID")
         axes.set(xlabel=name.replace("_", " "), ylabel=study.score_titles()["fid"])
         if numeric:
             _scale(axes, name, places)
-    save_with_labels_of(all_axes[0], path)
+    return figure
 
 
-@mpl.rc_context(STYLE)
-def plot_sampler_options(study: Study, axis: str, path: Path) -> None:
-    """Draws FID over Inception Score of a sampler: one option varies along a line and is written at its points."""
-    lines = study.lines_over(axis)
-    assert lines is not None
-    groups = study.groups.assign(line=lines).dropna(subset=["fid", "inception_score"]).sort_values(axis, kind="stable")
+def plot_along_lines(study: Study, axis: str) -> Figure:
+    """Draws FID over Inception Score: one option varies along a line and is written at its points."""
+    groups = study.groups.assign(line=study.lines_over(axis)).dropna(subset=["fid", "inception_score"])
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
-    for color, (label, line) in zip(colours(lines.nunique()), groups.groupby("line", sort=False), strict=False):
-        x, y = line["inception_score"], line["fid"]
-        axes.plot(x, y, "o-", color=color, label=label)
-        axes.errorbar(
-            x, y, line["fid_std"], line["inception_score_std"], fmt="none", ecolor=color, alpha=0.5, elinewidth=1
-        )
-        for place, value in zip(zip(x, y, strict=True), line[axis], strict=True):
-            axes.annotate(format_value(value), place, xytext=(5, -4), textcoords="offset points", color=color, va="top")
+    for number, (label, line) in enumerate(groups.sort_values(axis, kind="stable").groupby("line", sort=False)):
+        color = f"C{number}"
+        places = line[["inception_score", "fid"]].to_numpy()
+        bars = {"xerr": line["inception_score_std"], "yerr": line["fid_std"], "elinewidth": 0.7}
+        axes.errorbar(places[:, 0], places[:, 1], **bars, fmt="o-", color=color, label=label)
+        for place, value in zip(places, line[axis].map(format_value), strict=True):
+            axes.annotate(value, place, xytext=(5, -4), textcoords="offset points", color=color, va="top")
     titles = study.score_titles()
-    axes.set(xlabel=titles["inception_score"], ylabel=titles["fid"])
+    axes.set(xlabel=titles["inception_score"], ylabel=titles["fid"], title=f"At each point: {axis.replace('_', ' ')}")
     axes.margins(0.08)  # room for the values
-    axes.set_title(f"At each point: {axis.replace('_', ' ')}")
-    if lines.nunique() > 1:
-        save_with_labels_of(axes, path)
-    else:
-        save(figure, path)
+    return figure
 
 
-@mpl.rc_context(STYLE)
-def plot_best(study: Study, x: str, path: Path) -> None:
+def plot_best(study: Study, x: str) -> Figure:
     """Draws FID over operations (fewer are better) or over Inception Score (more is better), a point for each group.
 
     Of many groups, those have colours and names that no other beats in both.
     """
     groups = study.groups.dropna(subset=[x, "fid"])
     named = groups
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     if len(groups) > MOST_NAMES:
         best_first = groups.sort_values([x, "fid"], ascending=[x == "gflop_per_image", True])
         lowest_before = best_first["fid"].cummin().shift(fill_value=np.inf)
         named = best_first[best_first["fid"] < lowest_before].nsmallest(MOST_NAMES, "fid").sort_values(x)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    if len(named) < len(groups):
         rest = groups.drop(named.index)
         axes.plot(rest[x], rest["fid"], "o", color="0.75", ms=4, label="other settings")
         axes.plot(named[x], named["fid"], color="0.6", lw=1, zorder=1)
-    for color, (_, group) in zip(colours(len(named)), named.iterrows(), strict=True):
-        axes.errorbar(group[x], group["fid"], group["fid_std"], fmt="o", color=color, label=group["label"], capsize=3)
-    titles: dict[str, Any] = {"gflop_per_image": "GFLOP per image", **study.score_titles()}
+    for number, (_, group) in enumerate(named.iterrows()):
+        axes.errorbar(group[x], group["fid"], group["fid_std"], fmt=f"C{number}o", label=group["label"], capsize=3)
+    titles = {"gflop_per_image": "GFLOP per image", **study.score_titles()}
     axes.set(xlabel=titles[x], ylabel=titles["fid"])
     if x == "gflop_per_image":
-        _scale_operations(axes, groups[x].min(), groups[x].max())
-    save_with_labels_of(axes, path)
+        axes.set_xlim(0)  # shows what is saved
+    return figure
 
 
-def _scale_operations(axes: Axes, least: float, most: float) -> None:
-    """Makes the axis of operations logarithmic over a wide range; otherwise it starts at 0, to show what is saved."""
-    if most >= 16 * least > 0:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-    else:
-        axes.set_xlim(0, 1.08 * most)
-
-
-def read_losses(study: Study) -> pd.DataFrame:
-    """Reads the curves of a study's jobs: columns `group`, `step`, and of the names in `LOSSES` those that there are.
+def read_losses(study: Study) -> dict[str, pd.DataFrame]:
+    """Reads the curves of a study's jobs: by the names in `LOSSES`, tables with columns `line`, `step` and `value`.
 
     Of many groups only those with the lowest FID are read. The training loss is a running mean over a tenth of the
     steps: each step has masks of its own, so single values scatter.
     """
     groups = study.groups
-    if len(groups) > MOST_NAMES and study.has("fid"):
-        groups = groups.nsmallest(MOST_NAMES, "fid").sort_index()
-    curves = [pd.DataFrame({"group": [], "step": []})]
-    for _, job in study.jobs[study.jobs["group"].isin(groups.index[:MOST_NAMES])].iterrows():
+    if len(groups) > MOST_NAMES:
+        groups = groups.nsmallest(MOST_NAMES, "fid") if study.has("fid") else groups[:MOST_NAMES]
+    curves: dict[str, list[pd.DataFrame]] = {name: [] for name in LOSSES}
+    for _, job in study.jobs[study.jobs["group"].isin(groups.index)].iterrows():
         scalars = read_scalars(study.folder / job["job"])
-        scalars = scalars[[name for name in LOSSES if name in scalars]].copy()
-        for name in scalars:
+        for name in curves.keys() & scalars.columns:
             values = scalars[name].dropna()
             if name == "train/loss":
                 values = values.rolling(max(1, len(values) // 10), min_periods=1).mean()
-            scalars[name] = values[:: 1 + len(values) // MOST_POINTS]
-        curves.append(scalars.rename_axis("step").reset_index().assign(group=job["group"]))
-    return pd.concat(curves, ignore_index=True)
+            points = values[:: 1 + len(values) // MOST_POINTS].rename("value").reset_index()
+            curves[name].append(points.assign(line=groups["label"][job["group"]]))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in curves.items() if parts}
 
 
-@mpl.rc_context(STYLE)
-def plot_losses(study: Study, path: Path) -> bool:
+def plot_losses(study: Study) -> Figure | None:
     """Draws losses and FID over steps: the mean of a group's jobs, and a band from their least to their greatest value.
 
     Returns:
-        False, with no picture, if no job has logged any of them.
+        None if no job has logged any of them.
     """
     curves = read_losses(study)
-    names = [name for name in LOSSES if name in curves]
-    if not names:
-        return False
-    labels = study.groups["label"][sorted(curves["group"].unique())]
-    curves["line"] = curves["group"].map(labels)
-    figure = Figure(figsize=(4 * len(names), 3.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        points = curves.dropna(subset=name)
+    if not curves:
+        return None
+    labels = list(pd.concat(curves)["line"].unique())
+    figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        marker = "o" if points["step"].nunique() < 15 else None
         sns.lineplot(
-            points, x="step", y=name, hue="line", hue_order=list(labels), palette=colours(len(labels)),
-            errorbar=("pi", 100), marker="o" if points["step"].nunique() < 15 else None, ax=axes,
-        )  # fmt: skip
+            points, x="step", y="value", hue="line", hue_order=labels, errorbar=("pi", 100), marker=marker, ax=axes
+        )
         axes.set(title=LOSSES[name], xlabel="optimiser step", ylabel="")
-        if name == "val/fid" and points[name].max() > 10 * points[name].min() > 0:
+        if name == "val/fid" and points["value"].max() > 10 * points["value"].min() > 0:
             axes.set_yscale("log")  # or the first score hides how the last ones differ
             axes.yaxis.set_major_formatter("{x:g}")
     if len(study.groups) > len(labels):
         figure.suptitle(f"the {len(labels)} groups of {len(study.groups)} with the lowest FID")
-    save_with_labels_of(axes, path)
-    return True
+    return figure

@@ -20,18 +20,17 @@ SCORES = {"fid": "FID", "inception_score": "Inception Score"}  # that the plots 
 class Job(NamedTuple):
     """A job of a multirun."""
 
-    sort_key: tuple[Any, ...]  # puts jobs in the order in which they were asked for
     folder: Path
+    order: float  # place of the job in its multirun
     options: dict[str, float | str]  # by full name, as `read_options` gives them
     numbers: dict[str, float]  # of its results
     protocol: str | None  # of the scores that have no protocol in their names
     error: str | None  # None if it ended well
 
 
-def natural_sort_key(path: Path | str) -> list[tuple[float, str]]:
+def natural_sort_key(path: Path | str) -> str:
     """Gives a key that sorts paths by the numbers in them: 2 comes before 10."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(float(part), "") if part.isdigit() else (math.inf, part) for part in parts if part]
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), str(path))
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -42,31 +41,28 @@ def find_runs(folder: Path) -> list[Path]:
 def read_scalars(run: Path) -> pd.DataFrame:
     """Reads the scalars of a run, a row for each optimiser step.
 
-    A run that was stopped and went on from a checkpoint has a file for each time that it was started. Steps that it did
-    again count as they were the last time.
+    A resumed run has a file for each start. Of steps that it repeated, the last values count.
 
     Raises:
         InputError: if a file can't be read.
     """
     scalars = pd.DataFrame()
-    files = sorted(run.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    for path in files:
+    for path in sorted(run.glob("metrics/version_*/metrics.csv"), key=natural_sort_key):
         try:
             rows = pd.read_csv(path).dropna(subset="step").groupby("step").first()
         except pd.errors.EmptyDataError:  # stopped before its first scalar
             continue
         except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
             raise InputError(f"{path}: expected scalars with a column step: {error}") from error
-        if len(rows):  # the file may have the names of the columns only
-            # A file may add to the very step where the one before it ends: the scores after training, say.
+        if len(rows):  # scores after training may join the last step of the file before
             scalars = rows.combine_first(scalars[scalars.index <= rows.index.min()])
     return scalars
 
 
 def _number_or_text(value: Any) -> float | str:
     """Makes option values comparable: 1 and 1.0 are equal numbers, true is a text and not equal to 1."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return value if isinstance(value, int | float) else str(value)
 
 
@@ -75,10 +71,8 @@ def read_options(overrides: Sequence[str]) -> dict[str, float | str]:
     options: dict[str, float | str] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name, value = override.package or override.key_or_group, override.value()
-        if isinstance(value, Mapping):
-            options |= {f"{name}.{part}": _number_or_text(one) for part, one in value.items()}
-        else:
-            options[name] = _number_or_text(value)
+        values = {f"{name}.{part}": one for part, one in value.items()} if isinstance(value, dict) else {name: value}
+        options |= {key: _number_or_text(one) for key, one in values.items()}
     return options
 
 
@@ -90,20 +84,15 @@ def read_job(path: Path) -> Job:
     """
     try:
         record = json.loads(path.read_text())
-        results_file = path.parent / "results.json"
+        results_file = path.with_name("results.json")
         results = json.loads(results_file.read_text()) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
-        missing = [f"{SCORES[name]} is not a number" for name in SCORES if math.isnan(numbers.get(name, 0.0))]
-        return Job(
-            sort_key=(natural_sort_key(path.parents[1]), record.get("number", math.inf), natural_sort_key(path.parent)),
-            folder=path.parent,
-            options=read_options(record["overrides"]),
-            numbers=numbers,
-            protocol=protocol,
-            error=record["error"] or (", ".join(missing) or None if results else UNFINISHED),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as error:
-        raise InputError(f"{path}: expected what a multirun writes ({error}).") from error
+        options = read_options(record["overrides"])
+        missing = [f"{title} is not a number" for name, title in SCORES.items() if math.isnan(numbers.get(name, 0.0))]
+        error = record["error"] or (", ".join(missing) or None if results else UNFINISHED)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as wrong:
+        raise InputError(f"{path}: expected what a multirun writes ({wrong}).") from wrong
+    return Job(path.parent, record.get("number", math.inf), options, numbers, protocol, error)
 
 
 def _numbers_of(results: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:

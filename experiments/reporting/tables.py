@@ -1,37 +1,35 @@
-"""The table of a study: a row for each group, as text and as Markdown."""
+"""What a study says in words and numbers: a table with a row for each group, and sentences that compare the groups."""
 
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import pandas as pd
+from scipy.stats import ttest_ind
 
+from experiments.reporting.runs import SCORES
 from experiments.reporting.study import Study, format_value
 
 TITLES = {
-    "fid": "FID",
-    "inception_score": "Inception Score",
+    **SCORES,
     "class_accuracy": "class accuracy",
     "gflop_per_image": "GFLOP/image",
     "images_per_second": "images/s",
     "parameters": "parameters",
 }
-INTERVAL = "FID difference (95 % interval)"
 
 
 def table_of(study: Study, differences: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Writes the groups as a table of texts: mean ± standard deviation over seeds for scores, means for costs.
-
-    Args:
-        study: the groups.
-        differences: of FID, as `compare_groups` gives them.
-    """
+    """Writes the groups as texts: mean ± standard deviation over seeds for scores, means for costs, FID differences."""
     groups = study.groups
     table = pd.DataFrame({name.replace("_", " "): groups[name].map(format_value) for name in [*study.varied, "seeds"]})
-    others = [name for name in groups if name.startswith("fid (")]  # by further protocols
-    for name in ["fid", *others, *list(TITLES)[1:]]:
+    others = {name: name.replace("fid", "FID") for name in groups if name.startswith("fid (")}  # by further protocols
+    for name, title in {"fid": "FID", **others, **TITLES}.items():
         if study.has(name) and name not in study.varied:
-            title = TITLES.get(name, name.replace("fid", "FID"))
             table[title] = [_cell(name, *values) for values in zip(groups[name], groups[f"{name}_std"], strict=True)]
     if differences is not None and differences["low"].notna().any():
-        cells = [f"{d:+.3f} ({low:.3f} to {high:.3f})" for d, low, high in differences.dropna().to_numpy()]
-        table[INTERVAL] = pd.Series(cells, index=differences.dropna().index).reindex(table.index, fill_value="")
+        cells = {row: f"{d:+.3f} ({low:.3f} to {high:.3f})" for row, d, low, high in differences.dropna().itertuples()}
+        table["FID difference (95 % interval)"] = [cells.get(row, "") for row in table.index]
     if groups["errors"].any():
         table["errors"] = groups["errors"]
     return table
@@ -55,3 +53,58 @@ def markdown_table(table: pd.DataFrame, bold: int | None = None) -> str:
         table.loc[bold, "FID"] = f"**{table.loc[bold, 'FID']}**"
     lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def welch_interval(scores: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
+    """Computes Welch's 95 % confidence interval of the mean of `scores` minus the mean of `baseline`, without NaNs.
+
+    Returns:
+        The ends of the interval; NaNs with fewer than two values on a side, or where the values of neither side vary.
+    """
+    first, second = (np.asarray(side, dtype=float)[~np.isnan(side)] for side in (scores, baseline))
+    if min(len(first), len(second)) < 2 or np.ptp(first) == np.ptp(second) == 0:
+        return np.nan, np.nan
+    with warnings.catch_warnings():  # SciPy warns where one side doesn't vary; its interval is right even so
+        warnings.filterwarnings("ignore", message="Precision loss occurred", category=RuntimeWarning)
+        interval = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
+
+
+def compare_groups(study: Study, score: str, baseline: int) -> pd.DataFrame:
+    """Gives the `difference` of each other group's mean from the baseline's, and its interval's `low` and `high`."""
+    done = study.jobs[study.jobs["error"].isna()]
+    scores = [done.loc[done["group"] == group, score].to_numpy() for group in study.groups.index]
+    intervals = [welch_interval(values, scores[baseline]) for values in scores]
+    table = pd.DataFrame(intervals, study.groups.index, columns=["low", "high"])
+    table.insert(0, "difference", study.groups[score] - study.groups[score][baseline])
+    return table.drop(baseline)
+
+
+def describe_difference(title: str, difference: float, low: float, high: float) -> str:
+    """Writes a difference as a person would: "FID not told apart (difference -0.02, 95 % interval -0.11 to 0.07)"."""
+    if np.isnan(difference):
+        return f"{title} can't be compared (there is no score)"
+    if np.isnan(low):
+        return f"{title} differs by {difference:.3f} (no interval can be given)"
+    verdict = "not told apart" if low <= 0 <= high else "told apart"
+    return f"{title} {verdict} (difference {difference:.3f}, 95 % interval {low:.3f} to {high:.3f})"
+
+
+def describe_differences(study: Study, baseline: int, differences: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Writes paragraphs that say which groups differ from the baseline, by `compare_groups` of each score."""
+    labels = study.groups["label"]
+    row = f"row {baseline + 1} ({labels[baseline]})"
+    if len(labels) < 2 or not differences:
+        return []
+    if all(table["low"].isna().all() for table in differences.values()):
+        return [f"No interval of the difference from {row} can be given: that takes scores of at least two seeds each."]
+    lines = []
+    for group in labels.index.drop(baseline):
+        parts = [describe_difference(SCORES[score], *table.loc[group]) for score, table in differences.items()]
+        lines.append(f"- {labels[group]}: {'; '.join(parts)}.")
+    return [
+        f"Compared with {row}, by Welch's 95 % interval over seeds:",
+        "\n".join(lines),
+        "The intervals are not corrected for the number of comparisons: of 20 between equals, one on average is told "
+        "apart by chance.",
+    ]

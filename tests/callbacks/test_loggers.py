@@ -12,7 +12,7 @@ from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from experiments.dashboard import layout
-from experiments.reporting.panels import PANELS
+from experiments.reporting.figures import PANELS
 from experiments.reporting.runs import read_scalars
 from experiments.runtime.provenance import commit
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.reporting.similarity import change_by, changes, distance_to, share_near_new, table_of
+from experiments.similarity import change_by, changes, distance_to, share_near_new, table_of
 
 SIDE = 5
 
@@ -66,8 +66,8 @@ def test_only_neighbours_of_new_tokens_change(states):
         (2, "visible"), (2, "masked"), (3, "visible"), (3, "masked"),
     ]  # fmt: skip
     for one in compared:
-        assert torch.allclose(one.similarity[one.distance > 1], torch.tensor(1.0))
-        assert (one.similarity[one.distance == 1] < 0.999).all()
+        assert torch.allclose(one.change[one.distance > 1], torch.tensor(0.0), atol=1e-5)
+        assert (one.change[one.distance == 1] > 0.001).all()
         revealed = order[:, 4:8] if one.step == 2 else order[:, 8:9]
         assert torch.equal(one.new.sort().values, revealed.sort().values)
     assert torch.equal(compared[0].positions.sort().values, order[:, :4].sort().values)  # visible at both steps
@@ -86,7 +86,7 @@ def test_steps_that_reveal_nothing_are_left_out(states):
     assert len(once) == len(twice)
     for one, other in zip(once, twice, strict=True):
         assert (2 * one.step, one.kind) == (other.step, other.kind)
-        assert torch.equal(one.similarity, other.similarity)
+        assert torch.equal(one.change, other.change)
 
 
 @pytest.mark.parametrize("variant", ["nat", "key_values"])

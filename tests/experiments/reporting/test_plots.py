@@ -1,40 +1,27 @@
 """Plots show the numbers of the table."""
 
 import pytest
-from matplotlib.figure import Figure
 
+from experiments.reporting.figures import save
 from experiments.reporting.plots import (
     MOST_POINTS,
+    plot_along_lines,
     plot_best,
     plot_losses,
     plot_over_options,
-    plot_sampler_options,
     read_losses,
 )
 from experiments.reporting.study import read_study
 
 
-@pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Gives the figure that a function saves."""
-
-    def draw(plot, folder, *options):
-        figures = []
-        monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
-        plot(read_study(folder), *options, tmp_path / "picture.png")
-        (figure,) = figures
-        return figure
-
-    return draw
-
-
-def legend_of(figure):
+def legend_of(figure, folder):
+    save(figure, folder / "picture.png")
     assert all(axes.get_legend() is None for axes in figure.axes)  # it is not on the data
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_numbers_are_drawn_as_numbers(drawn, study_folder):
-    axes = drawn(plot_over_options, study_folder).axes[0]
+def test_numbers_are_drawn_as_numbers(study_folder):
+    axes = plot_over_options(read_study(study_folder)).axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[0.5, 3.0], [10.0, 1.25]]  # the group that failed has no point
     (container,) = axes.containers
     (bars,) = container.lines[2]
@@ -45,19 +32,19 @@ def test_numbers_are_drawn_as_numbers(drawn, study_folder):
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "0.5", "10"]
 
 
-def test_words_are_rows_with_a_point_for_each_seed(drawn, tmp_path, make_job):
+def test_words_are_rows_with_a_point_for_each_seed(tmp_path, make_job):
     for number, (variant, fid) in enumerate([("nat", 1.0), ("nat", 3.0), ("enat", 5.0), ("none", None)]):
         make_job(tmp_path, number, [f"seed={number}", f"variant={variant}"], fid)
-    figure = drawn(plot_over_options, tmp_path)
+    figure = plot_over_options(read_study(tmp_path))
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["nat", "enat", "none"]
     seeds = [tuple(point) for points in axes.collections for point in points.get_offsets()]
     assert {(1.0, 0.0), (3.0, 0.0), (5.0, 1.0)} <= set(seeds)
     assert [(text.get_text(), text.get_position()[1]) for text in axes.texts] == [("no result", 2)]
-    assert legend_of(figure) == ["mean and standard deviation", "one seed"]
+    assert legend_of(figure, tmp_path) == ["one seed", "mean and standard deviation"]
 
 
-def test_a_line_for_each_setting_of_all_sampler_options_but_one(drawn, tmp_path, make_job):
+def test_a_line_for_each_setting_of_all_sampler_options_but_one(tmp_path, make_job):
     number = 0
     for scale in (2, 0):  # lines go from the least on
         for temperature in (0.7, 1):
@@ -66,44 +53,44 @@ def test_a_line_for_each_setting_of_all_sampler_options_but_one(drawn, tmp_path,
                 fid = scale + temperature + seed
                 make_job(tmp_path, number, overrides, fid, inception_score=9 + scale, protocol="digits")
                 number += 1
-    figure = drawn(plot_sampler_options, tmp_path, "guidance_scale")
+    figure = plot_along_lines(read_study(tmp_path), "guidance_scale")
     (axes,) = figure.axes
     lines = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert [line.get_xydata().tolist() for line in lines] == [
         [[9, pytest.approx(1.2)], [11, pytest.approx(3.2)]], [[9, 1.5], [11, 3.5]],
     ]  # fmt: skip
     assert [text.get_text() for text in axes.texts] == ["0", "2"] * 2
-    assert legend_of(figure) == ["temperature 0.7", "temperature 1"]
+    assert legend_of(figure, tmp_path) == ["temperature 0.7", "temperature 1"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Inception Score (digits)", "FID (digits)")
 
 
-def test_of_many_groups_the_best_have_names(drawn, tmp_path, make_job):
+def test_of_many_groups_the_best_have_names(tmp_path, make_job):
     """In the picture over operations: those that no other beats, here the first, the fourth and the last."""
     fids = [5.0, 6.0, 7.0, 2.0, *[3.0 + n / 10 for n in range(10)], 1.0]
     for number, fid in enumerate(fids):
         make_job(tmp_path, number + 2, [f"a={number}", f"b={number**2}", f"c={number % 3}"], fid=fid)
-    figure = drawn(plot_best, tmp_path, "gflop_per_image")
-    assert legend_of(figure) == ["other settings", "a 0, b 0, c 0", "a 3, b 9, c 0", "a 14, b 196, c 2"]
+    figure = plot_best(read_study(tmp_path), "gflop_per_image")
+    assert legend_of(figure, tmp_path) == ["other settings", "a 0, b 0, c 0", "a 3, b 9, c 0", "a 14, b 196, c 2"]
 
 
-def test_the_best_of_two_scores(drawn, tmp_path, make_job):
+def test_the_best_of_two_scores(tmp_path, make_job):
     """A high Inception Score is better: 9 has no match, 8 has the lower FID, 7 is worse than 8 in both."""
     for number, (fid, score) in enumerate([(3.0, 9.0), (2.0, 8.0), (2.5, 7.0), *[(4.0 + n, 6.0) for n in range(10)]]):
         make_job(tmp_path, number, [f"a={number}"], fid=fid, inception_score=score)
-    assert legend_of(drawn(plot_best, tmp_path, "inception_score")) == ["other settings", "a 1", "a 0"]
+    assert legend_of(plot_best(read_study(tmp_path), "inception_score"), tmp_path) == ["other settings", "a 1", "a 0"]
 
 
-def test_curves_are_means_over_seeds_with_a_band(drawn, tmp_path, make_job):
+def test_curves_are_means_over_seeds_with_a_band(tmp_path, make_job):
     for seed, fid in enumerate((1.0, 3.0)):
         make_job(tmp_path, seed, [f"seed={seed}"], fid=fid, steps=3)
-    axes = drawn(plot_losses, tmp_path).axes[2]
+    axes = plot_losses(read_study(tmp_path)).axes[2]
     assert axes.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 2.0], [3, 2.0]]
     assert set(axes.collections[0].get_paths()[0].vertices[:, 1]) == {1.0, 3.0}
 
 
 def test_training_losses_are_means_over_a_tenth_of_the_steps(tmp_path, make_job):
     make_job(tmp_path, 2, ["seed=0"], fid=1.0, steps=2000)
-    curve = read_losses(read_study(tmp_path)).set_index("step")["train/loss"].dropna()
+    curve = read_losses(read_study(tmp_path))["train/loss"].set_index("step")["value"]
     assert MOST_POINTS / 2 < len(curve) <= MOST_POINTS
     step = curve.index[-1]
     assert curve[step] == pytest.approx(2 - (step - 99.5) / 10)  # of steps step - 199 to step

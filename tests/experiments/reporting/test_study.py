@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from experiments.reporting.plots import main_axis, sampler_axis
+from experiments.reporting.plots import main_axis
 from experiments.reporting.study import read_study
 from experiments.reporting.tables import markdown_table, table_of
 
@@ -13,7 +13,7 @@ from experiments.reporting.tables import markdown_table, table_of
 def test_groups(study_folder):
     study = read_study(study_folder)
     groups = study.groups
-    assert study.options == {"reuse_prob": "module.masking.reuse_prob"}
+    assert study.varied == ["reuse_prob"]
     assert list(groups["reuse_prob"]) == [0.5, 10, 0]  # in the order of the jobs
     assert list(groups["seeds"]) == [2, 2, 0]
     assert list(groups["fid"])[:2] == [3.0, 1.25]
@@ -101,24 +101,20 @@ def test_the_table_has_fid_by_every_protocol(tmp_path, make_job):
 
 
 @pytest.mark.parametrize(
-    ("options", "axis", "of_sampler"),
+    ("options", "axis"),
     [
-        ([{"lr": lr} for lr in ("1e-3", "1e-4")], "lr", None),
-        ([{"a": a, "b": b} for a in ("x", "y") for b in (1, 2, 3)], "b", None),
-        ([{"a": a} for a in ("x", 1)], None, None),  # not all are numbers
-        ([{"a": a, "b": 3 - a} for a in (0, 1, 2)], None, None),  # changed together: a line for each point
-        ([{"a": a, "b": b, "c": c} for a in (0, 1) for b in (0, 1) for c in (0, 1)], None, None),
-        ([{"sampler.a": a, "sampler.b": b} for a in (0, 1) for b in (0, 1, 2)], "b", "a"),
-        ([{"sampler.a": a, "sampler.b": b} for a in ("x", "y") for b in (0, 1)], "b", "b"),
-        ([{"sampler.a": a, "sampler.b": b, "sampler.c": b} for a in (0, 1) for b in (0, 1)], None, "a"),
-        ([{"sampler.a": a, "b": b} for a in (0, 1) for b in (0, 1)], "a", None),
-        ([{"sampler.a": a, "sampler.b": b} for a in (0, 1) for b in range(11)], "b", None),  # too many lines
+        ([{"lr": lr} for lr in ("1e-3", "1e-4")], "lr"),
+        ([{"a": a, "b": b} for a in ("x", "y") for b in (1, 2, 3)], "b"),
+        ([{"a": a} for a in ("x", 1)], None),  # not all are numbers
+        ([{"a": a, "b": 3 - a} for a in (0, 1, 2)], None),  # changed together: a line for each point
+        ([{"a": a, "b": b, "c": c} for a in (0, 1) for b in (0, 1) for c in (0, 1)], "a"),
+        ([{"a": a, "b": b} for a in (0, 1) for b in (0, 1, 2)], "b"),
+        ([{"a": a, "b": b, "c": b} for a in (0, 1) for b in (0, 1)], "a"),
+        ([{"a": a, "b": b} for a in range(11) for b in range(11)], None),  # too many lines
     ],
 )
-def test_what_is_over_an_axis(tmp_path, make_job, options, axis, of_sampler):
-    """Of one or two options the one with the most values; of options of the sampler alone, the first numeric one."""
+def test_what_is_over_an_axis(tmp_path, make_job, options, axis):
+    """The numeric option with the most values, the first of several."""
     for number, chosen in enumerate(options):
-        overrides = [f"{name if '.' in name else f'x.{name}'}={value}" for name, value in chosen.items()]
-        make_job(tmp_path, number + 2, overrides, fid=1.0)
-    study = read_study(tmp_path)
-    assert (main_axis(study), sampler_axis(study)) == (axis, of_sampler)
+        make_job(tmp_path, number + 2, [f"x.{name}={value}" for name, value in chosen.items()], fid=1.0)
+    assert main_axis(read_study(tmp_path)) == axis
