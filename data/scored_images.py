@@ -11,7 +11,7 @@ import zipfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -53,9 +53,10 @@ class FolderImages:
         self.num_images = len(self.files)
         self.resolution = resolution
         self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+        statuses = [file.stat() for file in self.files]
         listing = [
             (str(file.relative_to(path)), status.st_size, status.st_mtime_ns)
-            for file, status in ((file, file.stat()) for file in self.files)
+            for file, status in zip(self.files, statuses, strict=True)
         ]
         self.identity: Mapping[str, Any] = {
             "kind": "folder of images",
@@ -121,12 +122,11 @@ class ShardImages:
         if num_images is not None and num_images > total:
             raise InputError(f"num_images={num_images}: expected 2 to {total}, the {split} images in {path}.")
         self.num_images = total if num_images is None else num_images
-        sha256_of_shards = "".join(shard.sha256 for shard in manifest.splits[split])
         self.identity: Mapping[str, Any] = {
             "kind": "decoded shards",
             "path": path,
             "split": split,
-            "shards_sha256": hashlib.sha256(sha256_of_shards.encode()).hexdigest(),
+            "shards_sha256": manifest.split_sha256(split),
             "tokenizer_sha256": manifest.tokenizer_sha256,
         }
 
@@ -140,10 +140,9 @@ class ShardImages:
                 token_ids, class_ids = read_pack(pack)
                 row = number - self.ends[pack]  # a negative number: it counts from the end of the pack
                 samples.append((token_ids[row, 0], class_ids[row]))
-            block = (
+            block_token_ids, block_class_ids = (
                 torch.from_numpy(np.array(values).astype(np.int64)).to(device) for values in zip(*samples, strict=True)
             )
-            block_token_ids, block_class_ids = block
             yield Block(torch.tensor(place), self.tokenizer.decode(block_token_ids).float(), block_class_ids)
 
 
@@ -165,10 +164,10 @@ class ImageWriter:
 
     def _pack(self, target: IO[bytes], num_images: int) -> None:
         """Writes an .npz archive image by image, so that not all images have to be in memory."""
+        shape = np.asarray(load_rgb(self._path(0))).shape
         images = (np.asarray(load_rgb(self._path(number))) for number in range(num_images))
-        first = next(images)
         with zipfile.ZipFile(target, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            write_array(file, np.uint8, (num_images, *first.shape), chain([first], images))
+            write_array(file, np.uint8, (num_images, *shape), images)
 
     def clear(self) -> None:
         """Removes the images that an earlier run has written."""

@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,10 +61,13 @@ class Manifest:
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    def all_shards(self) -> Iterator[Shard]:
-        """Iterates over the shards of all splits."""
-        for shards in self.splits.values():
-            yield from shards
+    def all_shards(self) -> list[Shard]:
+        """Returns the shards of all splits."""
+        return list(chain(*self.splits.values()))
+
+    def split_sha256(self, split: str) -> str:
+        """Returns a sha256 that tells the samples of a split from others."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.splits[split]).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json`. It is written after the shards: a folder with a manifest is complete."""
@@ -224,18 +228,15 @@ def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
     Raises:
         InputError: if the disk has no room for the files, or a shard is missing or damaged.
     """
-    shards = manifest.splits.get(split, [])
-    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
-    total = sum(shard.samples for shard in shards)
-    arrays: dict[str, tuple[type, tuple[int, ...]]] = {
-        "tokens": (token_dtype(manifest.codebook_size), (total, len(manifest.views), manifest.num_tokens)),
-        "classes": (np.int32, (total,)),
-    }
+    packs = ShardPacks(folder, manifest, split)
+    token_shape = (int(packs.sizes.sum()), len(manifest.views), manifest.num_tokens)
     mapped = []
-    for name, (dtype, shape) in arrays.items():
-        path = folder / "mapped" / f"{split}-{digest}-{name}.npy"
+    for name, dtype, shape in (
+        ("tokens", token_dtype(manifest.codebook_size), token_shape),
+        ("classes", np.int32, token_shape[:1]),
+    ):
+        path = folder / "mapped" / f"{split}-{manifest.split_sha256(split)[:16]}-{name}.npy"
         if not path.exists():
-            packs = ShardPacks(folder, manifest, split)
             path.parent.mkdir(exist_ok=True)
             parts = (packs.read_array(pack, name) for pack in range(len(packs.sizes)))
             write_atomically(path, partial(write_array, dtype=dtype, shape=shape, parts=parts))
