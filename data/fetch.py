@@ -19,10 +19,7 @@ def local_folder(folder_or_url: str, cache: Path) -> Path:
 
 
 def fetch(folder_or_url: str, cache: Path) -> Path:
-    """Downloads the manifest of a URL and all shards that are missing or altered in the local copy.
-
-    Returns:
-        The local folder; see `local_folder`.
+    """Downloads the manifest of a URL and all shards that are missing or altered in the local folder, and returns it.
 
     Raises:
         InputError: for a URL whose scheme is not supported (`pipe:` runs shell commands and is refused), and for a

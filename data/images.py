@@ -4,6 +4,7 @@ Shapes: `V` views of an image, `S` height and width of a view in pixels.
 """
 
 import csv
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -11,6 +12,7 @@ from typing import Annotated, Protocol
 import numpy as np
 from annotated_types import Ge
 from PIL import Image
+from torch.utils.data import Dataset
 
 from enat.errors import InputError
 
@@ -40,10 +42,9 @@ class ImageList:
         if not folder.is_dir():
             raise InputError(f"images={folder}: there is no such folder.")
         files_and_classes = _list_class_folders(folder) if labels is None else _read_labels(folder, labels)
-        class_names = sorted({class_name for _, class_name in files_and_classes})
-        id_of_class = {class_name: class_id for class_id, class_name in enumerate(class_names)}
-        class_ids = np.array([id_of_class[class_name] for _, class_name in files_and_classes])
-        return cls(folder, [file for file, _ in files_and_classes], class_ids, class_names)
+        files, classes = zip(*files_and_classes, strict=True)
+        class_names, class_ids = np.unique(classes, return_inverse=True)
+        return cls(folder, list(files), class_ids, class_names.tolist())
 
 
 def _list_class_folders(folder: Path) -> list[tuple[str, str]]:
@@ -89,6 +90,21 @@ def load_rgb(path: Path) -> Image.Image:
         raise error if isinstance(error, InputError) else InputError(f"{path}: unreadable: {error}") from error
 
 
+class ImageFiles(Dataset[np.ndarray | str]):
+    """Reads image files below a folder by number and transforms each; for an unreadable one it gives the reason."""
+
+    def __init__(self, folder: Path, files: Sequence[str | Path], transform: Callable[[Image.Image], np.ndarray]):
+        self.folder = folder
+        self.files = files
+        self.transform = transform
+
+    def __getitem__(self, number: int) -> np.ndarray | str:
+        try:
+            return self.transform(load_rgb(self.folder / self.files[number]))
+        except InputError as error:
+            return str(error)
+
+
 def center_crop(image: Image.Image, side: int) -> Image.Image:
     """Crops an image to a square of `side` pixels, as ADM does (docs/method.md, Data).
 
@@ -99,22 +115,16 @@ def center_crop(image: Image.Image, side: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left = (image.width - side) // 2
-    top = (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    left = (size[0] - side) // 2
+    top = (size[1] - side) // 2
+    return image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
 
 
 class Views(Protocol):
-    """Cuts views of one size out of an image.
+    """Cuts views of one size out of an image."""
 
-    Attributes:
-        names: one for each view.
-        side: height and width of a view in pixels, `S`.
-    """
-
-    names: list[str]
-    side: int
+    names: list[str]  # one for each view
+    side: int  # height and width of a view in pixels, `S`
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Turns an RGB image into its views, uint8 (V, S, S, 3)."""

@@ -15,8 +15,7 @@ from typing import Annotated, Any
 import lightning as L
 import torch
 from annotated_types import Ge, Le
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_convert
+from torch.utils.data import DataLoader, TensorDataset, default_convert
 
 from data.fetch import fetch, local_folder
 from data.shards import Manifest, check_shards
@@ -37,49 +36,24 @@ def _kill_workers() -> None:
         process.kill()
 
 
-class HeldOut(Dataset[tuple[Tensor, Tensor]]):
-    """Holds the held-out samples in memory, each in its first view.
+def held_out_blocks(num_samples: int, rank: int, world_size: int, block_size: int = 16) -> list[range]:
+    """Returns the blocks of held-out samples that a rank validates.
 
-    Args:
-        packs: stores the samples.
+    Ranks take blocks in turns. A rank for which there is no block repeats an earlier one, because a rank without
+    batches would let the others wait forever.
     """
-
-    BLOCK_SIZE = 16
-
-    def __init__(self, packs: Packs):
-        samples = [packs.read(pack) for pack in range(len(packs.sizes))]
-        self.token_ids = torch.cat([torch.from_numpy(token_ids[:, 0].astype("int64")) for token_ids, _ in samples])
-        self.class_ids = torch.cat([torch.from_numpy(class_ids.astype("int64")) for _, class_ids in samples])
-
-    def __len__(self) -> int:
-        return len(self.class_ids)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        return self.token_ids[item], self.class_ids[item]
-
-    def blocks(self, rank: int, world_size: int) -> list[range]:
-        """Returns the blocks of 16 samples that a rank validates.
-
-        Ranks take blocks in turns. A rank for which there is no block repeats an earlier one, because a rank without
-        batches would let the others wait forever.
-        """
-        starts = range(0, len(self), self.BLOCK_SIZE)
-        block_numbers = range(rank, max(len(starts), world_size), world_size)
-        starts_of_rank = [starts[number % len(starts)] for number in block_numbers]
-        return [range(len(self))[start : start + self.BLOCK_SIZE] for start in starts_of_rank]
+    starts = range(0, num_samples, block_size)
+    blocks = [range(start, min(start + block_size, num_samples)) for start in starts]
+    return [blocks[number % len(blocks)] for number in range(rank, max(len(blocks), world_size), world_size)]
 
 
 class TimedLoader(DataLoader):
     """Measures how long training waits for its batches.
 
-    Attributes:
-        waited_s: seconds waited so far.
-
-    Raises:
-        InputError: if a worker raises it; the message is the worker's without its traceback.
+    If a worker raises InputError, so does the loader, with the worker's message without its traceback.
     """
 
-    waited_s = 0.0
+    waited_s = 0.0  # seconds waited so far
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
@@ -102,12 +76,9 @@ class TokenDataModule(L.LightningDataModule, ABC):
         seed: determines the order, the views and the class dropout.
         class_dropout: share of the class ids replaced by the null class (docs/method.md, Recipe).
         num_workers: number of processes on each rank that read ahead; 0 reads in the training process.
-
-    Attributes:
-        num_classes: number of classes, which is also the id of the null class.
     """
 
-    num_classes: int
+    num_classes: int  # also the id of the null class
 
     def __init__(
         self,
@@ -130,8 +101,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Starts the stream at the first batch that the trainer has not yet trained on."""
-        trainer = self.trainer
-        assert trainer is not None
+        trainer: Any = self.trainer
         accumulate = trainer.accumulate_grad_batches
         positions = StreamPositions(
             per_device_batch(self.batch_size, trainer.world_size, accumulate),
@@ -152,10 +122,14 @@ class TokenDataModule(L.LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        held_out = HeldOut(self.packs("held_out"))
-        return DataLoader(held_out, batch_sampler=held_out.blocks(trainer.global_rank, trainer.world_size))  # type: ignore[arg-type]
+        """Reads the held-out samples into memory, each in its first view."""
+        trainer: Any = self.trainer
+        packs = self.packs("held_out")
+        samples = [packs.read(pack) for pack in range(len(packs.sizes))]
+        token_ids = torch.cat([torch.from_numpy(token_ids[:, 0].astype("int64")) for token_ids, _ in samples])
+        class_ids = torch.cat([torch.from_numpy(class_ids.astype("int64")) for _, class_ids in samples])
+        blocks = held_out_blocks(len(class_ids), trainer.global_rank, trainer.world_size)
+        return DataLoader(TensorDataset(token_ids, class_ids), batch_sampler=blocks)  # type: ignore[arg-type]
 
 
 class ShardsDataModule(TokenDataModule):
@@ -207,18 +181,15 @@ class ShardsDataModule(TokenDataModule):
         if self.manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
             raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
         if self.trainer is not None:
-            self._check_network(self.trainer.lightning_module.net)
-
-    def _check_network(self, net: Any) -> None:
-        """Checks that the network has the sizes of the shards."""
-        sizes = {
-            "num_classes": self.num_classes,
-            "codebook_size": self.manifest.codebook_size,
-            "num_tokens": self.manifest.num_tokens,
-        }
-        for name, size in sizes.items():
-            if getattr(net, name) != size:
-                raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
+            net = self.trainer.lightning_module.net
+            for source, name in (
+                (self, "num_classes"),
+                (self.manifest, "codebook_size"),
+                (self.manifest, "num_tokens"),
+            ):
+                size = getattr(source, name)
+                if getattr(net, name) != size:
+                    raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
 
     def packs(self, split: str) -> Packs:
         return self.reader(self.folder, self.manifest, split)

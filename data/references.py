@@ -4,7 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,7 @@ SUFFIXES = {"pool": "", "spatial": "_s"}  # of `mu` and `sigma` in ADM's files, 
 
 
 class TensorImages:
-    """Images that are in memory.
-
-    Args:
-        images: (n, channels, H, W), in [0, 1].
-        class_ids: (n,).
-    """
+    """Images (n, channels, H, W), in [0, 1], that are in memory, and their class ids (n,)."""
 
     read_together = 1
     identity: Mapping[str, Any] = {"kind": "tensor"}
@@ -37,7 +32,6 @@ class TensorImages:
         self.num_images = len(images)
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """Reads blocks, see `enat.images.Images`."""
         for place in places:
             numbers = torch.tensor(place)
             class_ids = None if self.class_ids is None else self.class_ids[numbers].to(device)
@@ -47,11 +41,8 @@ class TensorImages:
 class ArchivedImages:
     """Images of an `.npz` file in the format of ADM's suite: `arr_0`, uint8 (n, H, W, 3), read in parts.
 
-    Args:
-        path: the file.
-
     Raises:
-        InputError: if the file has no such images.
+        InputError: if the file has no such images, or `read` finds it damaged.
     """
 
     read_together = 1
@@ -60,24 +51,17 @@ class ArchivedImages:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-                shape, self.offset = self._header(file)
+                is_version_1 = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
+                (self.num_images, *self.shape), is_fortran, dtype = header(file)
+                self.offset = file.tell()
+            if is_fortran or dtype != np.uint8 or len(self.shape) != 3 or self.shape[2] != 3:
+                raise ValueError(f"{dtype} {self.shape}")
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: expected an .npz file with arr_0, uint8 images (n, H, W, 3).") from error
-        self.num_images = shape[0]
-        self.shape = shape[1:]
         self.identity: Mapping[str, Any] = {"kind": "images of an npz file", "path": path, "sha256": sha256_of(path)}
 
-    @staticmethod
-    def _header(file: IO[bytes]) -> tuple[tuple[int, ...], int]:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
-            raise ValueError(shape)
-        return shape, file.tell()
-
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """Reads blocks, see `enat.images.Images`."""
         image_bytes = int(np.prod(self.shape))
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
             for place in places:
@@ -93,7 +77,7 @@ class ArchivedImages:
 
 
 class StatisticsFile:
-    """An `.npz` file: ADM's statistics or reference batch, one of task=statistics, or any with `mu` and `sigma`.
+    """Reads an `.npz` file: ADM's statistics or reference batch, one of task=statistics, or any with `mu` and `sigma`.
 
     Args:
         path: the file. `mu` (D,) and `sigma` (D, D) belong to pool features; `mu_s` and `sigma_s`, if they are there,
@@ -115,12 +99,9 @@ class StatisticsFile:
                 self.content = {name: content[name] for name in content.files if not name.startswith("arr_")}
                 has_images = "arr_0" in content.files
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"reference.path={path}: expected an .npz file with mu and sigma, such as ADM's or one of "
-                "task=statistics."
-            ) from error
-        own_protocol = self.content.get("protocol")
-        self.protocol = protocol if own_protocol is None else str(own_protocol)
+            sentence = "expected an .npz file with mu and sigma, such as ADM's or one of task=statistics."
+            raise self._error(sentence) from error
+        self.protocol = str(self.content.get("protocol", protocol))
         self.images: Images | None = ArchivedImages(path) if has_images else None
         self.identity: Mapping[str, Any] = {
             "kind": "statistics",
@@ -129,7 +110,10 @@ class StatisticsFile:
             "protocol": self.protocol,
         }
         if "mu" not in self.content and self.images is None:
-            raise InputError(f"reference.path={path}: expected mu and sigma in it, found {', '.join(self.content)}.")
+            raise self._error(f"expected mu and sigma in it, found {', '.join(self.content)}.")
+
+    def _error(self, sentence: str) -> InputError:
+        return InputError(f"reference.path={self.path}: {sentence}")
 
     def prefix(self, protocol: str, network: FeatureNetwork) -> str | None:
         """Returns what the names of a protocol's statistics begin with, or None if they have to come from images.
@@ -139,10 +123,10 @@ class StatisticsFile:
         Raises:
             InputError: for statistics of another feature network, and for a protocol without statistics or images.
         """
-        features_sha256 = self.content.get("features_sha256")
-        if features_sha256 is not None and str(features_sha256) != network.sha256:
-            raise InputError(
-                f"reference.path={self.path}: made with other features (sha256 {str(features_sha256)[:8]}...); "
+        features_sha256 = str(self.content.get("features_sha256", network.sha256))
+        if features_sha256 != network.sha256:
+            raise self._error(
+                f"made with other features (sha256 {features_sha256[:8]}...); "
                 f"expected those of features.weights ({network.sha256[:8]}...)."
             )
         if f"{protocol}/mu" in self.content:
@@ -150,18 +134,13 @@ class StatisticsFile:
         if "mu" in self.content and (protocol == self.protocol or (protocol, self.protocol) == ("enat", "adm")):
             return ""
         if self.images is None:
-            raise InputError(
-                f"reference.path={self.path}: its statistics are of protocol {self.protocol}, not {protocol}; "
+            raise self._error(
+                f"its statistics are of protocol {self.protocol}, not {protocol}; "
                 f"expected a file of task=statistics protocol={protocol}."
             )
         return None
 
     def fill(self, score: OnView, protocol: str, network: FeatureNetwork) -> bool:
-        """Gives a score what the file has in place of real images; returns False if that is not what it needs.
-
-        Raises:
-            InputError: as `prefix` and `statistics` do.
-        """
         prefix = self.prefix(protocol, network)
         if prefix is None or score.view not in SUFFIXES:
             return False
@@ -170,12 +149,12 @@ class StatisticsFile:
             return True
         is_own = bool(prefix) or protocol == self.protocol  # features of another protocol do not serve
         features = self.content.get(f"{prefix}features") if is_own and score.view == "pool" else None
-        if isinstance(score.metric, KeptFeatures) and features is not None:
-            if features.ndim != 2 or features.shape[1] != network.widths["pool"]:
-                raise InputError(f"reference.path={self.path}: {prefix}features has shape {features.shape}.")
-            score.metric.real_features = [torch.from_numpy(features)]
-            return True
-        return False
+        if not isinstance(score.metric, KeptFeatures) or features is None:
+            return False
+        if features.ndim != 2 or features.shape[1] != network.widths["pool"]:
+            raise self._error(f"{prefix}features has shape {features.shape}.")
+        score.metric.real_features = [torch.from_numpy(features)]
+        return True
 
     def statistics(self, prefix: str, view: str, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
         """Returns the mean (D,) and the covariance (D, D) of a view, in float64.
@@ -183,39 +162,30 @@ class StatisticsFile:
         Raises:
             InputError: for a mean and a covariance that do not fit each other or the network.
         """
-        suffix, width = SUFFIXES[view], network.widths[view]
+        names = [f"{prefix}{name}{SUFFIXES[view]}" for name in ("mu", "sigma")]
         try:
-            mu, sigma = (self.content[f"{prefix}{name}{suffix}"].astype(np.float64) for name in ("mu", "sigma"))
+            mu, sigma = (self.content[name].astype(np.float64) for name in names)
         except (KeyError, ValueError) as error:
-            raise InputError(
-                f"reference.path={self.path}: expected both {prefix}mu{suffix} and {prefix}sigma{suffix} in it."
-            ) from error
+            raise self._error(f"expected both {names[0]} and {names[1]} in it.") from error
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-            raise InputError(f"reference.path={self.path}: mu {mu.shape} and sigma {sigma.shape} do not fit.")
-        if width != len(mu):
-            raise InputError(
-                f"reference.path={self.path}: {prefix}mu{suffix} has {len(mu)} features; the network has {width}."
-            )
+            raise self._error(f"mu {mu.shape} and sigma {sigma.shape} do not fit.")
+        if network.widths[view] != len(mu):
+            raise self._error(f"{names[0]} has {len(mu)} features; the network has {network.widths[view]}.")
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-            raise InputError(f"reference.path={self.path}: mu or sigma holds NaN or infinite values.")
+            raise self._error("mu or sigma holds NaN or infinite values.")
         return torch.from_numpy(mu), torch.from_numpy(sigma)
 
     def num_images(self, protocol: str) -> int | None:
-        """Returns how many images the statistics are of, if the file says so."""
-        count = self.content.get("num_images")
-        return None if count is None else int(count)
+        return int(self.content["num_images"]) if "num_images" in self.content else None
 
     def own_scores(self, protocol: str, scores: Mapping[str, OnView], network: FeatureNetwork) -> dict[str, float]:
-        """Returns no scores: statistics of real images have none of their own."""
-        return {}
+        return {}  # statistics have none
 
 
 class DecodedShards:
     """Real images as the tokenizer gives them back, so that a network does not pay for the tokenizer.
 
-    Args:
-        images: decoded shards.
-        real: statistics of the real images; with them the reconstruction FID says what the tokenizer costs.
+    With the statistics `real` of the real images, the reconstruction FID says what the tokenizer costs.
     """
 
     def __init__(self, images: Images, real: StatisticsFile | None):
@@ -224,12 +194,10 @@ class DecodedShards:
         self.identity: Mapping[str, Any] = {**images.identity, "real": None if real is None else dict(real.identity)}
 
     def fill(self, score: OnView, protocol: str, network: FeatureNetwork) -> bool:
-        """Returns False: scores have to see the decoded images."""
-        return False
+        return False  # scores have to see the decoded images
 
     def num_images(self, protocol: str) -> int | None:
-        """Returns None: the images are counted when they are seen."""
-        return None
+        return None  # the images are counted when they are seen
 
     def own_scores(self, protocol: str, scores: Mapping[str, OnView], network: FeatureNetwork) -> dict[str, float]:
         """Returns the reconstruction FID of the decoded images, which the metrics have seen, if FID is among these."""
@@ -237,7 +205,6 @@ class DecodedShards:
             return {}
         for score in scores.values():
             if score.view == "pool" and isinstance(score.metric, FrechetDistance):
-                decoded = score.metric.statistics(real=True)
                 real = self.real.statistics(prefix, "pool", network)
-                return {"reconstruction_fid": frechet_distance(*decoded, *real)}
+                return {"reconstruction_fid": frechet_distance(*score.metric.statistics(real=True), *real)}
         return {}

@@ -8,71 +8,29 @@ import json
 import os
 import shutil
 import zipfile
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
 from annotated_types import Ge
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from data.images import SUFFIXES, center_crop, load_rgb
-from data.shards import Manifest, ShardPacks, check_shards
+from data.images import SUFFIXES, ImageFiles, center_crop, load_rgb
+from data.shards import Manifest, ShardPacks, check_shards, write_array
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.images import Block, to_bytes
 from enat.tokenizers.base import Tokenizer
 
 
-class _ReadFiles(NamedTuple):
-    """Holds the readable images of a block; or, if they differ in size, an error sentence."""
-
-    numbers: Tensor  # (b,)
-    images: Tensor  # (b, 3, H, W), uint8
-    skipped: list[str]  # why other images could not be read
-    error: str | None
-
-
-class _FileBlocks(Dataset[_ReadFiles]):
-    """Reads image files, a block for each range of file numbers."""
-
-    def __init__(self, files: Sequence[Path], places: Sequence[range], resolution: int | None):
-        self.files = files
-        self.places = places
-        self.resolution = resolution
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, item: int) -> _ReadFiles:
-        numbers: list[int] = []
-        images: list[Image.Image] = []
-        skipped: list[str] = []
-        for number in self.places[item]:
-            try:
-                image = load_rgb(self.files[number])
-            except InputError as error:
-                skipped.append(str(error))
-                continue
-            if self.resolution is not None:
-                image = center_crop(image, self.resolution)
-            if images and images[0].size != image.size:
-                sizes = " and ".join(f"{width}x{height}" for width, height in (images[0].size, image.size))
-                error_sentence = f"{self.files[number]}: of another size ({sizes})"
-                return _ReadFiles(torch.empty(0), torch.empty(0), skipped, error_sentence)
-            images.append(image)
-            numbers.append(number)
-        pixels = np.stack([np.asarray(image) for image in images]) if images else np.empty((0, 0, 0, 3), np.uint8)
-        return _ReadFiles(
-            torch.tensor(numbers, dtype=torch.int64), torch.from_numpy(pixels).permute(0, 3, 1, 2), skipped, None
-        )
-
-
 class FolderImages:
-    """Reads all image files below a folder. Unreadable files are left out and reported in `Block.skipped`.
+    """Reads all image files below a folder. Unreadable files are reported in `Block.skipped`.
 
     Args:
         path: the folder.
@@ -95,24 +53,43 @@ class FolderImages:
         self.num_images = len(self.files)
         self.resolution = resolution
         self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
-        names_sizes_and_times = []
-        for file in self.files:
-            status = file.stat()
-            names_sizes_and_times.append((str(file.relative_to(path)), status.st_size, status.st_mtime_ns))
+        statuses = [file.stat() for file in self.files]
+        listing = [
+            (str(file.relative_to(path)), status.st_size, status.st_mtime_ns)
+            for file, status in zip(self.files, statuses, strict=True)
+        ]
         self.identity: Mapping[str, Any] = {
             "kind": "folder of images",
             "path": path,
             "resolution": resolution,
-            "listing_sha256": hashlib.sha256(json.dumps(names_sizes_and_times).encode()).hexdigest(),
+            "listing_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
         }
 
+    def _crop(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image if self.resolution is None else center_crop(image, self.resolution))
+
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """See `enat.images.Images`."""
-        blocks = _FileBlocks(self.files, places, self.resolution)
-        for numbers, images, skipped, error in DataLoader(blocks, batch_size=None, num_workers=self.num_workers):
-            if error is not None:
-                raise InputError(f"{error}; expected images of one size, or a resolution to crop them to.")
-            yield Block(numbers, images.to(device).float() / 255, None, skipped)
+        files = ImageFiles(Path(), self.files, self._crop)
+        loader: Any = DataLoader(files, batch_sampler=places, num_workers=self.num_workers, collate_fn=list)  # type: ignore[arg-type]
+        for place, read in zip(places, loader, strict=True):
+            readable = {number: image for number, image in zip(place, read, strict=True) if not isinstance(image, str)}
+            pixels = np.empty((0, 0, 0, 3), np.uint8)
+            if readable:
+                self._check_sizes(readable)
+                pixels = np.stack(list(readable.values()))
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 255
+            skipped = [image for image in read if isinstance(image, str)]
+            yield Block(torch.tensor(list(readable), dtype=torch.int64), images, None, skipped)
+
+    def _check_sizes(self, images: Mapping[int, np.ndarray]) -> None:
+        """Raises InputError for the first image that has another size than the one before it."""
+        for (_, before), (number, image) in pairwise(images.items()):
+            if before.shape != image.shape:
+                sizes = " and ".join(f"{width}x{height}" for height, width, _ in (before.shape, image.shape))
+                raise InputError(
+                    f"{self.files[number]}: of another size ({sizes}); expected images of one size, or a resolution "
+                    "to crop them to."
+                )
 
 
 class ShardImages:
@@ -140,45 +117,37 @@ class ShardImages:
             raise InputError(f"{path}: these shards were made by another tokenizer than the one configured.")
         self.packs = ShardPacks(folder, manifest, split)
         self.tokenizer = tokenizer
-        self.starts = np.cumsum([0, *self.packs.sizes])  # number of the first image of each pack
-        total = int(self.starts[-1])
+        self.ends = np.cumsum(self.packs.sizes).tolist()  # for each pack, the number after its last image
+        total = self.ends[-1]
         if num_images is not None and num_images > total:
             raise InputError(f"num_images={num_images}: expected 2 to {total}, the {split} images in {path}.")
         self.num_images = total if num_images is None else num_images
-        sha256_of_shards = "".join(shard.sha256 for shard in manifest.splits[split])
         self.identity: Mapping[str, Any] = {
             "kind": "decoded shards",
             "path": path,
             "split": split,
-            "shards_sha256": hashlib.sha256(sha256_of_shards.encode()).hexdigest(),
+            "shards_sha256": manifest.split_sha256(split),
             "tokenizer_sha256": manifest.tokenizer_sha256,
         }
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        """See `enat.images.Images`."""
         self.tokenizer.to(device)
-        loaded_pack = -1
+        read_pack = lru_cache(maxsize=1)(self.packs.read)
         for place in places:
-            token_ids = []
-            class_ids = []
+            samples = []
             for number in place:
-                pack = int(np.searchsorted(self.starts, number, side="right")) - 1
-                if pack != loaded_pack:
-                    pack_token_ids, pack_class_ids = self.packs.read(pack)
-                    loaded_pack = pack
-                token_ids.append(pack_token_ids[number - self.starts[pack], 0])
-                class_ids.append(pack_class_ids[number - self.starts[pack]])
-            images = self.tokenizer.decode(torch.from_numpy(np.stack(token_ids).astype(np.int64)).to(device))
-            block_class_ids = torch.from_numpy(np.array(class_ids, dtype=np.int64)).to(device)
-            yield Block(torch.tensor(place), images.float(), block_class_ids)
+                pack = bisect_right(self.ends, number)
+                token_ids, class_ids = read_pack(pack)
+                row = number - self.ends[pack]  # a negative number: it counts from the end of the pack
+                samples.append((token_ids[row, 0], class_ids[row]))
+            block_token_ids, block_class_ids = (
+                torch.from_numpy(np.array(values).astype(np.int64)).to(device) for values in zip(*samples, strict=True)
+            )
+            yield Block(torch.tensor(place), self.tokenizer.decode(block_token_ids).float(), block_class_ids)
 
 
 class ImageWriter:
-    """Writes images as PNG files named by their numbers. Several processes may write to the same folder.
-
-    Args:
-        folder: folder of the files; it is made by the first `write`.
-    """
+    """Writes images as PNG files, named by their numbers, to a folder. Several processes may write to the same one."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -195,13 +164,10 @@ class ImageWriter:
 
     def _pack(self, target: IO[bytes], num_images: int) -> None:
         """Writes an .npz archive image by image, so that not all images have to be in memory."""
+        shape = np.asarray(load_rgb(self._path(0))).shape
+        images = (np.asarray(load_rgb(self._path(number))) for number in range(num_images))
         with zipfile.ZipFile(target, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            for number in range(num_images):
-                image = np.asarray(load_rgb(self._path(number)))
-                if number == 0:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image.shape)}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(image.tobytes())
+            write_array(file, np.uint8, (num_images, *shape), images)
 
     def clear(self) -> None:
         """Removes the images that an earlier run has written."""
@@ -209,15 +175,10 @@ class ImageWriter:
         self.folder.with_suffix(".npz").unlink(missing_ok=True)
 
     def finish(self, num_images: int, npz: bool, keep: bool) -> str:
-        """Finishes the output once all images have been written.
+        """Finishes the output once all images have been written; returns the path of the archive or else the folder.
 
-        Args:
-            num_images: number of images in the folder.
-            npz: pack the images into an uncompressed archive FOLDER.npz with the array `arr_0`, as ADM's suite reads.
-            keep: keep the PNG files beside the archive.
-
-        Returns:
-            The path of the archive, or of the folder if there is no archive.
+        With `npz`, it packs the images into an uncompressed archive FOLDER.npz with the array `arr_0`, as ADM's suite
+        reads, and removes the PNG files unless `keep` is set.
         """
         if not npz:
             return str(self.folder)

@@ -10,13 +10,13 @@ Shapes: `n` samples of a pack or shard, `V` views of a sample, `L` tokens of a v
 import hashlib
 import io
 import json
-import os
-import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from webdataset import TarWriter
@@ -61,10 +61,13 @@ class Manifest:
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    def all_shards(self) -> Iterator[Shard]:
-        """Iterates over the shards of all splits."""
-        for shards in self.splits.values():
-            yield from shards
+    def all_shards(self) -> list[Shard]:
+        """Returns the shards of all splits."""
+        return list(chain(*self.splits.values()))
+
+    def split_sha256(self, split: str) -> str:
+        """Returns a sha256 that tells the samples of a split from others."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.splits[split]).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json`. It is written after the shards: a folder with a manifest is complete."""
@@ -72,11 +75,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Reads `manifest.json`.
-
-        Raises:
-            InputError: if the file is missing, is not a manifest, or has another version.
-        """
+        """Reads `manifest.json`; raises InputError if it is missing, is not a manifest, or has another version."""
         path = folder / "manifest.json"
         if not path.is_file():
             raise InputError(f"{folder}: there is no manifest.json; expected a folder that task=tokenize has finished.")
@@ -102,17 +101,13 @@ def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:
 
 
 def write_shard(path: Path, token_ids: np.ndarray, class_ids: np.ndarray, sources: np.ndarray, pack_size: int) -> Shard:
-    """Writes a shard atomically.
+    """Writes a shard atomically; raises InputError if the file can't be written.
 
     Args:
         path: file to write.
         token_ids: (n, V, L).
-        class_ids: (n,).
-        sources: (n,), the numbers of the images in the data set.
+        class_ids, sources: (n,).
         pack_size: samples of a pack; the last pack of a shard may have fewer.
-
-    Raises:
-        InputError: if the file can't be written.
     """
     buffer = io.BytesIO()
     with TarWriter(buffer, mtime=0) as tar:
@@ -134,10 +129,7 @@ def write_shard(path: Path, token_ids: np.ndarray, class_ids: np.ndarray, source
 def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
     """Checks that every shard of a manifest exists and has the size and the sha256 that the manifest gives.
 
-    Args:
-        folder: holds the shards.
-        manifest: lists the shards.
-        deep: also reads the packs and checks their shapes and the ranges of token and class ids.
+    With `deep`, it also reads the packs and checks their shapes and the ranges of token and class ids.
 
     Raises:
         InputError: naming the shard.
@@ -167,12 +159,7 @@ def _check_packs(packs: "ShardPacks", manifest: Manifest) -> None:
 
 
 class ShardPacks:
-    """Reads the packs of a split from its shards, one at a time; implements `data.stream.Packs`.
-
-    Args:
-        folder: holds the shards.
-        manifest: lists the shards.
-        split: `train` or `held_out`.
+    """Reads the packs of a split, `train` or `held_out`, one at a time; implements `data.stream.Packs`.
 
     Raises:
         InputError: if the split has no shards, or a shard has another number of packs than the manifest says.
@@ -181,34 +168,27 @@ class ShardPacks:
     def __init__(self, folder: Path, manifest: Manifest, split: str):
         if not manifest.splits.get(split):
             raise InputError(f"{folder}: there are no {split} shards.")
-        self.folder = folder
-        # For each pack: the shard's name, and the offset and size in bytes of each array in it.
-        self.locations: list[tuple[str, Mapping[str, tuple[int, int]]]] = []
+        # For each pack: the shard's path, and the offset and size in bytes of each array in it.
+        self.locations: list[tuple[Path, dict[str, tuple[int, int]]]] = []
         sizes: list[int] = []
         for shard in manifest.splits[split]:
-            packs = self._locate_packs(folder / shard.name)
-            full_packs, rest = divmod(shard.samples, manifest.pack_size)
-            pack_sizes = [manifest.pack_size] * full_packs + [rest] * (rest > 0)
-            if len(packs) != len(pack_sizes):
-                raise InputError(f"{folder / shard.name}: {len(packs)} packs; the manifest says {len(pack_sizes)}.")
-            self.locations += [(shard.name, pack) for pack in packs]
-            sizes += pack_sizes
+            packs: dict[str, dict[str, tuple[int, int]]] = {}
+            with tarfile.open(folder / shard.name) as tar:
+                for member in tar:
+                    key, _, array = member.name.partition(".")
+                    packs.setdefault(key, {})[array] = (member.offset_data, member.size)
+            starts = range(0, shard.samples, manifest.pack_size)
+            if len(packs) != len(starts):
+                raise InputError(f"{folder / shard.name}: {len(packs)} packs; the manifest says {len(starts)}.")
+            self.locations += [(folder / shard.name, arrays) for arrays in packs.values()]
+            sizes += [min(manifest.pack_size, shard.samples - start) for start in starts]
         self.sizes = np.array(sizes, dtype=np.int64)
         sample_bytes = len(manifest.views) * manifest.num_tokens * token_dtype(manifest.codebook_size)().itemsize
         self.pack_bytes = manifest.pack_size * sample_bytes
 
-    @staticmethod
-    def _locate_packs(path: Path) -> list[dict[str, tuple[int, int]]]:
-        packs: dict[str, dict[str, tuple[int, int]]] = {}
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, array = member.name.partition(".")
-                packs.setdefault(key, {})[array] = (member.offset_data, member.size)
-        return list(packs.values())
-
     def name(self, pack: int) -> str:
         """Names a pack for error messages: its file, and its number in the split."""
-        return f"{self.folder / self.locations[pack][0]}, pack {pack}"
+        return f"{self.locations[pack][0]}, pack {pack}"
 
     def read(self, pack: int) -> tuple[np.ndarray, np.ndarray]:
         """Reads the token ids (n, V, L) and the class ids (n,) of a pack.
@@ -216,19 +196,27 @@ class ShardPacks:
         Raises:
             InputError: if the shard is missing or damaged.
         """
-        shard, arrays = self.locations[pack]
-        token_ids_and_class_ids = []
+        return self.read_array(pack, "tokens"), self.read_array(pack, "classes")
+
+    def read_array(self, pack: int, name: str) -> np.ndarray:
+        """Reads the array `tokens`, `classes` or `sources` of a pack; see `read`."""
+        path, arrays = self.locations[pack]
+        offset, size = arrays[f"{name}.npy"]
         try:
-            with (self.folder / shard).open("rb") as file:
-                for array in ("tokens.npy", "classes.npy"):
-                    offset, size = arrays[array]
-                    file.seek(offset)
-                    token_ids_and_class_ids.append(np.load(io.BytesIO(file.read(size)), allow_pickle=False))
+            with path.open("rb") as file:
+                file.seek(offset)
+                return np.load(io.BytesIO(file.read(size)), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             reason = getattr(error, "strerror", None) or "it is damaged"
             raise InputError(f"{self.name(pack)}: can't be read: {reason}.") from error
-        token_ids, class_ids = token_ids_and_class_ids
-        return token_ids, class_ids
+
+
+def write_array(file: IO[bytes], dtype: type, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """Writes an .npy file from parts along the first axis, of which only one has to be in memory at a time."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    for part in parts:
+        file.write(part.astype(dtype).tobytes())
 
 
 def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
@@ -240,32 +228,17 @@ def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
     Raises:
         InputError: if the disk has no room for the files, or a shard is missing or damaged.
     """
-    shards = manifest.splits.get(split, [])
-    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
-    token_path, class_path = (folder / "mapped" / f"{split}-{digest}-{array}.npy" for array in ("tokens", "classes"))
-    if not (token_path.exists() and class_path.exists()):
-        _unpack(ShardPacks(folder, manifest, split), manifest, token_path, class_path)
-    return OnePack(np.load(token_path, mmap_mode="r"), np.load(class_path, mmap_mode="r"))
-
-
-def _unpack(packs: ShardPacks, manifest: Manifest, token_path: Path, class_path: Path) -> None:
-    """Writes the samples of all packs to two .npy files, under temporary names until they are complete."""
-    total = int(packs.sizes.sum())
-    needed = total * (packs.pack_bytes // manifest.pack_size + np.dtype(np.int32).itemsize)
-    token_path.parent.mkdir(exist_ok=True)
-    # Writing to mapped memory on a full disk ends the process without an error message, so ask beforehand.
-    free = shutil.disk_usage(packs.folder).free
-    if free < needed:
-        raise InputError(f"{token_path.parent}: the mapped set needs {needed} bytes; the disk has {free} bytes free.")
-    token_shape = (total, len(manifest.views), manifest.num_tokens)
-    temporary = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in (token_path, class_path)]
-    token_ids = np.lib.format.open_memmap(temporary[0], "w+", token_dtype(manifest.codebook_size), token_shape)
-    class_ids = np.lib.format.open_memmap(temporary[1], "w+", np.int32, (total,))
-    start = 0
-    for pack, size in enumerate(packs.sizes):
-        token_ids[start : start + size], class_ids[start : start + size] = packs.read(pack)
-        start += size
-    token_ids.flush()
-    class_ids.flush()
-    temporary[0].replace(token_path)
-    temporary[1].replace(class_path)
+    packs = ShardPacks(folder, manifest, split)
+    token_shape = (int(packs.sizes.sum()), len(manifest.views), manifest.num_tokens)
+    mapped = []
+    for name, dtype, shape in (
+        ("tokens", token_dtype(manifest.codebook_size), token_shape),
+        ("classes", np.int32, token_shape[:1]),
+    ):
+        path = folder / "mapped" / f"{split}-{manifest.split_sha256(split)[:16]}-{name}.npy"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            parts = (packs.read_array(pack, name) for pack in range(len(packs.sizes)))
+            write_atomically(path, partial(write_array, dtype=dtype, shape=shape, parts=parts))
+        mapped.append(np.asarray(np.load(path, mmap_mode="r")))
+    return OnePack(*mapped)

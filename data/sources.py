@@ -12,10 +12,9 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from annotated_types import Ge
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from data.images import ImageList, Views, load_rgb
+from data.images import ImageFiles, ImageList, Views
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
 
@@ -30,44 +29,15 @@ class Encoded(NamedTuple):
 
 
 class Source(Protocol):
-    """Encodes samples that are chosen by number.
+    """Encodes samples that are chosen by number."""
 
-    Attributes:
-        size: number of samples.
-        class_names: a class id is an index of this list.
-        views: names of the views of a sample.
-        digest: sha256 that differs between two sources with different samples.
-    """
-
-    size: int
-    class_names: list[str]
-    views: list[str]
-    digest: str
+    size: int  # number of samples
+    class_names: list[str]  # a class id is an index of this list
+    views: list[str]  # names of the views of a sample
+    digest: str  # sha256 that differs between two sources with different samples
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """Encodes the samples with these numbers; calls `on_images` with the count of each batch that is done."""
-
-
-class _ImageViews(Dataset[np.ndarray | str]):
-    """Reads images and cuts their views; for an unreadable image it gives the reason as a string."""
-
-    def __init__(self, images: ImageList, numbers: np.ndarray, views: Views):
-        self.images = images
-        self.numbers = numbers
-        self.views = views
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, item: int) -> np.ndarray | str:
-        try:
-            return self.views(load_rgb(self.images.folder / self.images.files[self.numbers[item]]))
-        except InputError as error:
-            return str(error)
-
-
-def _as_list(samples: list[Any]) -> list[Any]:
-    return samples
 
 
 class ImageSource:
@@ -84,7 +54,7 @@ class ImageSource:
         self, images: ImageList, views: Views, batch_size: Annotated[int, Ge(1)], num_workers: Annotated[int, Ge(0)]
     ):
         self.images = images
-        self.make_views = views
+        self.files = ImageFiles(images.folder, images.files, views)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.size = len(images.files)
@@ -96,49 +66,37 @@ class ImageSource:
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """See `Source`."""
-        loader = DataLoader(
-            _ImageViews(self.images, numbers, self.make_views),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=_as_list,
-        )
+        batches = [numbers[start : start + self.batch_size] for start in range(0, len(numbers), self.batch_size)]
+        loader: Any = DataLoader(self.files, batch_sampler=batches, num_workers=self.num_workers, collate_fn=list)  # type: ignore[arg-type]
         no_tokens = np.empty((0, len(self.views), tokenizer.grid[0] * tokenizer.grid[1]), dtype=np.int64)
         token_ids = [no_tokens]  # so that a shard without a readable image has an array too
-        readable_numbers: list[int] = []
-        skipped: list[dict[str, str]] = []
-        done = 0
+        reasons: list[str] = []  # why an image is unreadable; empty for a readable image
         for batch in loader:
-            readable = []
-            for number, views in zip(numbers[done : done + len(batch)], batch, strict=True):
-                if isinstance(views, str):
-                    skipped.append({"file": self.images.files[number], "reason": views})
-                else:
-                    readable.append(views)
-                    readable_numbers.append(number)
-            if readable:
+            if readable := [views for views in batch if not isinstance(views, str)]:
                 token_ids.append(_encode_views(np.stack(readable), tokenizer))
-            done += len(batch)
+            reasons += [views if isinstance(views, str) else "" for views in batch]
             on_images(len(batch))
-        sources = np.array(readable_numbers, dtype=np.int64)
+        sources = numbers[[not reason for reason in reasons]]
+        skipped = [
+            {"file": self.images.files[number], "reason": reason}
+            for number, reason in zip(numbers, reasons, strict=True)
+            if reason
+        ]
         return Encoded(np.concatenate(token_ids), self.images.class_ids[sources], sources, skipped)
 
 
 def _encode_views(views: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """Encodes views (n, V, S, S, 3), uint8, to token ids (n, V, L), int64."""
     device = next((tensor.device for tensor in tokenizer.state_dict().values()), torch.device("cpu"))
-    pixels: Tensor = torch.from_numpy(views).to(device)
-    pixels = pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 255  # (n * V, 3, S, S), in [0, 1]
-    return tokenizer.encode(pixels).unflatten(0, views.shape[:2]).cpu().numpy()
+    pixels = torch.from_numpy(views).to(device).flatten(0, 1)  # (n * V, S, S, 3)
+    token_ids = tokenizer.encode(pixels.permute(0, 3, 1, 2).float() / 255)
+    return token_ids.unflatten(0, views.shape[:2]).cpu().numpy()
 
 
 class TokenCacheSource:
     """Reads the official token cache `train.npy`: a row for each view, its class id and then its `L` token ids.
 
-    The file is mapped into memory, not loaded. See docs/method.md, Data.
-
-    Args:
-        path: the file.
-        num_classes: number of classes; all class ids must be below it.
+    The file is mapped into memory, not loaded; class ids must be below `num_classes`. See docs/method.md, Data.
 
     Raises:
         InputError: if the file is not a two-dimensional .npy array of whole numbers.

@@ -31,13 +31,9 @@ class ShardPlan(NamedTuple):
 
 
 def plan_shards(size: int, held_out: float, shard_size: int, seed: int) -> list[ShardPlan]:
-    """Permutes the numbers of `size` samples and cuts them into shards.
+    """Permutes the numbers of `size` samples and cuts them into shards of at most `shard_size` samples.
 
-    Args:
-        size: number of samples.
-        held_out: share of the samples that go to the split `held_out`; the others go to `train`.
-        shard_size: largest number of samples of a shard.
-        seed: determines the permutation.
+    The share `held_out` of the samples goes to the split `held_out`, and the others to `train`.
     """
     order = np.random.default_rng(seed).permutation(size)
     num_held_out = round(size * held_out)
@@ -63,8 +59,7 @@ def write_shards(
     """Encodes the samples of a source and writes them to shards; skips shards that are already finished.
 
     Args:
-        source: gives the samples.
-        tokenizer: encodes them.
+        source, tokenizer: give the samples, and encode them.
         folder: folder of the shards. Its subfolder `work/` records which shards are finished.
         held_out, shard_size, seed: see `plan_shards`.
         pack_size: number of samples of a pack.
@@ -100,28 +95,31 @@ def write_shards(
         write_atomically(record, json.dumps({"shard": asdict(shard), "skipped": encoded.skipped}).encode())
     if not all(record.exists() for record in records):
         return None
-    manifest = _collect(source, tokenizer, plans, [json.loads(record.read_text()) for record in records], pack_size)
-    _finish(folder, manifest)
-    return manifest
+    return _finish(source, tokenizer, folder, plans, [json.loads(record.read_text()) for record in records], pack_size)
 
 
 def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> None:
     """Records the settings of the shards in a folder; refuses to add shards of other settings to them."""
-    if not record.exists():
+    if record.exists():
+        earlier = json.loads(record.read_text())
+        refuse_other_work(folder, earlier, settings, "shards made with other settings", "or another output=DIR")
+    else:
         write_atomically(record, json.dumps(settings).encode())
-        return
-    earlier = json.loads(record.read_text())
-    refuse_other_work(folder, earlier, settings, "shards made with other settings", "or another output=DIR")
 
 
-def _collect(
-    source: Source, tokenizer: Tokenizer, plans: list[ShardPlan], records: list[dict[str, Any]], pack_size: int
+def _finish(
+    source: Source,
+    tokenizer: Tokenizer,
+    folder: Path,
+    plans: list[ShardPlan],
+    records: list[dict[str, Any]],
+    pack_size: int,
 ) -> Manifest:
-    """Makes the manifest from the records of all shards."""
+    """Saves the manifest, from the records of all shards, and removes temporary files of killed processes."""
     splits: dict[str, list[Shard]] = {"train": [], "held_out": []}
     for plan, record in zip(plans, records, strict=True):
         splits[plan.split].append(Shard(**record["shard"]))
-    return Manifest(
+    manifest = Manifest(
         tokenizer=type(tokenizer).__name__,
         tokenizer_sha256=tokenizer.fingerprint(),
         resolution=tokenizer.resolution,
@@ -133,12 +131,9 @@ def _collect(
         splits=splits,
         skipped=[image for record in records for image in record["skipped"]],
     )
-
-
-def _finish(folder: Path, manifest: Manifest) -> None:
-    """Removes temporary files that killed processes have left, and saves the manifest."""
     if not any(shard.samples for shard in manifest.all_shards()):
         raise InputError(f"output={folder}: none of the images could be read; {manifest.skipped[0]['reason']}")
     for left_over in folder.glob("*.tar.*.partial"):
         left_over.unlink(missing_ok=True)
     manifest.save(folder)
+    return manifest

@@ -29,8 +29,8 @@ def _splits() -> dict[str, tuple[Tensor, Tensor]]:
     images = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)
     train, held_out = train_test_split(np.arange(len(labels)), test_size=NUM_HELD_OUT, stratify=labels, random_state=0)
     return {
-        name: (images[rows], torch.from_numpy(labels[rows]))
-        for name, rows in {"train": train, "held_out": held_out}.items()
+        "train": (images[train], torch.from_numpy(labels[train])),
+        "held_out": (images[held_out], torch.from_numpy(labels[held_out])),
     }
 
 
@@ -58,7 +58,8 @@ class DigitFeatures(nn.Module):
         fitted = _fit_perceptron()
         self.hidden, self.out = (nn.utils.skip_init(nn.Linear, *weight.shape) for weight in fitted.coefs_)
         for layer, weight, bias in zip((self.hidden, self.out), fitted.coefs_, fitted.intercepts_, strict=True):
-            layer.weight.data, layer.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias)
+            layer.weight.data = torch.from_numpy(weight.T.copy())
+            layer.bias.data = torch.from_numpy(bias)
         self.double()  # in float32, the number of threads would change the ninth digit of a score
         self.requires_grad_(False)
         weights = b"".join(tensor.numpy().tobytes() for tensor in self.state_dict().values())
@@ -85,16 +86,13 @@ def _fit_support_vectors() -> SVC:
 
 
 def classify_digits(images: Tensor) -> Tensor:
-    """Classifies images (B, 1, 8, 8) to class ids (B,).
-
-    It uses a support vector machine, so that it does not share the errors of `DigitFeatures`.
-    """
+    """Classifies images (B, 1, 8, 8) to class ids (B,), without the errors of `DigitFeatures`: by support vectors."""
     predicted = _fit_support_vectors().predict(images.flatten(1).cpu().numpy())
     return torch.from_numpy(predicted).to(images.device)
 
 
 class DigitsDataModule(TokenDataModule):
-    """Feeds training with the digits; its arguments are the ones of `data.module.TokenDataModule`."""
+    """Feeds training with the digits; for its arguments, see `data.module.TokenDataModule`."""
 
     num_classes = 10
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_convert
 
-from data import shards as shards_module
 from data.fetch import fetch
 from data.shards import Manifest, ShardPacks, check_shards, map_packs, token_dtype, write_shard
 from data.stream import StreamPositions, TokenStream
@@ -175,7 +174,7 @@ def test_no_space_left(folder, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     before = sorted(path.name for path in folder.iterdir())
-    monkeypatch.setattr(shards_module.os, "fsync", full)
+    monkeypatch.setattr("enat.files.os.fsync", full)
     with pytest.raises(InputError, match=r"new\.tar: can't be written: No space left on device"):
         write_shard(folder / "new.tar", np.zeros((1, 1, 1), np.uint16), np.zeros(1), np.zeros(1), 1)
     assert sorted(path.name for path in folder.iterdir()) == before

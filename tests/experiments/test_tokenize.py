@@ -52,7 +52,7 @@ def test_killed_five_times_and_restarted(command, killed, photos, tmp_path):
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
     folder = tmp_path / "killed"
     moments = [  # a function, the number of its call, and how many shards and temporary files there are at that moment
-        ("data.sources:load_rgb", 10, 1, 0),
+        ("data.images:load_rgb", 10, 1, 0),
         ("enat.files:os.fsync", 1, 1, 1),
         ("data.tokenization:write_atomically", 3, 3, 1),
         ("data.tokenization:write_shard", 3, 5, 1),
