@@ -41,7 +41,7 @@ class Checkpoint:
         self.source = load_weights(net, weights)
         self.device = fabric.device
         self.processes = Processes()
-        precision = fabric._precision
+        precision = fabric.strategy.precision
         self.facts = {
             **self.source,
             "net": net.sizes,

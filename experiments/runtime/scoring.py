@@ -49,7 +49,7 @@ class Unfinished:
             self.folder.mkdir(parents=True)
             write_atomically(path, json.dumps(wanted, indent=1).encode())
             return
-        refuse_other_work(self.folder, json.loads(path.read_text()), wanted, "unfinished work with other settings")
+        refuse_other_work(self.folder, json.loads(path.read_text()), wanted, "unfinished work")
 
     def recall(self, name: str) -> tuple[Result, list[str]] | None:
         """Returns the result under a name and the files that belong to it, if they are finished already."""

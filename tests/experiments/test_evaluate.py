@@ -171,7 +171,7 @@ def test_killed_work_goes_on(command, killed, checkpoint, tmp_path):
     assert (tmp_path / "b/unfinished/seed_1" / STATE).exists()
     for other, change in (("sampler.num_steps=11", "sampler.num_steps: 12 before, 11 now"), ("npz=false", "npz: true")):
         refused = sentence(command(*options, other, f"output={tmp_path}/b"))
-        assert "unfinished work with other settings" in refused
+        assert "the folder holds unfinished work" in refused
         assert change in refused
     outcome = command(*options, "seed=1", f"output={tmp_path}/b")  # a seed that has no part in it is no other work
     assert "of 600 images are there already" in outcome.err
