@@ -44,6 +44,14 @@ def digit_labels(split: str) -> Tensor:
     return _splits()[split][1]
 
 
+def _as_linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    """Makes a layer of scikit-learn's weight (inputs, outputs) and bias (outputs,)."""
+    layer = nn.utils.skip_init(nn.Linear, *weight.shape)
+    layer.weight.data = torch.from_numpy(weight.T.copy())
+    layer.bias.data = torch.from_numpy(bias)
+    return layer
+
+
 class DigitFeatures(nn.Module):
     """Extracts features for the scores of digits, in place of Inception: a perceptron fitted on the training split.
 
@@ -56,9 +64,8 @@ class DigitFeatures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         fitted = _fit_perceptron()
-        self.hidden, self.out = (nn.utils.skip_init(nn.Linear, *weight.shape) for weight in fitted.coefs_)
-        for layer, weight, bias in zip((self.hidden, self.out), fitted.coefs_, fitted.intercepts_, strict=True):
-            layer.weight.data, layer.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias)
+        self.hidden = _as_linear(fitted.coefs_[0], fitted.intercepts_[0])
+        self.out = _as_linear(fitted.coefs_[1], fitted.intercepts_[1])
         self.double()  # in float32, the number of threads would change the ninth digit of a score
         self.requires_grad_(False)
         weights = b"".join(tensor.numpy().tobytes() for tensor in self.state_dict().values())
