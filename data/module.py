@@ -9,6 +9,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,33 +68,19 @@ class TimedLoader(DataLoader):
             yield batch
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TokenDataModule(L.LightningDataModule, ABC):
-    """Feeds training with the stream of `data.stream`; a subclass says where the samples are stored.
+    """Feeds training with the stream of `data.stream`; a subclass says where the samples are stored."""
 
-    Args:
-        tokenizer: made the token ids.
-        batch_size: global batch size of an optimiser step, over all devices and accumulated batches.
-        seed: determines the order, the views and the class dropout.
-        class_dropout: share of the class ids replaced by the null class (docs/method.md, Recipe).
-        num_workers: number of processes on each rank that read ahead; 0 reads in the training process.
-    """
+    tokenizer: Tokenizer  # made the token ids
+    batch_size: Annotated[int, Ge(1)]  # of an optimiser step, over all devices and accumulated batches
+    seed: int = 0  # determines the order, the views and the class dropout
+    class_dropout: Annotated[float, Ge(0), Le(1)] = 0.15  # share of null class ids (docs/method.md, Recipe)
+    num_workers: Annotated[int, Ge(0)] = 0  # processes on each rank that read ahead; 0 reads in the training process
+    num_classes: int = field(init=False)  # also the id of the null class
 
-    num_classes: int  # also the id of the null class
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        batch_size: Annotated[int, Ge(1)],
-        seed: int = 0,
-        class_dropout: Annotated[float, Ge(0), Le(1)] = 0.15,
-        num_workers: Annotated[int, Ge(0)] = 0,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.seed = seed
-        self.class_dropout = class_dropout
-        self.num_workers = num_workers
 
     @abstractmethod
     def packs(self, split: str) -> Packs:
@@ -132,6 +119,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         return DataLoader(TensorDataset(token_ids, class_ids), batch_sampler=blocks)  # type: ignore[arg-type]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ShardsDataModule(TokenDataModule):
     """Reads the shards that `task=tokenize` wrote.
 
@@ -139,34 +127,21 @@ class ShardsDataModule(TokenDataModule):
         shards: a folder, or an http(s) or other fsspec URL, from which the shards are first copied to `cache`.
         reader: opens the packs of a split: `data.shards.ShardPacks` reads one pack at a time, `data.shards.map_packs`
             maps all into memory that the processes of a machine share.
-        tokenizer, batch_size, seed, class_dropout, num_workers: see `TokenDataModule`.
         cache: folder for copies of remote shards.
 
     Raises:
         InputError: for shards that are missing, altered, made by another tokenizer, or do not fit the network.
     """
 
-    def __init__(
-        self,
-        shards: str | None,
-        reader: Callable[[Path, Manifest, str], Packs],
-        tokenizer: Tokenizer,
-        batch_size: Annotated[int, Ge(1)],
-        seed: int = 0,
-        class_dropout: Annotated[float, Ge(0), Le(1)] = 0.15,
-        num_workers: Annotated[int, Ge(0)] = 0,
-        cache: str = "assets/shards",
-    ):
-        super().__init__(tokenizer, batch_size, seed, class_dropout, num_workers)
-        self.shards = shards
-        self.reader = reader
-        self.cache = Path(cache)
+    shards: str | None
+    reader: Callable[[Path, Manifest, str], Packs]
+    cache: str = "assets/shards"
 
     def prepare_data(self) -> None:
         """Fetches remote shards and checks every shard; Lightning calls it in one process of each machine."""
         if self.shards is None:
             raise InputError("data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
-        folder = fetch(self.shards, self.cache)
+        folder = fetch(self.shards, Path(self.cache))
         manifest = Manifest.load(folder)
         check_shards(folder, manifest)
         for split, shards in manifest.splits.items():
@@ -175,19 +150,16 @@ class ShardsDataModule(TokenDataModule):
 
     def setup(self, stage: str) -> None:
         assert self.shards is not None
-        self.folder = local_folder(self.shards, self.cache)
+        self.folder = local_folder(self.shards, Path(self.cache))
         self.manifest = Manifest.load(self.folder)
         self.num_classes = len(self.manifest.class_names)
         if self.manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
             raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
         if self.trainer is not None:
             net = self.trainer.lightning_module.net
-            for source, name in (
-                (self, "num_classes"),
-                (self.manifest, "codebook_size"),
-                (self.manifest, "num_tokens"),
-            ):
-                size = getattr(source, name)
+            sizes = {"num_classes": self.num_classes}
+            sizes |= {name: getattr(self.manifest, name) for name in ("codebook_size", "num_tokens")}
+            for name, size in sizes.items():
                 if getattr(net, name) != size:
                     raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
 

@@ -148,10 +148,10 @@ def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
 
 
 def _check_packs(packs: "ShardPacks", manifest: Manifest) -> None:
-    for pack in range(len(packs.sizes)):
+    for pack, size in enumerate(packs.sizes.tolist()):
         token_ids, class_ids = packs.read(pack)
-        expected_shape = (packs.sizes[pack], len(manifest.views), manifest.num_tokens)
-        if token_ids.shape != expected_shape or class_ids.shape != expected_shape[:1]:
+        expected_shape = (size, len(manifest.views), manifest.num_tokens)
+        if token_ids.shape != expected_shape or class_ids.shape != (size,):
             raise InputError(f"{packs.name(pack)}: shape {token_ids.shape}; the manifest says {expected_shape}.")
         classes_fit = class_ids.min() >= 0 and class_ids.max() < len(manifest.class_names)
         if token_ids.max() >= manifest.codebook_size or not classes_fit:

@@ -72,7 +72,8 @@ def _hints_of_target(key: str, target: str, options: list[str], is_partial: bool
     if unknown and not takes_others:
         raise InputError(f"{key}.{unknown[0]}: no such option; expected one of {', '.join(parameters)}.")
     for name, parameter in signature.items():
-        is_required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        is_required = is_named and parameter.default is parameter.empty
         if is_required and not is_partial and name not in (*options, _SETTINGS):
             raise InputError(f"{key}.{name}: a value is missing; {target} needs it.")
     return {name: hints[name] for name in options if name in hints}
