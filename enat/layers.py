@@ -19,14 +19,14 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def modulate(normalized: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Applies adaptive layer norm (adaLN; DiT, arXiv 2212.09748) to tokens that went through `normalize`."""
+    """Scales and shifts normalised tokens: with `normalize`, this is adaptive layer norm (DiT, arXiv 2212.09748)."""
     return normalized * (1 + scale) + shift
 
 
 class SelfCrossAttention(nn.Module):
     """SC-attention (paper, section 4.1): tokens attend to a context and to themselves, in one softmax.
 
-    Context and tokens have projections of their own to keys and values, which are then concatenated:
+    Context and tokens are projected to keys and values separately, and these are concatenated:
     softmax(q [k_context, k_self]^T / sqrt(d)) [v_context, v_self].
     """
 
@@ -52,10 +52,10 @@ class SelfCrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Updates tokens by SC-attention and an MLP, whose inputs and outputs are modulated by the class.
+    """Updates tokens by SC-attention and an MLP. The class modulates their inputs and gates their outputs.
 
-    `modulation` turns the embedded class into 8 vectors: shift and scale of the tokens, shift and scale of the context,
-    gate of the attention; shift, scale and gate of the MLP. They are zero at first: an untrained block is the identity.
+    `ENAT.modulations` calls `modulation`, which gives 8 vectors: shift and scale of the tokens, shift and scale of the
+    context, gate of the attention; shift, scale and gate of the MLP. They start at zero: the block is the identity.
     """
 
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
@@ -76,15 +76,15 @@ class Block(nn.Module):
 
         Args:
             x: the tokens to compute, (B, N, D).
-            context: the tokens to attend to, (B, P, D), already through `normalize`; None for no context.
-            modulation: the 8 vectors of each image, (B, 1, 8, D), or of each token, (B, N, 8, D).
-            context_modulation: those of the context, (B, P, 8, D), where they differ from `modulation`.
-            kernel: computes the attention in place of the block's own kernel, for example with a mask.
+            context: the tokens to attend to, (B, P, D), which `normalize` has been applied to; None for no context.
+            modulation: the 8 vectors, (B, 1, 8, D). If several images share a row, the vectors of each token,
+                (B, N, 8, D), with the vectors of each context token in `context_modulation`, (B, P, 8, D).
+            kernel: computes the attention in place of the block's own kernel.
         """
         shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(dim=-2)
         if context is not None:
-            of_context = modulation if context_modulation is None else context_modulation
-            context_shift, context_scale = of_context.unbind(dim=-2)[2:4]
+            vectors = modulation if context_modulation is None else context_modulation
+            _, _, context_shift, context_scale, *_ = vectors.unbind(dim=-2)
             context = modulate(context, context_shift, context_scale)
         x = x + gate * self.attention(modulate(normalize(x), shift, scale), context, kernel)
         return x + mlp_gate * self.mlp(modulate(normalize(x), mlp_shift, mlp_scale))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Partition(NamedTuple):
-    """Holds the positions of every token of an image, in three parts."""
+    """Holds the positions of the tokens of each image, in three parts."""
 
     masked: Tensor  # to be predicted, (B, M)
     new: Tensor  # visible, to be encoded, (B, N)
-    cached: Tensor | None  # visible, with features from an earlier state, (B, P); None where nothing is reused
+    cached: Tensor | None  # visible, with features from an earlier state, (B, P); None or P = 0 if nothing is reused
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -32,13 +32,13 @@ def num_masked(mask_ratio: float, num_tokens: int) -> int:
 class RandomMasking:
     """Draws partitions as in the official recipe.
 
-    All rows of a batch share the number of masked tokens, from p ~ Beta(alpha, beta), so that the parts are
-    rectangular. With probability `reuse_prob`, the batch reuses features: a share u ~ U[0, 1) of its visible tokens
-    counts as newly revealed, the others as cached (docs/method.md, Reuse in training).
+    Each call serves one group of images. All of them have the same number of masked tokens, which follows from
+    p ~ Beta(alpha, beta). With probability `reuse_prob`, the group reuses features: a share q ~ U[0, 1) of the visible
+    tokens counts as newly revealed, and the others as cached (docs/method.md, Reuse in training).
 
     Args:
         ratio_alpha, ratio_beta: parameters of the Beta distribution of the mask ratio.
-        reuse_prob: probability that a batch reuses features.
+        reuse_prob: probability that a group reuses features.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class RandomMasking:
     def __call__(
         self, rng: np.random.Generator, batch_size: int, num_tokens: int, device: torch.device | str = "cpu"
     ) -> Partition:
-        """Draws a partition: the numbers of tokens on the host, their positions on the device, both from `rng`."""
-        masked = num_masked(rng.beta(self.ratio_alpha, self.ratio_beta), num_tokens)
-        visible = num_tokens - masked
+        """Draws a partition. `rng` gives the numbers of tokens, and the seed of their positions on the device."""
+        count = num_masked(rng.beta(self.ratio_alpha, self.ratio_beta), num_tokens)
+        num_visible = num_tokens - count
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
         order = torch.rand(batch_size, num_tokens, generator=generator, device=device).argsort(dim=1)
         if rng.random() >= self.reuse_prob:
-            return Partition(order[:, :masked], order[:, masked:], None)
-        new = round(visible * rng.random())  # half to even
-        return Partition(*order.split([masked, new, visible - new], dim=1))
+            return Partition(order[:, :count], order[:, count:], None)
+        num_new = round(num_visible * rng.random())  # half to even
+        return Partition(*order.split([count, num_new, num_visible - num_new], dim=1))

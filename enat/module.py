@@ -25,7 +25,8 @@ class MaskedTokenModule(L.LightningModule):
     """Trains a network to predict masked tokens (docs/method.md, Masking, Loss, Reuse in training).
 
     The global batch consists of groups of equal size, each with its own mask ratio, reuse and dropout. Random numbers
-    depend on seed, group and step alone: a resumed run repeats them, and so does one on more or fewer devices.
+    depend on seed, group and step alone. A resumed run repeats them and, if `mask_groups` is set, so does a run on
+    another number of devices.
 
     Args:
         net: the network.
@@ -33,14 +34,14 @@ class MaskedTokenModule(L.LightningModule):
         loss: callable on logits (B, M, K) and targets (B, M).
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped once per optimiser step, from the optimiser.
-        mask_groups: number of groups; None for one per device and accumulated batch, as in the official program, whose
-            recipe (16 devices) any smaller number of devices repeats with `mask_groups=16`.
-        seed: of masks, reuse and dropout.
+        mask_groups: number of groups. None makes one group for each device and accumulated batch, as the official
+            program does on its 16 devices; `mask_groups=16` repeats its recipe on fewer.
+        seed: the seed of masks, reuse and dropout.
         cache_from_ema: whether the EMA network computes the cached features (official recipe), or the network itself.
         compile: whether torch compiles the blocks.
     """
 
-    ema_net: ENAT | None  # set by callbacks.EMA; not a submodule, so that checkpoints and DDP leave it alone
+    ema_net: ENAT | None  # set by callbacks.EMA; not a submodule, so that checkpoints and DDP ignore it
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class MaskedTokenModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.cache_from_ema and self.ema_net is None and self.masking.reuse_prob:
-            raise InputError("callbacks.ema=null: expected module.cache_from_ema=false with it.")
+            raise InputError("callbacks.ema=null: expected module.cache_from_ema=false beside it.")
         devices, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
         groups = self.mask_groups or devices * accumulated
         if groups % (devices * accumulated):
@@ -88,7 +89,8 @@ class MaskedTokenModule(L.LightningModule):
             compile_blocks(self.net, self.averaged_net)
 
     def predict_masked(self, net: ENAT, batch: Batch, partition: Partition) -> dict[str, Tensor]:
-        """Computes the loss, and what is logged beside it: accuracy on masked tokens, and mask ratio."""
+        """Computes the loss of one group, and the accuracy on masked tokens and the mask ratio for the logs."""
+        # `cache_net` encodes the cached tokens; then `net` predicts the masked ones (docs/method.md, Reuse in training)
         cache_net = self.averaged_net if self.cache_from_ema else net
         logits, targets = predict(net, cache_net, *batch, partition)
         return {
@@ -101,11 +103,12 @@ class MaskedTokenModule(L.LightningModule):
         if len(batch[0]) % self.groups_here:
             raise InputError(f"module.mask_groups={self.mask_groups}: expected a divisor of data.batch_size.")
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-        first = (micro_batch * self.trainer.world_size + self.global_rank) * self.groups_here
+        first_group = (micro_batch * self.trainer.world_size + self.global_rank) * self.groups_here
         groups: list[dict[str, Tensor]] = []
         self.partitions = []
-        for group, rows in enumerate(zip(*(x.chunk(self.groups_here) for x in batch), strict=True), first):
-            rng = rng_for("training", self.seed, group, self.global_step, 0)  # the last key was used by older versions
+        token_ids, class_ids = (tensor.chunk(self.groups_here) for tensor in batch)
+        for group, rows in enumerate(zip(token_ids, class_ids, strict=True), first_group):
+            rng = rng_for("training", self.seed, group, self.global_step, 0)  # 0: the numbers of earlier versions
             seed_default_generator(self.device, int(rng.integers(2**63)))  # for dropout
             self.partitions.append(self.masking(rng, len(rows[0]), self.net.num_tokens, self.device))
             groups.append(self.predict_masked(self.net, rows, self.partitions[-1]))
@@ -113,14 +116,14 @@ class MaskedTokenModule(L.LightningModule):
         return torch.stack([values["loss"] for values in groups]).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        block = batch_idx * self.trainer.world_size + self.global_rank
-        rng = rng_for("validation", self.seed, 0, block)  # the same masks every time, on any number of devices
+        batch_number = batch_idx * self.trainer.world_size + self.global_rank
+        rng = rng_for("validation", self.seed, 0, batch_number)  # the same masks every time, on any number of devices
         partition = self.masking(rng, len(batch[0]), self.net.num_tokens, self.device)
         values = self.predict_masked(self.averaged_net, batch, partition)
         self.log_dict({f"val/{name}": x for name, x in values.items()}, sync_dist=True, batch_size=len(batch[0]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["net_sizes"] = self.net.sizes  # the shapes of weights do not show heads and depths
+        checkpoint["net_sizes"] = self.net.sizes  # the number of heads, for one, can't be seen from the weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = split_blocks(checkpoint["state_dict"], self.net.encoder_depth)

@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `L` tokens of an image, `N` newly revealed tokens, `P` tokens with cached features,
 `V = P + N` visible tokens, `M = L - V` masked tokens, `D` width, `H` heads, `K` codebook size, `C` classes.
-Tensors of positions say which tokens are new or masked. The host knows their sizes, so that nothing waits for a GPU.
+Tensors of positions say which tokens are new or masked. Their sizes are known on the CPU, so nothing waits for a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,11 +44,11 @@ class ENAT(nn.Module):
         decoder_depth: number of blocks that compute masked tokens.
         dropout: share of the embedding that is dropped in training.
         class_dropout: share of the classes that the null class replaces in training.
-        attention: the kernel that computes attention, of `enat.kernels`; it changes the speed, not the result.
+        attention: a function of `enat.kernels` that computes attention; it changes the speed, not the result.
         block: makes a block from width, heads and kernel; `enat.variants` has another kind.
 
     Raises:
-        InputError: if `width` is no multiple of `num_heads`.
+        InputError: if `width` is not a multiple of `num_heads`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ENAT(nn.Module):
         self.decoder_depth = decoder_depth
         self.class_dropout = class_dropout
         self.token_embedding = nn.Embedding(codebook_size + 1, width)  # E
-        self.position_embedding = nn.Embedding(num_tokens, width)  # P
+        self.position_embedding = nn.Embedding(num_tokens, width)  # E_pos
         self.embedding_norm = nn.LayerNorm(width, eps=EPS)
         self.dropout = nn.Dropout(dropout)
         self.class_embedding = nn.Embedding(num_classes + 1, width)  # Y
@@ -97,12 +97,12 @@ class ENAT(nn.Module):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of their options."""
+        """The options that fix the shape of the network, by name; checkpoints store them."""
         names = ("codebook_size", "num_classes", "num_tokens", "width", "num_heads", "encoder_depth", "decoder_depth")
         return {name: getattr(self, name) for name in names}
 
     def reset_parameters(self) -> None:
-        """Draws Xavier-uniform linear layers and embeddings of std 0.02; biases and modulations become zero."""
+        """Initialises: Xavier-uniform weights, zero biases, embeddings with a std of 0.02, zero modulations."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -113,18 +113,18 @@ class ENAT(nn.Module):
             nn.init.zeros_(block.modulation.weight)
 
     def modulations(self, class_ids: Tensor) -> list[Tensor]:
-        """Computes the adaLN vectors of every block, (B, 1, 8, D) each, from class ids (B,).
+        """Computes the 8 adaLN vectors of every block, a list of (B, 1, 8, D), from class ids (B,).
 
         They depend on the class alone: a sampler computes them once. In training, some classes become the null class.
         """
         if self.training and self.class_dropout:
             is_dropped = torch.rand(class_ids.shape, device=class_ids.device) < self.class_dropout
             class_ids = class_ids.masked_fill(is_dropped, self.null_class_id)
-        c = F.silu(self.class_embedding(class_ids))  # (B, D)
-        return [block.modulation(c).unflatten(1, (1, -1, self.width)) for block in self.blocks]
+        activated = F.silu(self.class_embedding(class_ids))  # SiLU(c), (B, D)
+        return [block.modulation(activated).unflatten(1, (1, -1, self.width)) for block in self.blocks]  # 8D -> 1, 8, D
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Embeds tokens from their ids and positions, both (B, N): Dropout(LN(E[id] + P[position])), (B, N, D)."""
+        """Embeds tokens from their ids and positions, both (B, N): Dropout(LN(E[id] + E_pos[position])), (B, N, D)."""
         embedded = self.token_embedding(ids) + self.position_embedding(positions)
         return self.dropout(self.embedding_norm(embedded))
 
@@ -137,13 +137,13 @@ class ENAT(nn.Module):
         context_modulations: Sequence[Tensor] | None = None,
         kernel: Kernel | None = None,
     ) -> Tensor:
-        """Computes the features of the visible tokens, of which only the new ones are encoded (paper, section 4.2).
+        """Computes the features of the visible tokens by encoding the new ones only (paper, section 4.2).
 
         Args:
-            ids, positions: of the new tokens, (B, N) each; these are all visible tokens where nothing is cached.
-            modulations: of every block, see `modulations`.
-            cached_features: what an earlier call returned, (B, P, D); None or P = 0 for none.
-            context_modulations, kernel: passed on to the blocks, see `enat.layers.Block`; for packed batches.
+            ids, positions: ids and positions of the new tokens, (B, N). Without a cache, all visible tokens are new.
+            modulations: the result of `modulations`.
+            cached_features: the result of an earlier call, (B, P, D); None or P = 0 if nothing is cached.
+            context_modulations, kernel: are passed on to the blocks, see `enat.layers.Block`.
 
         Returns:
             (B, V, D): first the P cached features, projected by R, then the N new ones.
@@ -174,22 +174,22 @@ class ENAT(nn.Module):
         return x
 
     def logits(self, features: Tensor) -> Tensor:
-        """Computes logits over the codebook, (B, M, K), from features (B, M, D) and the embedding of the tokens."""
-        codebook = self.token_embedding.weight[: self.codebook_size].detach()  # gets no gradient this way
+        """Computes logits over the codebook, (B, M, K), from features (B, M, D) and the embedding matrix E."""
+        codebook = self.token_embedding.weight[: self.codebook_size].detach()  # E without [MASK], and no gradient to E
         return F.linear(self.head(features), codebook, self.head_bias[: self.codebook_size])
 
     def forward(
         self,
         token_ids: Tensor,
-        new: Tensor,
-        masked: Tensor,
+        new_positions: Tensor,
+        masked_positions: Tensor,
         modulations: Sequence[Tensor],
         cached_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Computes one step from token ids (B, L) and the positions of new (B, N) and masked (B, M) tokens.
 
-        Returns:
-            Logits of the masked tokens, (B, M, K), and the `cached_features` of the next step, (B, V, D).
+        `modulations` is the result of the method of that name. Returns the logits of the masked tokens, (B, M, K), and
+        the features of the visible tokens, (B, V, D), which are the `cached_features` of the next step.
         """
-        features = self.encode(token_ids.gather(1, new), new, modulations, cached_features)
-        return self.logits(self.decode(features, masked, modulations)), features
+        features = self.encode(token_ids.gather(1, new_positions), new_positions, modulations, cached_features)
+        return self.logits(self.decode(features, masked_positions, modulations)), features

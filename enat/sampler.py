@@ -22,7 +22,7 @@ Schedule = Callable[[float], float]
 
 
 class State(NamedTuple):
-    """Holds the tokens between two steps, and what the next step may reuse."""
+    """Holds the tokens and the cached features between two steps."""
 
     token_ids: Tensor  # (B, L), [MASK] where masked
     masked_positions: Tensor  # of the tokens that are still masked, (B, M)
@@ -34,19 +34,19 @@ class State(NamedTuple):
 class Sampler:
     """Generates token ids by iterative parallel decoding with guidance and reuse of features.
 
-    Only what the result needs is computed: logits of masked tokens alone, both branches of the guidance in one batch,
-    adaLN once. The number of tokens that a step reveals is fixed beforehand: nothing waits for a GPU.
+    It computes only what the result needs: the logits of masked tokens, both branches of the guidance in one batch, and
+    adaLN once. The numbers of tokens are known beforehand, so nothing waits for a GPU.
 
     Args:
         num_steps: `T`.
-        guidance_scale: of classifier-free guidance; times `guidance_schedule` at s/T in step s = 0..T-1.
-        sampling_temperature: of the choice of a token; times its schedule at r = (s+1)/T, at least 1e-3.
-        gumbel_temperature: of the noise on the confidence; times its schedule at r.
-        mask_schedule: the share of tokens that are still masked after step s, at r; it must fall to 0.
+        guidance_scale: strength of classifier-free guidance. Step s = 0..T-1 multiplies it by `guidance_schedule(s/T)`.
+        sampling_temperature: of the draw of a token. Step s multiplies it by its schedule at r = (s+1)/T (least: 1e-3).
+        gumbel_temperature: strength of the noise on the confidence. Step s multiplies it by its schedule at r.
+        mask_schedule: gives, at r, the share of tokens that are still masked after step s; it must fall to 0.
         guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: see above.
         reuse_share: the share of the cached features that a step reuses, the oldest first; the other tokens are encoded
             anew. 1 is the paper's choice, 0 reuses nothing.
-        compile: whether torch compiles each step: a minute or more for each batch size, and other rounding.
+        compile: whether torch compiles each step, which takes minutes for each batch size and changes the rounding.
 
     Raises:
         InputError: if the mask schedule does not fall from 1 to 0.
@@ -81,9 +81,9 @@ class Sampler:
         """Returns the number of tokens that are still masked after each step; the last is 0."""
         return [max(math.floor(num_tokens * share), 0) for share in self.mask_shares]
 
-    def num_reused(self, visible: int) -> int:
-        """Returns how many of the previously visible tokens have their features reused."""
-        return round(self.reuse_share * visible)
+    def num_reused(self, num_cached: int) -> int:
+        """Returns how many of the cached features a step reuses."""
+        return round(self.reuse_share * num_cached)
 
     @torch.no_grad()
     def __call__(
@@ -94,9 +94,9 @@ class Sampler:
         Args:
             net: the network, in evaluation mode.
             class_ids: (B,), on the network's device; the null class is allowed.
-            generator: makes the result reproducible; on the network's device. Several generators share the rows evenly,
-                and each draws what it would draw for its rows alone.
-            record: receives the token ids (B, L) that each step starts from, [MASK] where masked.
+            generator: draws the noise, on the network's device. Several generators share the rows evenly: the rows of
+                one generator are what it would draw for them alone.
+            record: a list to which each step adds the token ids (B, L) that it starts from.
         """
         batch, device = len(class_ids), class_ids.device
         guided = any(self.guidance_scales)
@@ -104,19 +104,20 @@ class Sampler:
             class_ids = torch.cat([class_ids, torch.full_like(class_ids, net.null_class_id)])
         modulations = net.modulations(class_ids)  # conditional rows first
         run_step = compile_step(self._step, device) if self.compile else self._step
-        every = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
-        state = State(torch.full_like(every, net.mask_token_id), every, every[:, :0], every[:, :0], None)  # all masked
+        positions = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
+        none = positions[:, :0]
+        state = State(torch.full_like(positions, net.mask_token_id), positions, none, none, None)  # all masked
         for step, (num_masked, num_left) in enumerate(pairwise([net.num_tokens, *self.mask_counts(net.num_tokens)])):
             if record is not None:
                 record.append(state.token_ids)
             if not num_masked:
-                continue  # more steps than tokens
+                continue  # all tokens are revealed already
             # In the first step nothing is visible: without guidance, the unconditional branch has no use.
             branches = 2 if guided and (step > 0 or self.guidance_scales[0]) else 1
             token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
             order_noise = gumbel((batch, num_masked), device, generator)
-            rows = [modulation[: branches * batch] for modulation in modulations]
-            state = run_step(net, state, rows, (token_noise, order_noise), step, num_left)
+            of_branches = [modulation[: branches * batch] for modulation in modulations]
+            state = run_step(net, state, of_branches, (token_noise, order_noise), step, num_left)
         return state.token_ids
 
     def _step(
@@ -136,7 +137,7 @@ class Sampler:
         ids, new_rows, masked_rows = (x.repeat(branches, 1) for x in (state.token_ids, new, state.masked_positions))
         logits, features = net(ids, new_rows, masked_rows, modulations, cached_features)
 
-        # 3. Guide: l = l_c + w (l_c - l_u), in float32.
+        # 3. Guide: l = l_c + w (l_c - l_null), in float32.
         logits = logits.float()
         if branches == 2:
             conditional, unconditional = logits.chunk(2)
@@ -152,12 +153,12 @@ class Sampler:
 
         # 6. Reveal the most confident tokens; the others stay masked.
         order = confidence.argsort(dim=1, descending=True)
-        reveal, leave = order.split([order.shape[1] - num_left, num_left], dim=1)
-        revealed = state.masked_positions.gather(1, reveal)
+        revealed, masked = order.split([order.shape[1] - num_left, num_left], dim=1)  # indices into masked_positions
+        new_positions = state.masked_positions.gather(1, revealed)
         return State(
-            token_ids=state.token_ids.scatter(1, revealed, drawn.gather(1, reveal)),
-            masked_positions=state.masked_positions.gather(1, leave),
-            new_positions=revealed,
+            token_ids=state.token_ids.scatter(1, new_positions, drawn.gather(1, revealed)),
+            masked_positions=state.masked_positions.gather(1, masked),
+            new_positions=new_positions,
             cached_positions=torch.cat([reused, new], dim=1),  # in the order of the features
             cached_features=features,
         )

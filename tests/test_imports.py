@@ -16,14 +16,14 @@ FRAMEWORKS = {"lightning", "hydra", "omegaconf"}
 
 
 def imported(source: str) -> set[str]:
-    """The top-level packages that a module imports, anywhere in it."""
-    found = set()
+    """Returns the top-level packages that a module imports, at its head or inside functions."""
+    packages = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module.split(".")[0])
-    return found
+            packages.add(node.module.split(".")[0])
+    return packages
 
 
 def test_the_reader_of_imports_sees_them():

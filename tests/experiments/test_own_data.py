@@ -18,8 +18,8 @@ def test_features_are_torch_fidelitys(inception):
     )(byte)
     with torch.no_grad():
         ours = InceptionFeatures(str(inception), {"adm": adm})(byte.float() / 255)["adm"]
-    torch.testing.assert_close(ours.pool, theirs[0], rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(ours.logits, theirs[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours["pool"], theirs[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(ours["logits"], theirs[1], rtol=1e-6, atol=1e-6)
 
 
 def test_weights_that_are_not_inceptions(inception, tmp_path):
@@ -73,7 +73,7 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
         "metrics.evaluation.num_images=10",
         "metrics.evaluation.block_size=10",
         "metrics.evaluation.batch_size=10",
-        "metrics.evaluation.splits=2",
+        "scores.inception_score.metric.splits=2",
         "metrics.untrained=true",
     ]
     trained = command(

@@ -1,9 +1,8 @@
 """task=tokenize: equal bytes however it was killed or shared, from images and from the official token cache."""
 
 import csv
-import json
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -11,8 +10,10 @@ from PIL import Image
 
 from data.images import ImageList, PlainAndFlipped, load_rgb
 from data.shards import Manifest, ShardPacks
-from data.tokenization import plan_shards
+from data.sources import ImageSource
+from data.tokenization import plan_shards, write_shards
 from enat.tokenizers.vqgan import VQGAN
+from experiments import tokenize
 
 TINY = VQGAN(codebook_size=64, code_width=32, channels=32, multipliers=[1, 1, 2], num_blocks=1, resolution=32)
 OPTIONS = ["task=tokenize", "tokenizer=vqgan_tiny", "shard_size=8", "pack_size=3", "held_out=0.1", "num_workers=0"]
@@ -72,13 +73,25 @@ def test_killed_five_times_and_restarted(command, killed, photos, tmp_path):
     assert read_set(folder) == read_set(tmp_path / "whole")
 
 
-def test_two_processes_share_the_work(command, separate_command, photos, tmp_path):
+def test_two_processes_share_the_work(command, monkeypatch, photos, tmp_path):
+    """Rank 0 writes every second shard and waits; rank 1 does the rest while it waits."""
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    outcome = separate_command(*OPTIONS, f"images={photos}", f"output={tmp_path}/shared", launcher=launcher)
-    assert outcome.status == 0, outcome.err
-    assert read_set(tmp_path / "shared") == read_set(tmp_path / "whole")
-    assert json.loads((tmp_path / "shared" / "results.json").read_text())["samples"]["train"] == 54
+    folder = tmp_path / "shared"
+    source = ImageSource(ImageList.find(photos), PlainAndFlipped(32), batch_size=32, num_workers=0)
+    shards_of_rank_0 = []
+
+    def work_of_rank_1(seconds: float) -> None:
+        shards_of_rank_0.append(sorted(path.name for path in folder.glob("*.tar")))
+        sizes = {"held_out": 0.1, "shard_size": 8, "pack_size": 3}
+        write_shards(source, TINY, folder, **sizes, seed=0, rank=1, world_size=2)
+
+    monkeypatch.setattr(tokenize, "time", SimpleNamespace(sleep=work_of_rank_1))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    results = command(*OPTIONS, f"images={photos}", f"output={folder}").results
+    assert shards_of_rank_0 == [SHARDS[0::2]]
+    assert read_set(folder) == read_set(tmp_path / "whole")
+    assert results["samples"]["train"] == 54
 
 
 def test_unreadable_images_are_named(command, photos, tmp_path):

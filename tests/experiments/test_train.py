@@ -307,7 +307,7 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
         (["module.optimizer.betas=[0.9]"], 1, "module.optimizer.betas=[0.9]: expected more items"),
         (["module.net.num_tokens=16"], 1, "module.net: codebook_size=17, num_tokens=16; the tokenizer has 17 and 64."),
         (["tokenizer.num_levels=10"], 1, "module.net: codebook_size=17"),
-        (["metrics.evaluation.splits=0"], 1, "splits=0: expected"),
+        (["scores.inception_score.metric.splits=0"], 1, "splits=0: expected"),
         (["callbacks.sample_grid.class_ids=[11]"], 1, "class_ids=[11]: expected ids from 0 to 9."),
         (["callbacks.generation_metrics.num_images=0"], 1, "num_images=0: expected at least"),
         (["callbacks.generation_metrics=null"], 1, "callbacks.checkpoint.monitor=val/fid: there is no"),

@@ -1,8 +1,9 @@
-"""Kills runs at chosen moments and starts them again: `python tests/kill_and_resume.py`, in about ten minutes.
+"""Kills training at chosen moments and restarts it: `python tests/manual/kill_and_resume.py`, in about ten minutes.
 
-Each of 20 kills is by a signal (KILL, TERM, USR1, INT), to one rank or all, of a run on one or two ranks, while it
-loads data, trains, saves a checkpoint or validates. It prints a table, and fails if a run hangs, a file is broken, or
-the final weights differ in a bit from those of the uninterrupted run.
+Each of 20 kills sends a signal (KILL, TERM, USR1 or INT) from outside, to one rank or to all, while a run on one or two
+ranks loads data, trains, saves a checkpoint or validates. The moments are not exact, unlike in the tests, which use
+`tests/kill_at_call.py`: this script looks for moments that nobody has thought of. It prints a table, and fails if a run
+hangs or if the final weights differ in a bit from the weights of an uninterrupted run.
 """
 
 import os
@@ -24,88 +25,97 @@ ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "run.py", "experiment=debug", "trainer.max_steps=90", "trainer.val_check_interval=30"]
 COMMAND += ["callbacks.checkpoint.every_n_steps=9", "data.num_workers=1", "metrics.evaluation.num_images=60"]
 COMMAND += ["callbacks.generation_metrics.num_images=60"]
-RANKS = {1: [], 2: ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]}
-PATIENCE_S = 90
+OPTIONS_OF_RANKS = {
+    1: [],
+    2: ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"],
+}
+MOMENTS = ["data loading", "training", "checkpointing", "validation", "training"]
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+SECONDS_UNTIL_IT_HANGS = 90
 
 
-def processes(session: int) -> list[int]:
-    """The living processes of a session, the oldest first."""
-    found = []
+def living_processes(session: int) -> list[int]:
+    """Returns the ids of the living processes of a session, the oldest first."""
+    started_and_id = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has ended
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append((int(fields[19]), int(path.parent.name)))
-    return [pid for _, pid in sorted(found)]
+            started_and_id.append((int(fields[19]), int(path.parent.name)))
+    return [process_id for _, process_id in sorted(started_and_id)]
 
 
-def ranks(session: int) -> list[int]:
-    """Those of the processes that run the command itself: workers and others do not count."""
-    mains = []
-    for pid in processes(session):
+def living_ranks(session: int) -> list[int]:
+    """Returns the ids of the processes of a session that are ranks, not data workers and the like."""
+    ranks = []
+    for process_id in living_processes(session):
+        folder = Path(f"/proc/{process_id}")
         try:
-            parts = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            command_line = (folder / "cmdline").read_bytes()
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended
-        is_second = b"LOCAL_RANK=1" in environment.split(b"\0")
-        if b"run.py" in b" ".join(parts) and (parent == os.getpid() or (is_second and parent == session)):
-            mains.append(pid)
-    return mains
+        is_second_rank = b"LOCAL_RANK=1" in environment and parent == session
+        if b"run.py" in command_line and (parent == os.getpid() or is_second_rank):
+            ranks.append(process_id)
+    return ranks
 
 
-def wait_for(moment: str, folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> bool:
-    """Waits until a run is in the midst of something; False if it ended before."""
+def wait_for(moment: str, folder: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Waits until a run does what `moment` says; returns False if the run has ended before."""
 
-    def pictures() -> int:
+    def count_pictures() -> int:
         return len(list((folder / "samples").glob("*.png")))
 
-    def number_of(file: Path) -> int:
-        return int(file.stem.removeprefix("step_"))
+    def newest_step() -> int:
+        names = (path.stem for path in (folder / "checkpoints").glob("step_*.ckpt"))
+        return max((int(name.removeprefix("step_")) for name in names), default=0)
 
-    before = pictures()
-    start = max(map(number_of, (folder / "checkpoints").glob("step_*.ckpt")), default=0)
+    pictures_before = count_pictures()
+    step_before = newest_step()
     while process.poll() is None:
-        files = list((folder / "checkpoints").glob("step_*.ckpt"))
-        new = any(number_of(file) > start for file in files)
         if moment == "checkpointing" and any((folder / "checkpoints").glob("*.partial")):
             return True
-        if moment == "validation" and pictures() > before:
+        if moment == "validation" and count_pictures() > pictures_before:
             return True
-        if moment == "data loading" and len(processes(process.pid)) > len(ranks(process.pid)) > 0:
+        if moment == "data loading" and len(living_processes(process.pid)) > len(living_ranks(process.pid)) > 0:
             return True
-        if moment == "training" and new:
-            time.sleep(rng.uniform(0, 0.3))
+        if moment == "training" and newest_step() > step_before:
+            time.sleep(random.uniform(0, 0.3))
             return process.poll() is None
         time.sleep(0.001)
     return False
 
 
-def run(folder: Path, number: int) -> subprocess.Popen[bytes]:
-    """Starts a run in a session of its own."""
+def start(folder: Path, num_ranks: int) -> subprocess.Popen[bytes]:
+    """Starts a run in a session of its own; its output goes to a file beside its folder."""
     log = (folder.parent / f"{folder.name}.log").open("ab")
     return subprocess.Popen(
-        [*COMMAND, *RANKS[number], f"output={folder}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        [*COMMAND, *OPTIONS_OF_RANKS[num_ranks], f"output={folder}"],
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
 
 
-def end_of(session: int, process: subprocess.Popen[bytes]) -> int | None:
-    """The exit status once all processes have ended; None if they hang."""
-    limit = time.monotonic() + PATIENCE_S
+def wait_for_end(process: subprocess.Popen[bytes]) -> int | None:
+    """Waits until all processes of a run have ended; returns the exit status, or None if they hang."""
+    limit = time.monotonic() + SECONDS_UNTIL_IT_HANGS
     while time.monotonic() < limit:
-        if process.poll() is not None and not ranks(session) and not processes(session):
+        if process.poll() is not None and not living_processes(process.pid):
             return process.returncode
         time.sleep(0.05)
-    os.killpg(session, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return None
 
 
-def learnt(folder: Path) -> dict[str, torch.Tensor]:
-    """Raw and averaged weights, and the optimiser's state."""
+def trained_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads the weights, the averaged weights and the optimiser's state of a run's last checkpoint."""
     content = read_file(folder / "checkpoints" / "last.ckpt")
     moments = content["optimizer_states"][0]["state"]
     return {
@@ -115,55 +125,52 @@ def learnt(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def kill_once(folder: Path, num_ranks: int, moment: str, number: signal.Signals, to_all: bool, rank: int) -> list[str]:
+    """Starts a run, kills it at a moment, and returns a row of the table, with what went wrong at its end."""
+    process = start(folder, num_ranks)
+    if not wait_for(moment, folder, process):
+        return [str(num_ranks), number.name, "", moment, "ended before", "", "NOT KILLED"]
+    ranks = living_ranks(process.pid)
+    killed_at = time.monotonic()
+    if to_all:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(ranks[min(rank, len(ranks) - 1)], number)
+    status = wait_for_end(process)
+    seconds = f"{time.monotonic() - killed_at:.1f}"
+    target = "all" if to_all else f"rank {rank}"
+    return [str(num_ranks), number.name, target, moment, str(status), seconds, "HANGS" if status is None else ""]
+
+
+def kill_and_finish(folder: Path, num_ranks: int, turn: int, expected: dict[str, torch.Tensor]) -> list[list[str]]:
+    """Kills a run five times and lets it finish; returns a row of the table for each kill."""
+    rows = []
+    for i, moment in enumerate(MOMENTS):
+        number = SIGNALS[(i + turn * 2 + num_ranks) % len(SIGNALS)]
+        to_all = num_ranks == 1 or (i + turn) % 2 == 1
+        rows.append(kill_once(folder, num_ranks, moment, number, to_all, rank=i % 2))
+    status = start(folder, num_ranks).wait()
+    actual = trained_state(folder) if status == 0 else {}
+    is_same = actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
+    return [[*row[:-1], row[-1] or ("same weights" if is_same else "OTHER WEIGHTS")] for row in rows]
+
+
 def main() -> None:
-    """Runs all kills."""
-    rng = random.Random(0)
-    moments = ["data loading", "training", "checkpointing", "validation", "training"]
-    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+    """Does all kills, prints the table, and exits with status 1 if anything went wrong."""
     table = Table("ranks", "signal", "to", "during", "status", "seconds to end", "")
-    failures = 0
+    rows = []
+    random.seed(0)
     with tempfile.TemporaryDirectory() as temporary:
-        for number in RANKS:
-            whole = Path(temporary) / f"whole_{number}"
-            assert run(whole, number).wait() == 0
-            expected = learnt(whole)
+        for num_ranks in OPTIONS_OF_RANKS:
+            whole = Path(temporary) / f"whole_{num_ranks}"
+            assert start(whole, num_ranks).wait() == 0
+            expected = trained_state(whole)
             for turn in range(2):
-                folder = Path(temporary) / f"killed_{number}_{turn}"
-                rows = []
-                for i, moment in enumerate(moments):
-                    kind = signals[(i + turn * 2 + number) % 4]
-                    process = run(folder, number)
-                    if not wait_for(moment, folder, process, rng):
-                        rows.append([str(number), kind.name, "", moment, "ended before", "", "[red]NOT KILLED"])
-                        continue
-                    targets = ranks(process.pid)
-                    to = "all" if number == 1 or (i + turn) % 2 else f"rank {i % 2}"
-                    begun = time.monotonic()
-                    if to == "all":
-                        os.killpg(process.pid, kind)
-                    else:
-                        os.kill(targets[min(i % 2, len(targets) - 1)], kind)
-                    status = end_of(process.pid, process)
-                    seconds = time.monotonic() - begun
-                    rows.append(
-                        [
-                            str(number),
-                            kind.name,
-                            to,
-                            moment,
-                            str(status),
-                            f"{seconds:.1f}",
-                            "[red]HANGS" if status is None else "",
-                        ]
-                    )
-                ended = run(folder, number).wait()
-                found = learnt(folder) if ended == 0 else {}
-                same = found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
-                for row in rows:
-                    failures += bool(row[-1]) or not same
-                    table.add_row(*row[:-1], row[-1] or ("same weights" if same else "[red]OTHER WEIGHTS"))
+                rows += kill_and_finish(Path(temporary) / f"killed_{num_ranks}_{turn}", num_ranks, turn, expected)
+    for row in rows:
+        table.add_row(*row)
     Console(width=110).print(table)
-    sys.exit(failures > 0)
+    sys.exit(any(row[-1] != "same weights" for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the Trainer, callbacks, loggers and guards cost: `python tests/overhead.py`, in about two minutes.
+"""Measures what the Trainer, callbacks, loggers and guards cost: `python tests/manual/overhead.py`, in two minutes.
 
-Trains on digits with all that the default configuration brings but validation, and after each step does the same step
-again in a bare loop of forward, backward, optimiser and average, so that a noisy machine is noisy to both.
+It trains on digits with the default configuration except for validation. After each step it does the same step again in
+a bare loop of forward, backward, optimiser and average, so that other load on the machine slows both down alike.
 """
 
 import tempfile
@@ -21,12 +21,14 @@ from data.stream import StreamPositions, TokenStream
 from enat.randomness import rng_for, seed_default_generator
 from experiments.train import build_trainer
 
-STEPS, WARM_UP = 500, 20
+STEPS = 500
+WARM_UP = 20
 
 
 def bare_loop(config: DictConfig) -> Iterator[None]:
-    """Does a training step each time that it is asked for one."""
-    module, data = instantiate(config.module), instantiate(config.data)
+    """Does a training step each time that `next` is called."""
+    module = instantiate(config.module)
+    data = instantiate(config.data)
     average = EMA(config.callbacks.ema.decay)
     average.setup(None, module, "fit")  # type: ignore[arg-type]
     parameters = list(average.net.parameters()), list(module.net.parameters())
@@ -34,14 +36,14 @@ def bare_loop(config: DictConfig) -> Iterator[None]:
     positions = StreamPositions(data.batch_size, 0, 1, 0)
     loader = DataLoader(stream, batch_sampler=positions, collate_fn=default_convert)  # type: ignore[arg-type]
     setup = module.configure_optimizers()
-    optimizer, scheduler = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    optimizer = setup["optimizer"]
+    scheduler = setup["lr_scheduler"]["scheduler"]
     module.train()
     for step, batch in enumerate(loader):
         rng = rng_for("training", module.seed, 0, step, 0)
         seed_default_generator(module.device, int(rng.integers(2**63)))
         optimizer.zero_grad()
-        partition = module.masking(rng, len(batch[0]), module.net.num_tokens, module.device)
-        module.predict_masked(module.net, batch, partition)["loss"].backward()
+        module.predict_masked(module.net, batch, rng)["loss"].backward()
         optimizer.step()
         scheduler.step()
         average.average(*parameters, step)
@@ -49,21 +51,24 @@ def bare_loop(config: DictConfig) -> Iterator[None]:
 
 
 class InTurns(L.Callback):
-    """After each step of the Trainer, does one of the bare loop, and keeps the time that both took."""
+    """Does a step of the bare loop after each step of the Trainer, and records the seconds that both took."""
 
     def __init__(self, loop: Iterator[None]):
-        self.loop, self.over = loop, 0.0
+        self.loop = loop
+        self.bare_step_ended = 0.0
         self.seconds: list[tuple[float, float]] = []
 
-    def on_train_batch_start(self, *_: object) -> None:  # all callbacks and loggers have done with the step before
-        begun = time.perf_counter()
+    def on_train_batch_start(self, *_: object) -> None:
+        """Runs when all callbacks and loggers have finished the step before."""
+        trainer_step_ended = time.perf_counter()
         next(self.loop)
-        self.seconds.append((begun - self.over, time.perf_counter() - begun))
-        self.over = time.perf_counter()
+        trainer_seconds = trainer_step_ended - self.bare_step_ended
+        self.bare_step_ended = time.perf_counter()
+        self.seconds.append((trainer_seconds, self.bare_step_ended - trainer_step_ended))
 
 
 def step_times(*more: str) -> tuple[float, float]:
-    """Mean seconds of a step under the Trainer and in the bare loop."""
+    """Returns the mean seconds of a step under the Trainer and in the bare loop."""
     with tempfile.TemporaryDirectory() as folder:
         options = [f"trainer.max_steps={STEPS}", "trainer.val_check_interval=100000", f"output={folder}"]
         with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
@@ -78,8 +83,8 @@ def step_times(*more: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints what the Trainer alone takes more than the bare loop, and what all the rest adds to that."""
-    ours = ("training_log", "checkpoint", "leave_on_signal", "guard", "throughput", "progress", "sample_grid")
+    """Prints how much longer a step takes under the Trainer alone, and with everything that is configured."""
+    ours = ("checkpoint", "leave_on_signal", "guard", "throughput", "progress", "sample_grid")
     nothing = [*(f"callbacks.{name}=null" for name in ours), "logger.csv=null", "++trainer.enable_progress_bar=false"]
     alone, bare = step_times(*nothing)
     print(f"bare loop {1e3 * bare:.1f} ms a step, under the Trainer {1e3 * alone:.1f} ms: {alone / bare - 1:+.1%}")

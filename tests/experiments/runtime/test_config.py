@@ -195,9 +195,13 @@ def test_a_target_counts_by_where_it_is_defined(compose_config, target, origin):
     ],
 )
 def test_metrics_of_torchmetrics_are_allowed(target):
-    check_config(OmegaConf.create({"metric": {"_target_": target}}), "metric")
-    with pytest.raises(InputError, match=r"^metric\.dist_sync_on_step"):
-        check_config(OmegaConf.create({"metric": {"_target_": target, "dist_sync_on_step": 3}}), "metric")
+    check_config(OmegaConf.create({"metric": {"_target_": target, "sync_on_compute": False}}), "metric")
+
+
+def test_options_of_metrics_are_checked():
+    fid = {"_target_": "torchmetrics.image.fid.FrechetInceptionDistance", "normalize": 3}
+    with pytest.raises(InputError, match=r"^metric\.normalize=3: expected true or false\.$"):
+        check_config(OmegaConf.create({"metric": fid}), "metric")
 
 
 def test_options_for_a_base_class_are_checked(compose_config):
