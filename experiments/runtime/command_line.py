@@ -27,9 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
 from enat.files import write_atomically
-from experiments.runtime.config_check import check_config, check_value
+from experiments.runtime.config_check import check_config
 from experiments.runtime.launch import processes
 from experiments.runtime.multirun import JobError, is_job, launcher_starts_processes, objectives, run_job
+from experiments.runtime.type_hints import check_value
 
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 

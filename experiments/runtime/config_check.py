@@ -9,23 +9,23 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from enat.errors import InputError
-from experiments.runtime.type_hints import describe, fits, values_hint
+from experiments.runtime.type_hints import check_value
 
 # A configuration may name what is below these and nothing else, since `instantiate` calls whatever it is told to.
 ALLOWED = ("enat.", "data.", "callbacks.", "experiments.", "torch.optim.", "lightning.pytorch.")
 METRICS = "torchmetrics."  # of this, only the classes of metrics
 # Keys with a meaning for Hydra, not for the constructor.
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+_VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _SETTINGS = "settings"  # an argument of tasks that `run_task` adds
 
 
-def check_config(config: DictConfig, key: str, values: Any = Any) -> None:
+def check_config(config: DictConfig, key: str) -> None:
     """Checks the node `key` of a configuration, and all that the node holds or refers to.
 
     Args:
         config: the whole configuration.
         key: of a mapping or a list, such as `module.net`.
-        values: the type hint of each value, for a node without a `_target_`.
 
     Raises:
         InputError: for a `_target_` that is not allowed, an option that its constructor does not have or that is
@@ -40,27 +40,15 @@ def check_config(config: DictConfig, key: str, values: Any = Any) -> None:
     as_written = OmegaConf.to_container(node, resolve=False)
     assert isinstance(as_written, dict)
     options = {str(name): text for name, text in as_written.items() if name not in _HYDRA_KEYS}
-    hints = dict.fromkeys(options, values)
+    hints = {}
     if "_target_" in as_written:
-        hints |= _hints_of_target(key, as_written["_target_"], list(options), bool(as_written.get("_partial_")))
+        hints = _hints_of_target(key, as_written["_target_"], list(options), bool(as_written.get("_partial_")))
     for name, text in options.items():
         is_reference = isinstance(text, str) and text.startswith("${") and text.endswith("}") and text.count("${") == 1
         option = text[2:-1] if is_reference else f"{key}.{name}"
         if OmegaConf.is_config(node[name]):
-            check_config(config, option, values_hint(hints[name]))
-        check_value(option, node[name], hints[name])
-
-
-def check_value(option: str, value: Any, hint: Any) -> None:
-    """Checks the value of one option.
-
-    Raises:
-        InputError: if it does not fit the type hint.
-    """
-    if not fits(value, hint):
-        shown = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        shown = "null" if shown is None else shown
-        raise InputError(f"{option}={shown}: expected {describe(hint)}.")
+            check_config(config, option)
+        check_value(option, node[name], hints.get(name, Any))
 
 
 def _hints_of_target(key: str, target: str, options: list[str], is_partial: bool) -> dict[str, Any]:
@@ -122,18 +110,16 @@ def _parameters(called: Any) -> tuple[list[str], dict[str, Any], bool]:
     """
     functions = [called]
     if inspect.isclass(called):
-        functions = [
-            vars(base)["__init__"] for base in called.__mro__ if "__init__" in vars(base) and base is not object
-        ]
+        bases = [base for base in called.__mro__ if base is not object]
+        functions = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
     names: dict[str, None] = {}
     hints: dict[str, Any] = {}
     for function in functions:
-        signature = inspect.signature(function).parameters
-        takes_others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
-        variable = [name for name, p in signature.items() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        names |= dict.fromkeys(name for name in signature if name not in ("self", *variable))
+        parameters = inspect.signature(function).parameters
+        kinds = {name: parameter.kind for name, parameter in parameters.items() if name != "self"}
+        names |= {name: None for name, kind in kinds.items() if kind not in _VARIABLE}
         hints = _type_hints(function) | hints
-        if not takes_others:
+        if inspect.Parameter.VAR_KEYWORD not in kinds.values():
             return list(names), hints, False
     return list(names), hints, bool(functions)
 

@@ -141,8 +141,8 @@ def test_bad_input(command, photos, tmp_path):
         ([f"images={tmp_path}/none"], "there is no such folder"),
         ([], "images=null: expected images=DIR"),
         (["images=x.npy"], "missing, truncated, or no .npy file"),
-        (["held_out=1", images], "held_out=1: expected a number of at least 0 and below 1"),
-        (["pack_size=0", images], "pack_size=0: expected an integer of at least 1"),
+        (["held_out=1", images], "held_out=1: expected a value less than 1"),
+        (["pack_size=0", images], "pack_size=0: expected a value greater than or equal to 1"),
         (["tokenizer.weights=nowhere.ckpt", images], "weights=nowhere.ckpt: there is no such file"),
     ]
     for arguments, sentence in cases:
