@@ -97,7 +97,7 @@ def describe_differences(study: Study, baseline: int, differences: Mapping[str, 
     if len(labels) < 2 or not differences:
         return []
     if all(table["low"].isna().all() for table in differences.values()):
-        return [f"No interval of the difference from {row} can be given: it takes two rows of seeds that differ."]
+        return [f"No interval of the difference from {row} can be given: it needs two seeds in both rows, or more."]
     lines = []
     for group in labels.index.drop(baseline):
         parts = [describe_difference(SCORES[score], *table.loc[group]) for score, table in differences.items()]
