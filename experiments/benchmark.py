@@ -20,12 +20,6 @@ from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
-from experiments.benchmarking.optimizations import (
-    decoding_variants,
-    leave_one_out,
-    sampling_variants,
-    training_variants,
-)
 from experiments.benchmarking.tables import plot, print_tables
 from experiments.benchmarking.workload import Clock, Generation, TrainingSteps, at_resolution
 from experiments.data_benchmark import stream_rate
@@ -40,7 +34,7 @@ class Curves:
     """Holds what is measured over the number of steps and over the resolution.
 
     Args:
-        batch: images at a time, also when an optimisation is left out.
+        batch: images at a time.
         num_steps: numbers of steps; None for no such curve.
         resolution: multiples of the experiment's resolution; None for no such curve.
     """
@@ -151,7 +145,6 @@ def measure(
     batch_sizes: Sequence[int],
     train_batch: int | None,
     curves: Curves,
-    optimizations: bool,
     clock: Clock,
 ) -> dict[str, Any]:
     """Measures all kinds of work in the precision of the clock; its arguments stay as they are."""
@@ -170,16 +163,9 @@ def measure(
     flops = results["sampling"]["tflop_per_image"] + results["decode"]["tflop_per_image"]
     results["generation"] = time_generation(Generation(net, sampler(), batch, device), coder, flops, clock)
     del net, coder
-    without = [
-        lambda: sampling_variants(module.net, sampler, curves.batch, clock),
-        lambda: decoding_variants(tokenizer, token_ids[: curves.batch], clock),
-    ]
     if train_batch is not None:
         tell(f"{dtype}: training, batch {train_batch}")
         results["train"] = time_training(deepcopy(module), train_batch, clock)
-        without.append(lambda: training_variants(deepcopy(module), train_batch, clock))
-    tell(f"{dtype}: what each optimisation gains")
-    results["optimizations"] = leave_one_out(without if optimizations else [], clock)
     return {"peak_tflops": peak / 1e12, **results}
 
 
@@ -191,7 +177,6 @@ def benchmark(
     batch_sizes: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)],
     train_batch: Annotated[int, Ge(1)] | None,
     curves: Curves,
-    optimizations: bool,
     seconds: Annotated[float, Gt(0)],
     fabric: Fabric,
     output: str,
@@ -207,7 +192,6 @@ def benchmark(
         batch_sizes: of sampling, beside 1; the tokenizer is measured at the largest.
         train_batch: samples of a training step; None for no training.
         curves: what is measured over the number of steps and over the resolution.
-        optimizations: whether each optimisation is left out in turn.
         seconds: how long each work is repeated.
         fabric: one device.
         output: folder of `benchmark.png`, and of `benchmark.json`, written after each precision.
@@ -216,7 +200,7 @@ def benchmark(
     by_precision: dict[str, dict[str, Any]] = {}
     for name in precisions:
         clock = Clock(fabric.device, DTYPES[name], seconds)
-        by_precision[name] = measure(module, sampler, tokenizer, batch_sizes, train_batch, curves, optimizations, clock)
+        by_precision[name] = measure(module, sampler, tokenizer, batch_sizes, train_batch, curves, clock)
         write_atomically(Path(output) / "benchmark.json", json.dumps(by_precision, indent=1).encode())  # so far
     tell("the stream of shards")
     side = math.isqrt(module.net.num_tokens)

@@ -12,7 +12,7 @@ XLABELS = {"batch": "batch", "num_steps": "steps", "resolution": "resolution, ti
 
 
 def print_tables(by_precision: Mapping[str, Mapping[str, Any]], data: float) -> None:
-    """Prints a row for each precision and kind of work, one for the data in samples/s, one for each optimisation."""
+    """Prints a row for each precision and kind of work, and one for the data in samples/s."""
     table = Table("", "precision", "per second", "TFLOP an image", "share of the peak", "")
     for precision, results in by_precision.items():
         for kind in [kind for kind in ("sampling", "decode", "generation", "encode", "train") if kind in results]:
@@ -24,12 +24,7 @@ def print_tables(by_precision: Mapping[str, Mapping[str, Any]], data: float) -> 
             table.add_row(kind, precision, f"{rate:,.2f}", flops, f"{row['utilization']:.1%}", rest)
         table.add_row("matrix product", precision, "", "", f"{results['peak_tflops']:.3f} TFLOP/s", "")
     table.add_row("data, one worker", "", f"{data:,.0f}", "", "", "")
-    gains = Table("optimisation", "of", "precision", "without it, the time is")
-    for precision, results in by_precision.items():
-        for row in results["optimizations"]:
-            gains.add_row(row["optimization"], row["kind"], precision, f"{row['ratio']:.2f}x")
-    console = Console(width=max(Console().width, 100))
-    console.print(table, *([gains] if gains.row_count else []))
+    Console(width=max(Console().width, 100)).print(table)
 
 
 def plot(by_precision: Mapping[str, Mapping[str, Any]], steps: Sequence[Mapping[str, float]], path: Path) -> None:

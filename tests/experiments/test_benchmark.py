@@ -19,12 +19,6 @@ from enat.schedules import constant, cosine, falling, rising
 from enat.variants import NAT
 from experiments.benchmark import time_sampling
 from experiments.benchmarking import workload
-from experiments.benchmarking.optimizations import (
-    CacheByTheWholeNetwork,
-    LogitsOfAllTokens,
-    ModulationsAtEachStep,
-    TwoPasses,
-)
 from experiments.benchmarking.workload import Clock, TrainingSteps, at_resolution
 
 
@@ -77,30 +71,6 @@ def test_a_batch_that_does_not_fit_ends_the_row(monkeypatch, small_net):
     assert [row["batch"] for row in results["by_batch"]] == [1, 2]
 
 
-@pytest.mark.parametrize("wrapper", [TwoPasses, ModulationsAtEachStep, LogitsOfAllTokens])
-def test_what_is_left_out_changes_the_work_and_not_the_result(small_net, wrapper):
-    sampler = Sampler(4, 2.0, 1.0, 1.0, cosine, rising, falling, falling)
-    class_ids = torch.tensor([0, 1, 2])
-    token_ids, flops = [], []
-    for net in (small_net, wrapper(small_net)):
-        with FlopCounterMode(display=False) as counter:
-            token_ids.append(sampler(net, class_ids, torch.Generator().manual_seed(0)))
-        flops.append(counter.get_total_flops())
-    assert torch.equal(*token_ids)
-    if wrapper is TwoPasses:
-        assert flops[1] == flops[0]
-    else:
-        assert flops[1] > flops[0]
-
-
-def test_cache_by_the_whole_network(small_net):
-    token_ids = torch.randint(12, (3, 16))
-    visible = torch.rand(3, 16).argsort(dim=1)[:, :6]
-    modulations = small_net.modulations(torch.tensor([0, 1, 2]))
-    arguments = token_ids.gather(1, visible), visible, modulations
-    assert torch.equal(CacheByTheWholeNetwork(small_net).encode(*arguments), small_net.encode(*arguments))
-
-
 def test_fp16_training_scales_its_loss(compose_config):
     """Gradients that only the scale makes infinite in 16 bits skip their step, and halve it."""
     module = instantiate(compose_config("experiment=debug").module)
@@ -121,8 +91,6 @@ def test_other_networks(command, tmp_path, option):
     sizes = ["batch_sizes=[1]", "precisions=[float32]", "seconds=0.01", "train_batch=4", "curves.num_steps=[2]"]
     results = command("experiment=debug", "task=benchmark", *sizes, option, f"output={tmp_path}").results
     (once, _), (same,) = results["curves"]["resolution"], results["curves"]["num_steps"]
-    kinds = {row["kind"] for row in results["optimizations"]}
-    assert kinds == {"sampling", "training"}
     assert once["tflop_per_image"] == pytest.approx(results["sampling"]["tflop_per_image_with_attention"])
     assert same["tflop_per_image"] < once["tflop_per_image"]
 
@@ -160,11 +128,7 @@ def test_task(command, tmp_path):
     # Four times the tokens are more than four times the operations, for attention's sake.
     first, second = (row["tflop_per_image"] for row in curves["resolution"])
     assert 4 < second / first < 8
-    gains = {(row["kind"], row["optimization"]): row for row in results["optimizations"]}
-    assert len(gains) >= 10
-    for row in gains.values():
-        assert row["ratio"] == pytest.approx(row["seconds_without"] / row["seconds"])
     with Image.open(results["plot"]) as picture:
         assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
     wrong = command("experiment=debug", "task=benchmark", "precisions=[float8]", f"output={tmp_path}/w")
-    assert (wrong.status, "precisions=['float8']: expected" in wrong.err) == (1, True)
+    assert (wrong.status, "precisions[0]=float8: expected" in wrong.err) == (1, True)

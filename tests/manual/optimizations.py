@@ -1,15 +1,28 @@
-"""What each optimisation gains: the time without it, where a straightforward program does more work."""
+"""Measures what each optimisation gives: the time without it, when a straightforward program does more work.
 
+`python tests/manual/optimizations.py experiment=enat_l_256 tokenizer.weights=null` takes the options of task=benchmark.
+With `sampler.compile=true`, `tokenizer.compile=true` or `module.compile=true` it also measures what compiling gives.
+"""
+
+import json
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from enat.files import write_atomically
 from enat.layers import SelfCrossAttention
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
@@ -18,7 +31,10 @@ from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from enat.tokenizers.vqgan import VQGAN, run
 from enat.variants import CrossAttention
+from experiments.benchmark import DTYPES
 from experiments.benchmarking.workload import Clock, Generation, TrainingSteps, Work
+from experiments.runtime.command_line import check_options, explain_errors
+from experiments.runtime.progress import tell
 
 
 class Wrapped:
@@ -198,3 +214,48 @@ def leave_one_out(variants: list[Callable[[], dict[str, Work]]], clock: Clock) -
             for name in others
         ]
     return rows
+
+
+def measure(config: DictConfig, clock: Clock) -> list[dict[str, Any]]:
+    """Measures what each optimisation of sampling, decoding and training gives in the precision of the clock."""
+    module = instantiate(config.module)
+    tokenizer = instantiate(config.tokenizer)
+    sampler = instantiate(config.sampler)
+    batch_size = config.curves.batch
+    shape = (batch_size, module.net.num_tokens)
+    token_ids = torch.randint(module.net.sizes["codebook_size"], shape, device=clock.device)
+    variants = [
+        lambda: sampling_variants(module.net, sampler, batch_size, clock),
+        lambda: decoding_variants(tokenizer, token_ids, clock),
+    ]
+    if config.train_batch is not None:
+        variants.append(lambda: training_variants(deepcopy(module), config.train_batch, clock))
+    return leave_one_out(variants, clock)
+
+
+def main(options: Sequence[str]) -> None:
+    """Prints a table, and writes `optimizations.json` into the folder `output`.
+
+    Args:
+        options: the options of task=benchmark; `curves.batch` is the batch of sampling and decoding.
+    """
+    with initialize_config_dir(str(Path(__file__).resolve().parents[2] / "conf"), version_base="1.3"):
+        config = compose("config", ["task=benchmark", *options])
+    check_options(config)
+    device = instantiate(config.fabric).device
+    table = Table("optimisation", "of", "precision", "without it, the time is")
+    by_precision = {}
+    for precision in config.precisions:
+        tell(f"{precision}: what each optimisation gives")
+        by_precision[precision] = measure(config, Clock(device, DTYPES[precision], config.seconds, with_peak=False))
+        for row in by_precision[precision]:
+            table.add_row(row["optimization"], row["kind"], precision, f"{row['ratio']:.2f}x")
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "optimizations.json", json.dumps(by_precision, indent=1).encode())
+    Console(width=max(Console().width, 100)).print(table)
+
+
+if __name__ == "__main__":
+    with explain_errors(sys.argv):
+        main(sys.argv[1:])
