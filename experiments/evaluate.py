@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -13,7 +12,7 @@ from data.scored_images import ImageWriter
 from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
 from enat.generation import GeneratedImages
-from enat.metrics.evaluation import Evaluation
+from enat.metrics.evaluation import Evaluation, Result
 from enat.net import ENAT
 from enat.processes import Processes
 from enat.sampler import Sampler
@@ -70,6 +69,31 @@ def uneven_classes(num_images: int, num_classes: int) -> list[str]:
     return [note] if rest else []
 
 
+def score_seeds(
+    checkpoint: Checkpoint,
+    sampler: Sampler,
+    evaluation: Evaluation,
+    seeds: Sequence[int],
+    png: bool,
+    npz: bool,
+    unfinished: Unfinished,
+) -> tuple[list[Result], list[str]]:
+    """Scores the images of each seed; returns the results, and the files that the images were written to."""
+    finish = partial(ImageWriter.finish, num_images=evaluation.num_images, npz=npz, keep=png)
+    results = []
+    files = []
+    for seed in seeds:
+        images = checkpoint.images(evaluation, sampler, seed)
+        writer = ImageWriter(unfinished.folder.parent / f"images_seed_{seed}") if png or npz else None
+        title = f"seed {seed}"
+        result, written = score(
+            evaluation, images, title, checkpoint.device, checkpoint.processes, unfinished, writer, finish
+        )
+        results.append(result)
+        files += written
+    return results, files
+
+
 def evaluate(
     checkpoint: Checkpoint,
     sampler: Sampler,
@@ -104,16 +128,7 @@ def evaluate(
         "scores": settings["scores"],
     }
     unfinished = Unfinished(output, {**identity, "png": png, "npz": npz}, processes)
-    finish = partial(ImageWriter.finish, num_images=evaluation.num_images, npz=npz, keep=png)
-    results = []
-    written = []
-    for seed in seeds:
-        images = checkpoint.images(evaluation, sampler, seed)
-        writer = ImageWriter(Path(output) / f"images_seed_{seed}") if png or npz else None
-        title = f"seed {seed}"
-        result, files = score(evaluation, images, title, checkpoint.device, processes, unfinished, writer, finish)
-        results.append(result)
-        written += files
+    results, files = score_seeds(checkpoint, sampler, evaluation, seeds, png, npz, unfinished)
     if processes.rank > 0:
         return {}
     scores = over_seeds([result.scores for result in results])
@@ -132,7 +147,7 @@ def evaluate(
         "seeds": list(seeds),
         "by_seed": {str(seed): result.scores for seed, result in zip(seeds, results, strict=True)},
         "images_sha256": [result.sha256 for result in results],
-        "images": written,
+        "images": files,
         "cost": sampling_cost(checkpoint.net, sampler, evaluation.block_size, checkpoint.context),
         "settings": identity,
         "reference": results[0].reference,

@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 
 from data.references import SUFFIXES
 from enat.errors import InputError
+from enat.features.network import FeatureNetwork
 from enat.files import write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import accumulate
@@ -51,12 +52,7 @@ def statistics(
     network: Any = features.to(fabric.device).eval()
     identity = {"images": dict(images.identity), "features_sha256": network.sha256, "protocols": [*network.protocols]}
     work = Unfinished(output, {**identity, "block_size": block_size, "max_features": max_features}, processes).folder
-    scores: dict[str, Any] = {"pool": OnView("pool", FrechetDistance())}
-    if "spatial" in network.widths:
-        scores["spatial"] = OnView("spatial", FrechetDistance())
-    if max_features:
-        scores["features"] = OnView("pool", KeptFeatures(max_features))
-    metrics = {name: MetricCollection(scores, compute_groups=False).clone() for name in network.protocols}
+    metrics = metrics_for(network, max_features)
     with ImageProgress(processes.rank) as bars:
         shared = (network, block_size, processes, fabric.device, work / "images", bars.add("features"))
         record = accumulate(metrics, images, True, *shared)
@@ -85,6 +81,16 @@ def statistics(
         "images": {**images.identity, "sha256": record.sha256},
         "skipped": record.skipped,
     }
+
+
+def metrics_for(network: FeatureNetwork, max_features: int) -> dict[str, MetricCollection]:
+    """Makes, for each protocol, the metrics that hold the statistics of its views and the kept features."""
+    scores: dict[str, Any] = {"pool": OnView("pool", FrechetDistance())}
+    if "spatial" in network.widths:
+        scores["spatial"] = OnView("spatial", FrechetDistance())
+    if max_features:
+        scores["features"] = OnView("pool", KeptFeatures(max_features))
+    return {name: MetricCollection(scores, compute_groups=False).clone() for name in network.protocols}
 
 
 def arrays_of(collection: MetricCollection, prefix: str) -> dict[str, Any]:
