@@ -115,8 +115,8 @@ def predict(
         features,
         masked.positions[None],
         PerToken(modulations, masked),
-        PerToken(modulations, visible),
-        PackedAttention(masked, visible),
+        context_modulations=PerToken(modulations, visible),
+        kernel=PackedAttention(masked, visible),
     )
     return net.logits(decoded), masked.ids(token_ids)
 
@@ -144,8 +144,8 @@ def encode(
         tokens.positions[None],
         PerToken(modulations, tokens),
         cached_features,
-        None if cached is None else PerToken(modulations, cached),
-        PackedAttention(tokens, cached),
+        context_modulations=None if cached is None else PerToken(modulations, cached),
+        kernel=PackedAttention(tokens, cached),
     )
 
 
