@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,11 @@ def accumulate(
                 _update(metrics, block, real, count, device)
                 if processes.rank == 0:
                     progress.on_images(len(block.numbers) + len(block.skipped))
-        # A restart makes the last blocks of generated images again, so that each metric sees some before it computes.
-        if folder is not None and (real if turn + 1 == num_turns else time.monotonic() > due):
-            begun = time.monotonic()
-            _save(metrics, record, folder, processes)
-            due = time.monotonic() + (time.monotonic() - begun) / SAVING_SHARE
+        if folder is not None:
+            # Rank 0 alone looks at the clock. A restart makes the last blocks of generated images again, so that each
+            # metric sees some of them before it computes.
+            is_wanted = real if turn + 1 == num_turns else None
+            due = processes.on_first(partial(_save, metrics, record, folder, due, is_wanted))
     return record
 
 
@@ -173,13 +174,16 @@ def _update(metrics: Metrics, block: Measured, real: bool, num_images: int, devi
             score.update(views, context)
 
 
-def _save(metrics: Metrics, record: Record, folder: Path, processes: Processes) -> None:
-    def write() -> None:
-        states = {protocol: collection.state_dict() for protocol, collection in metrics.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / STATE, lambda file: torch.save({"record": asdict(record), **states}, file))
-
-    processes.on_first(write)
+def _save(metrics: Metrics, record: Record, folder: Path, due: float, is_wanted: bool | None) -> float:
+    """Saves the state if that is wanted or, with None, if it is due; returns when it is due again."""
+    begun = time.monotonic()
+    if not (begun > due if is_wanted is None else is_wanted):
+        return due
+    states = {protocol: collection.state_dict() for protocol, collection in metrics.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / STATE, lambda file: torch.save({"record": asdict(record), **states}, file))
+    ended = time.monotonic()
+    return ended + (ended - begun) / SAVING_SHARE
 
 
 def _restore(metrics: Metrics, folder: Path | None, processes: Processes, device: torch.device) -> Record:

@@ -11,6 +11,11 @@ from enat.errors import InputError
 from enat.features.network import Views
 
 
+def _is_shared() -> bool:
+    """Says no to torchmetrics: every process sees every block of images, so metrics have nothing to synchronise."""
+    return False
+
+
 class OnView(Metric):
     """Puts a metric on one view of the images.
 
@@ -25,9 +30,11 @@ class OnView(Metric):
     full_state_update = False
 
     def __init__(self, view: str, metric: Metric):
-        super().__init__(sync_on_compute=False)  # every process sees every block: there is nothing to synchronise
-        metric.sync_on_compute = False
-        metric.persistent(True)  # or its state dict would be empty
+        super().__init__(distributed_available_fn=_is_shared)
+        for part in metric.modules():
+            if isinstance(part, Metric):
+                part.distributed_available_fn = _is_shared
+                part.persistent(True)  # or its state dict would be empty
         self.view = view
         self.metric = metric
         self.names = set(inspect.signature(metric.update).parameters)
