@@ -185,10 +185,10 @@ def test_killed_work_goes_on(command, killed, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_killed_ranks_go_on(command, killed, checkpoint, tmp_path, ranks):
+def test_killed_ranks_go_on(separate_command, killed, checkpoint, tmp_path, ranks):
     """Rank by rank killed and started again: equal bytes of all scores on 1, 2 and 3 ranks."""
     options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=210"]
-    expected = command(*options, f"output={tmp_path}/a").results
+    expected = separate_command(*options, f"output={tmp_path}/a").results  # with as many threads as the ranks
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     at = {"at": "enat.metrics.accumulation:Record.add", "launcher": launcher}
     assert killed(*options, f"output={tmp_path}/b", number=140, **at).status != 0
