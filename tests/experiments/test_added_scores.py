@@ -63,7 +63,7 @@ def test_added_by_yaml_alone(folder):
     assert together["processes"] == 2
     names = ("fid", "mifid", "variation")
     assert [together[name] for name in names] == [alone[name] for name in names] == [trained[name] for name in names]
-    assert alone["mifid"] > alone["fid"] > 0
+    assert alone["mifid"] == pytest.approx(alone["fid"], rel=1e-5)  # no image is near to one of the reference
     assert 0 < alone["variation"] < 64
 
 
