@@ -329,7 +329,7 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     assert "truncated or no checkpoint" in sentence(
         scored(folder, *good[:-1], f"metrics.evaluation.features.weights={inception_cut}")
     )
-    assert "fabric.precision=64-true: expected one of 32-true" in sentence(
+    assert "fabric.precision=64-true: expected 32-true" in sentence(
         command(*DEBUG, f"weights={checkpoint}", "fabric.precision=64-true")
     )
     assert "expected different integers" in sentence(command(*DEBUG, f"weights={checkpoint}", "seeds=[1,1]"))
