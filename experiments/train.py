@@ -209,13 +209,13 @@ def train(
     start = resume_point(folder / "checkpoints", settings, module) if resume else None
     fitter = build_trainer(trainer, callbacks, logger)
     record_settings(fitter, settings, folder)
-    yardstick = {"untrained network": deepcopy(module.net)} if untrained else {}
+    untrained_nets = {"untrained network": deepcopy(module.net)} if untrained else {}
     if start is not None:
         announce(*start, fitter.world_size)
     fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
     if not isinstance(fitter.checkpoint_callback, Checkpoints):
         fitter.save_checkpoint(last)
-    nets = {"this network": module.averaged_net, **yardstick}
+    nets = {"this network": module.averaged_net, **untrained_nets}
     rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
     by_protocol = rows.pop("this network", {})
     scores = next(iter(by_protocol.values()), {})  # of the first protocol
