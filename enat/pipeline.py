@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from enat import kernels, schedules
+from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.weights import load_exactly, read_file, select_state
 from enat.errors import InputError
@@ -95,7 +96,7 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
         raise InputError(
             f"{weights}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
         )
-    load_exactly(net, state, weights)
+    load_exactly(net, split_blocks(state, net.encoder_depth), weights)
     return Pipeline(net.eval(), sampler, built_tokenizer).to(device)
 
 
