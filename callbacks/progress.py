@@ -61,7 +61,7 @@ class TrainingProgress(ProgressBar):
             "parameters": f"{parameters:,}",
             "devices": f"{devices} x {kind}, precision {trainer.precision}",
             "batch": f"{batch:,} = {factors}",
-            "mask groups": str(pl_module.groups_here * devices * accumulated),
+            "mask groups": str(pl_module.groups_per_batch * devices * accumulated),
             "steps": f"{trainer.global_step:,} of {trainer.max_steps:,} done",
             "results": str(trainer.default_root_dir),
         }

@@ -1,6 +1,6 @@
 """The building blocks of ENAT: adaptive layer norm, SC-attention, the transformer block.
 
-Shapes: `B` batch, `N` tokens being computed, `P` context tokens (only attended to), `D` width, `H` heads, `d = D/H`.
+Shapes: `B` batch, `N` tokens to update, `P` context tokens (only attended to), `D` width, `H` heads, `d = D/H`.
 """
 
 import torch
@@ -46,7 +46,7 @@ class SelfCrossAttention(nn.Module):
         if context is not None:
             key_value = torch.cat([self.context_kv(context), key_value], dim=1)  # (B, P+N, 2D)
         query = rearrange(query, "b n (h d) -> b h n d", h=self.num_heads)
-        key, value = rearrange(key_value, "b s (two h d) -> two b h s d", two=2, h=self.num_heads)
+        key, value = rearrange(key_value, "b n (kv h d) -> kv b h n d", kv=2, h=self.num_heads)  # (B, H, P+N, d) each
         attended = (kernel or self.kernel)(query, key, value)  # (B, H, N, d)
         return self.out(rearrange(attended, "b h n d -> b n (h d)"))
 
@@ -54,8 +54,8 @@ class SelfCrossAttention(nn.Module):
 class Block(nn.Module):
     """Updates tokens by SC-attention and an MLP. The class modulates their inputs and gates their outputs.
 
-    `ENAT.modulations` calls `modulation`, which gives 8 vectors: shift and scale of the tokens, shift and scale of the
-    context, gate of the attention; shift, scale and gate of the MLP. They start at zero: the block is the identity.
+    The layer `modulation` maps SiLU(c) to 8 vectors (in `ENAT.modulations`): shift and scale of the tokens, shift and
+    scale of the context, gate of the attention; shift, scale and gate of the MLP. It starts at zero (identity).
     """
 
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
@@ -77,8 +77,8 @@ class Block(nn.Module):
         Args:
             x: the tokens to compute, (B, N, D).
             context: the tokens to attend to, (B, P, D), which `normalize` has been applied to; None for no context.
-            modulation: the 8 vectors, (B, 1, 8, D). If several images share a row, the vectors of each token,
-                (B, N, 8, D), with the vectors of each context token in `context_modulation`, (B, P, 8, D).
+            modulation: the 8 vectors, (B, 1, 8, D); in a packed batch (`enat.packed`), one set a token: (B, N, 8, D).
+            context_modulation: the vectors of the context in a packed batch, (B, P, 8, D); None for `modulation`.
             kernel: computes the attention in place of the block's own kernel.
         """
         shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(dim=-2)

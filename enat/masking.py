@@ -16,7 +16,7 @@ class Partition(NamedTuple):
 
     masked: Tensor  # to be predicted, (B, M)
     new: Tensor  # visible, to be encoded, (B, N)
-    cached: Tensor | None  # visible, with features from an earlier state, (B, P); None or P = 0 if nothing is reused
+    cached: Tensor | None  # visible, with features to be reused, (B, P); None or P = 0 without reuse
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -54,12 +54,12 @@ class RandomMasking:
     def __call__(
         self, rng: np.random.Generator, batch_size: int, num_tokens: int, device: torch.device | str = "cpu"
     ) -> Partition:
-        """Draws a partition. `rng` gives the numbers of tokens, and the seed of their positions on the device."""
-        count = num_masked(rng.beta(self.ratio_alpha, self.ratio_beta), num_tokens)
-        num_visible = num_tokens - count
+        """Draws a partition. `rng` draws the counts, and a seed for the generator that shuffles the positions."""
+        masked_count = num_masked(rng.beta(self.ratio_alpha, self.ratio_beta), num_tokens)
+        num_visible = num_tokens - masked_count
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
         order = torch.rand(batch_size, num_tokens, generator=generator, device=device).argsort(dim=1)
         if rng.random() >= self.reuse_prob:
-            return Partition(order[:, :count], order[:, count:], None)
+            return Partition(order[:, :masked_count], order[:, masked_count:], None)
         num_new = round(num_visible * rng.random())  # half to even
-        return Partition(*order.split([count, num_new, num_visible - num_new], dim=1))
+        return Partition(*order.split([masked_count, num_new, num_visible - num_new], dim=1))

@@ -1,4 +1,4 @@
-"""The LightningModule: mask, forward, loss, log, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook."""
+"""The LightningModule: mask, forward, loss, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -41,7 +41,7 @@ class MaskedTokenModule(L.LightningModule):
         compile: whether torch compiles the blocks.
     """
 
-    ema_net: ENAT | None  # set by callbacks.EMA; not a submodule, so that checkpoints and DDP ignore it
+    ema_net: ENAT | None  # set by callbacks.EMA, in evaluation mode; no submodule: checkpoints and DDP ignore it
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class MaskedTokenModule(L.LightningModule):
         self.mask_groups = mask_groups
         self.seed = seed
         self.cache_from_ema = cache_from_ema
-        self.compile_blocks = compile
-        self.__dict__["ema_net"] = None
-        self.group_values: list[dict[str, Tensor]] = []  # of the last training batch, for callbacks
-        self.partitions: list[Partition] = []
+        self.is_compiled = compile
+        self.__dict__["ema_net"] = None  # past nn.Module, which would make it a submodule
+        self.group_values: list[dict[str, Tensor]] = []  # of the last training batch, for callbacks.TrainingLog
+        self.partitions: list[Partition] = []  # of its groups, for callbacks.Throughput
 
     @property
     def averaged_net(self) -> ENAT:
@@ -76,21 +76,19 @@ class MaskedTokenModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.cache_from_ema and self.ema_net is None and self.masking.reuse_prob:
-            raise InputError("callbacks.ema=null: expected module.cache_from_ema=false beside it.")
+            raise InputError("callbacks.ema=null: expected module.cache_from_ema=false, for there is no EMA network.")
         devices, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
         groups = self.mask_groups or devices * accumulated
         if groups % (devices * accumulated):
-            raise InputError(
-                f"module.mask_groups={groups}: expected a multiple of {devices} devices x {accumulated} "
-                "accumulated batches."
-            )
-        self.groups_here = groups // (devices * accumulated)
-        if self.compile_blocks:
+            expected = f"expected a multiple of {devices} devices x {accumulated} accumulated batches."
+            raise InputError(f"module.mask_groups={groups}: {expected}")
+        self.groups_per_batch = groups // (devices * accumulated)
+        if self.is_compiled:
             compile_blocks(self.net, self.averaged_net)
 
-    def predict_masked(self, net: ENAT, batch: Batch, partition: Partition) -> dict[str, Tensor]:
+    def group_loss(self, net: ENAT, batch: Batch, partition: Partition) -> dict[str, Tensor]:
         """Computes the loss of one group, and the accuracy on masked tokens and the mask ratio for the logs."""
-        # `cache_net` encodes the cached tokens; then `net` predicts the masked ones (docs/method.md, Reuse in training)
+        # `cache_net` encodes the cached tokens, `net` predicts the masked ones (docs/method.md, Reuse in training).
         cache_net = self.averaged_net if self.cache_from_ema else net
         logits, targets = predict(net, cache_net, *batch, partition)
         return {
@@ -100,18 +98,18 @@ class MaskedTokenModule(L.LightningModule):
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if len(batch[0]) % self.groups_here:
+        if len(batch[0]) % self.groups_per_batch:
             raise InputError(f"module.mask_groups={self.mask_groups}: expected a divisor of data.batch_size.")
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-        first_group = (micro_batch * self.trainer.world_size + self.global_rank) * self.groups_here
+        first_group = (micro_batch * self.trainer.world_size + self.global_rank) * self.groups_per_batch
         groups: list[dict[str, Tensor]] = []
         self.partitions = []
-        token_ids, class_ids = (tensor.chunk(self.groups_here) for tensor in batch)
+        token_ids, class_ids = (tensor.chunk(self.groups_per_batch) for tensor in batch)
         for group, rows in enumerate(zip(token_ids, class_ids, strict=True), first_group):
-            rng = rng_for("training", self.seed, group, self.global_step, 0)  # 0: the numbers of earlier versions
+            rng = rng_for("training", self.seed, group, self.global_step, 0)  # 0 repeats the numbers of older versions
             seed_default_generator(self.device, int(rng.integers(2**63)))  # for dropout
             self.partitions.append(self.masking(rng, len(rows[0]), self.net.num_tokens, self.device))
-            groups.append(self.predict_masked(self.net, rows, self.partitions[-1]))
+            groups.append(self.group_loss(self.net, rows, self.partitions[-1]))
         self.group_values = [{name: value.detach() for name, value in values.items()} for values in groups]
         return torch.stack([values["loss"] for values in groups]).mean()
 
@@ -119,14 +117,14 @@ class MaskedTokenModule(L.LightningModule):
         batch_number = batch_idx * self.trainer.world_size + self.global_rank
         rng = rng_for("validation", self.seed, 0, batch_number)  # the same masks every time, on any number of devices
         partition = self.masking(rng, len(batch[0]), self.net.num_tokens, self.device)
-        values = self.predict_masked(self.averaged_net, batch, partition)
+        values = self.group_loss(self.averaged_net, batch, partition)
         self.log_dict({f"val/{name}": x for name, x in values.items()}, sync_dist=True, batch_size=len(batch[0]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["net_sizes"] = self.net.sizes  # the number of heads, for one, can't be seen from the weights
+        checkpoint["net_sizes"] = self.net.sizes  # weights do not show the number of heads
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = split_blocks(checkpoint["state_dict"], self.net.encoder_depth)
+        checkpoint["state_dict"] = split_blocks(checkpoint["state_dict"], self.net.encoder_depth)  # older names
 
     def configure_optimizers(self) -> Any:
         try:

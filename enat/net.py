@@ -2,7 +2,7 @@
 
 Shapes: `B` batch, `L` tokens of an image, `N` newly revealed tokens, `P` tokens with cached features,
 `V = P + N` visible tokens, `M = L - V` masked tokens, `D` width, `H` heads, `K` codebook size, `C` classes.
-Tensors of positions say which tokens are new or masked. Their sizes are known on the CPU, so nothing waits for a GPU.
+Tensors of positions say which tokens are new or masked; their shapes are known, so the CPU never waits for the GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,8 +42,8 @@ class ENAT(nn.Module):
         num_heads: `H`, a divisor of `width`.
         encoder_depth: number of blocks that compute visible tokens.
         decoder_depth: number of blocks that compute masked tokens.
-        dropout: share of the embedding that is dropped in training.
-        class_dropout: share of the classes that the null class replaces in training.
+        dropout: dropout probability of the embedding.
+        class_dropout: probability that training replaces a class by the null class.
         attention: a function of `enat.kernels` that computes attention; it changes the speed, not the result.
         block: makes a block from width, heads and kernel; `enat.variants` has another kind.
 
@@ -102,7 +102,7 @@ class ENAT(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def reset_parameters(self) -> None:
-        """Initialises: Xavier-uniform weights, zero biases, embeddings with a std of 0.02, zero modulations."""
+        """Initialises linear layers (Xavier-uniform, zero biases), embeddings (std of 0.02) and modulations (zero)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -121,7 +121,7 @@ class ENAT(nn.Module):
             is_dropped = torch.rand(class_ids.shape, device=class_ids.device) < self.class_dropout
             class_ids = class_ids.masked_fill(is_dropped, self.null_class_id)
         activated = F.silu(self.class_embedding(class_ids))  # SiLU(c), (B, D)
-        return [block.modulation(activated).unflatten(1, (1, -1, self.width)) for block in self.blocks]  # 8D -> 1, 8, D
+        return [block.modulation(activated).unflatten(1, (1, -1, self.width)) for block in self.blocks]  # (B, 1, 8, D)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Embeds tokens from their ids and positions, both (B, N): Dropout(LN(E[id] + E_pos[position])), (B, N, D)."""
@@ -143,7 +143,7 @@ class ENAT(nn.Module):
             ids, positions: ids and positions of the new tokens, (B, N). Without a cache, all visible tokens are new.
             modulations: the result of `modulations`.
             cached_features: the result of an earlier call, (B, P, D); None or P = 0 if nothing is cached.
-            context_modulations, kernel: are passed on to the blocks, see `enat.layers.Block`.
+            context_modulations, kernel: are passed on to the blocks, for packed batches (`enat.packed`).
 
         Returns:
             (B, V, D): first the P cached features, projected by R, then the N new ones.
@@ -156,7 +156,7 @@ class ENAT(nn.Module):
         if x.shape[1]:
             for i, block in enumerate(self.encoder):
                 x = block(x, context, modulations[i], (context_modulations or modulations)[i], kernel)
-        return x if reused is None else torch.cat([reused.to(x.dtype), x], dim=1)
+        return x if reused is None else torch.cat([reused.to(x.dtype), x], dim=1)  # under autocast, they may differ
 
     def decode(
         self,
@@ -188,8 +188,8 @@ class ENAT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Computes one step from token ids (B, L) and the positions of new (B, N) and masked (B, M) tokens.
 
-        `modulations` is the result of the method of that name. Returns the logits of the masked tokens, (B, M, K), and
-        the features of the visible tokens, (B, V, D), which are the `cached_features` of the next step.
+        Only ids of new tokens matter. `modulations` is the result of `ENAT.modulations`. Returns logits (B, M, K) of
+        the masked tokens and features (B, V, D) of the visible ones, which are the `cached_features` of the next step.
         """
         features = self.encode(token_ids.gather(1, new_positions), new_positions, modulations, cached_features)
         return self.logits(self.decode(features, masked_positions, modulations)), features

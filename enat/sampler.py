@@ -35,21 +35,21 @@ class Sampler:
     """Generates token ids by iterative parallel decoding with guidance and reuse of features.
 
     It computes only what the result needs: the logits of masked tokens, both branches of the guidance in one batch, and
-    adaLN once. The numbers of tokens are known beforehand, so nothing waits for a GPU.
+    adaLN once. The numbers of tokens are known in advance, so that the CPU never waits for a result of the GPU.
 
     Args:
         num_steps: `T`.
         guidance_scale: strength of classifier-free guidance. Step s = 0..T-1 multiplies it by `guidance_schedule(s/T)`.
-        sampling_temperature: of the draw of a token. Step s multiplies it by its schedule at r = (s+1)/T (least: 1e-3).
+        sampling_temperature: of a token's draw. Step s multiplies it by its schedule at r = (s+1)/T; at least 1e-3.
         gumbel_temperature: strength of the noise on the confidence. Step s multiplies it by its schedule at r.
         mask_schedule: gives, at r, the share of tokens that are still masked after step s; it must fall to 0.
-        guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: see above.
+        guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: factors of the above.
         reuse_share: the share of the cached features that a step reuses, the oldest first; the other tokens are encoded
             anew. 1 is the paper's choice, 0 reuses nothing.
         compile: whether torch compiles each step, which takes minutes for each batch size and changes the rounding.
 
     Raises:
-        InputError: if the mask schedule does not fall from 1 to 0.
+        InputError: if the mask schedule rises, exceeds 1, or does not end at 0.
     """
 
     def __init__(
@@ -65,15 +65,16 @@ class Sampler:
         reuse_share: Annotated[float, Interval(ge=0, le=1)] = 1.0,
         compile: bool = False,
     ):
-        done = [(step + 1) / num_steps for step in range(num_steps)]  # share of the steps that is done, r
-        self.mask_shares = [mask_schedule(r) for r in done]
+        progress = [(step + 1) / num_steps for step in range(num_steps)]  # r
+        self.mask_shares = [mask_schedule(r) for r in progress]
         rises = any(after > before for before, after in pairwise([1.0, *self.mask_shares]))
         if rises or abs(self.mask_shares[-1]) > 1e-9:
             raise InputError(f"mask_schedule={mask_schedule}: expected one that falls from 1 to 0.")
         self.num_steps = num_steps
         self.guidance_scales = [guidance_scale * guidance_schedule(step / num_steps) for step in range(num_steps)]
-        self.sampling_temperatures = [max(sampling_temperature * sampling_temperature_schedule(r), 1e-3) for r in done]
-        self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in done]
+        temperatures = [sampling_temperature * sampling_temperature_schedule(r) for r in progress]
+        self.sampling_temperatures = [max(temperature, 1e-3) for temperature in temperatures]
+        self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in progress]
         self.reuse_share = reuse_share
         self.compile = compile
 
@@ -94,8 +95,8 @@ class Sampler:
         Args:
             net: the network, in evaluation mode.
             class_ids: (B,), on the network's device; the null class is allowed.
-            generator: draws the noise, on the network's device. Several generators share the rows evenly: the rows of
-                one generator are what it would draw for them alone.
+            generator: draws the noise, on the network's device. Several generators share the rows evenly, and each
+                draws the same noise as if its rows were the whole batch.
             record: a list to which each step adds the token ids (B, L) that it starts from.
         """
         batch, device = len(class_ids), class_ids.device
@@ -105,19 +106,19 @@ class Sampler:
         modulations = net.modulations(class_ids)  # conditional rows first
         run_step = compile_step(self._step, device) if self.compile else self._step
         positions = torch.arange(net.num_tokens, device=device).repeat(batch, 1)
-        none = positions[:, :0]
-        state = State(torch.full_like(positions, net.mask_token_id), positions, none, none, None)  # all masked
+        empty = positions[:, :0]
+        state = State(torch.full_like(positions, net.mask_token_id), positions, empty, empty, None)  # all masked
         for step, (num_masked, num_left) in enumerate(pairwise([net.num_tokens, *self.mask_counts(net.num_tokens)])):
             if record is not None:
                 record.append(state.token_ids)
             if not num_masked:
                 continue  # all tokens are revealed already
-            # In the first step nothing is visible: without guidance, the unconditional branch has no use.
+            # A first step of guidance 0 needs no unconditional branch: nothing is visible, so it caches nothing either.
             branches = 2 if guided and (step > 0 or self.guidance_scales[0]) else 1
             token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
             order_noise = gumbel((batch, num_masked), device, generator)
-            of_branches = [modulation[: branches * batch] for modulation in modulations]
-            state = run_step(net, state, of_branches, (token_noise, order_noise), step, num_left)
+            step_modulations = [modulation[: branches * batch] for modulation in modulations]
+            state = run_step(net, state, step_modulations, (token_noise, order_noise), step, num_left)
         return state.token_ids
 
     def _step(
@@ -134,8 +135,8 @@ class Sampler:
         cached_features = None if state.cached_features is None else state.cached_features[:, :num_reused]
 
         # 2. Predict the masked tokens, both branches in one batch.
-        ids, new_rows, masked_rows = (x.repeat(branches, 1) for x in (state.token_ids, new, state.masked_positions))
-        logits, features = net(ids, new_rows, masked_rows, modulations, cached_features)
+        per_image = (state.token_ids, new, state.masked_positions)  # the same in both branches
+        logits, features = net(*(x.repeat(branches, 1) for x in per_image), modulations, cached_features)
 
         # 3. Guide: l = l_c + w (l_c - l_null), in float32.
         logits = logits.float()

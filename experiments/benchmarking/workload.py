@@ -164,7 +164,7 @@ class TrainingSteps:
         self.optimizer = module.optimizer(self.parameters[1])
         self.average: Callable[..., None] = get_ema_multi_avg_fn(0.9999)
         self.scaler = torch.amp.GradScaler(clock.device.type, enabled=clock.dtype == torch.float16)
-        if module.compile_blocks:
+        if module.is_compiled:
             compile_blocks(self.net, self.averaged)
         token_ids = torch.randint(self.net.codebook_size, (batch_size, self.net.num_tokens), device=clock.device)
         self.batch = token_ids, torch.arange(batch_size, device=clock.device) % self.net.num_classes
@@ -180,7 +180,7 @@ class TrainingSteps:
         for step in self.steps:
             partition = self.partition(step)
             with self.clock.autocast():
-                loss = self.module.predict_masked(self.net, self.batch, partition)["loss"]
+                loss = self.module.group_loss(self.net, self.batch, partition)["loss"]
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -25,7 +25,7 @@ def losses(module: MaskedTokenModule, steps: int) -> list[torch.Tensor]:
         classes = torch.randint(net.num_classes, (3,), generator=generator)
         torch.manual_seed(step)
         partition = module.masking(rng_for("training", 0, 0, step, 0), 3, net.num_tokens)
-        loss = module.predict_masked(net, (token_ids, classes), partition)["loss"]
+        loss = module.group_loss(net, (token_ids, classes), partition)["loss"]
         loss.backward()
         computed.append(loss.detach())
     return computed
@@ -59,7 +59,7 @@ def test_what_is_logged_is_on_the_device(make_net):
             net, token_ids, classes = make_net(), torch.zeros(3, 16, dtype=torch.int64), torch.tensor([0, 1, 2])
             part = Partition(*torch.rand(3, 16).argsort(dim=1).split([9, 7], dim=1), None)
         module = MaskedTokenModule(net, RandomMasking(), MaskedCrossEntropy(), torch.optim.SGD, lambda optimizer: None)
-        values = module.predict_masked(net, (token_ids, classes), part)
+        values = module.group_loss(net, (token_ids, classes), part)
     assert {name: value.device.type for name, value in values.items()} == dict.fromkeys(values, "cuda")
 
 

@@ -185,9 +185,9 @@ def training_variants(module: MaskedTokenModule, batch_size: int, clock: Clock) 
     if getattr(module.optimizer, "keywords", {}).get("fused"):
         plain: Any = module.optimizer
         works["fused optimiser"] = steps.changed(optimizer=plain(steps.parameters[1], fused=False))
-    if module.compile_blocks:
+    if module.is_compiled:
         eager = deepcopy(module)
-        eager.compile_blocks = False
+        eager.is_compiled = False
         works["blocks compiled"] = TrainingSteps(eager, batch_size, clock).changed(steps=steps.steps)
     return works
 

@@ -43,7 +43,7 @@ def bare_loop(config: DictConfig) -> Iterator[None]:
         rng = rng_for("training", module.seed, 0, step, 0)
         seed_default_generator(module.device, int(rng.integers(2**63)))
         optimizer.zero_grad()
-        module.predict_masked(module.net, batch, rng)["loss"].backward()
+        module.group_loss(module.net, batch, rng)["loss"].backward()
         optimizer.step()
         scheduler.step()
         average.average(*parameters, step)
