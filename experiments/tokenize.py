@@ -13,8 +13,9 @@ from data.sources import ImageSource, Source, TokenCacheSource
 from data.tokenization import write_shards
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
-from experiments.runtime.launch import Accelerator, device_for, processes
+from experiments.runtime.launch import Accelerator, device_for
 from experiments.runtime.progress import COLUMNS
+from experiments.runtime.ranks import processes
 
 
 def open_source(

@@ -3,15 +3,15 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
+import separate_processes
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -69,48 +69,30 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
     return call
 
 
-def _run_program(arguments: Sequence[str], environment: Mapping[str, str]) -> Outcome:
-    """Runs a program in the project's folder, in a process group of its own."""
-    ended = subprocess.run(
-        arguments, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, start_new_session=True
-    )
-    return Outcome(ended.returncode, ended.stdout, ended.stderr)
-
-
 @pytest.fixture(scope="session")
 def separate_command() -> Callable[..., Outcome]:
-    """Runs `LAUNCHER run.py ARGUMENTS` in processes of its own, for what `command` can't do, such as several ranks."""
+    """Runs `run.py ARGUMENTS` in a process of its own, or as several ranks, which `command` can't do."""
 
-    def call(
-        *arguments: str,
-        launcher: Sequence[str] = (sys.executable,),
-        environment: Mapping[str, str] = MappingProxyType({}),
-    ) -> Outcome:
-        return _run_program([*launcher, "run.py", *arguments], environment)
+    def call(*arguments: str, ranks: int = 1, environment: Mapping[str, str] = MappingProxyType({})) -> Outcome:
+        return Outcome(*separate_processes.run(arguments, environment, ranks))
 
     return call
 
 
 @pytest.fixture(scope="session")
 def killed() -> Callable[..., Outcome]:
-    """Runs `LAUNCHER run.py ARGUMENTS` and signals it at a given call of a function; see `tests/kill_at_call.py`.
+    """Runs `run.py ARGUMENTS` and signals it at a given call of a function; see `separate_processes.Kill`.
 
     For example, `killed("experiment=debug", at="enat.module:MaskedTokenModule.training_step", number=3)` kills training
-    at the start of its third step. With a launcher of several ranks, each rank counts its own calls. Fails the test if
-    a process without a launcher of ranks should have been killed and was not.
+    at the start of its third step. Of several ranks, each counts its own calls. Fails the test if the process should
+    have been killed and was not.
     """
 
     def call(
-        *arguments: str,
-        at: str,
-        number: int = 1,
-        sent: signal.Signals = signal.SIGKILL,
-        launcher: Sequence[str] = (sys.executable,),
-        environment: Mapping[str, str] = MappingProxyType({}),
+        *arguments: str, at: str, number: int = 1, sent: signal.Signals = signal.SIGKILL, ranks: int = 1
     ) -> Outcome:
-        hook = ["tests/kill_at_call.py", at, str(number), sent.name]
-        outcome = _run_program([*launcher, *hook, *arguments], environment)
-        if sent == signal.SIGKILL and len(launcher) == 1:
+        outcome = Outcome(*separate_processes.run(arguments, {}, ranks, separate_processes.Kill(at, number, sent)))
+        if sent == signal.SIGKILL:
             assert outcome.status == -signal.SIGKILL, f"not killed: {at} had no call {number}\n{outcome.err}"
         return outcome
 

@@ -1,4 +1,4 @@
-"""Says which process this is and on which device it computes, and starts the processes of a task without a Trainer."""
+"""Says on which device this process computes, and starts the processes of a task without a Trainer."""
 
 import os
 from datetime import timedelta
@@ -9,30 +9,16 @@ import lightning.pytorch.strategies as trainer_strategies
 import torch
 from annotated_types import Ge, Gt
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
 from enat.errors import InputError
 from experiments.runtime.multirun import is_job
+from experiments.runtime.ranks import processes
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
 Strategy = fabric_strategies.Strategy | trainer_strategies.Strategy
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed"]
-
-
-def processes() -> tuple[int, int, int]:
-    """Returns this process's rank, the number of processes, and its rank on its machine, as torchrun or srun says.
-
-    Without either of them, that is (0, 1, 0).
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    defaults = ("0", "1", "0")
-    in_step = SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ  # not in the script around it
-    if in_step and "RANK" not in os.environ:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    rank, size, local_rank = (int(os.environ.get(name, value)) for name, value in zip(names, defaults, strict=True))
-    return rank, size, local_rank
 
 
 def device_for(accelerator: Accelerator) -> torch.device:

@@ -9,7 +9,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 
 from enat.errors import InputError
 from enat.files import refuse_other_work, sha256_of, write_atomically
@@ -73,6 +72,8 @@ def run_job(
         InputError: if the folder is another job's, or has results of other weights.
         JobError: for any error of the work.
     """
+    from lightning.pytorch.utilities import rank_zero_only  # here, since it takes seconds to import
+
     overrides = list(HydraConfig.get().overrides.task)
     sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
     record = output / JOB

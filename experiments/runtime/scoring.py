@@ -15,8 +15,8 @@ from enat.images import Images
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import Evaluation, Result
 from enat.processes import Processes
-from experiments.runtime.command_line import UNFINISHED
 from experiments.runtime.progress import ImageProgress
+from experiments.runtime.task import UNFINISHED
 
 
 @dataclass

@@ -1,10 +1,7 @@
 """Runs that are killed, run out of disk, or lose files: one sentence, nothing lost, the same weights in the end."""
 
-import os
 import resource
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +19,8 @@ from callbacks.guard import NonFiniteGuard
 from enat.checkpoints.weights import read_file, select_state
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
-from experiments.runtime.launch import ddp, processes, starts_processes
+from experiments.runtime.launch import ddp, starts_processes
+from experiments.runtime.ranks import processes
 from experiments.train import build_trainer, fixed_settings, without_speed
 
 ROOT = Path(__file__).parents[2]
@@ -212,14 +210,13 @@ def test_loss_scaling_finds_its_scale(compose_config, tmp_path, fused):
         (["objective=[fid]"], SRUN, "objective: each process of torchrun"),
     ],
 )
-def test_multirun_with_several_processes_is_refused(options, variables, sentence, tmp_path):
-    arguments = [sys.executable, "run.py", "-m", DEBUG, "trainer.accelerator=cpu", "trainer.devices=2", *options]
-    arguments.append(f"hydra.sweep.dir={tmp_path}")
-    ran = subprocess.run(
-        arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **variables}
-    )
-    assert ran.returncode == 1
-    assert sentence in ran.stderr
+def test_multirun_with_several_processes_is_refused(command, monkeypatch, options, variables, sentence, tmp_path):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    devices = ["trainer.accelerator=cpu", "trainer.devices=2"]
+    refused = command("-m", DEBUG, *devices, *options, f"hydra.sweep.dir={tmp_path}")
+    assert refused.status == 1
+    assert sentence in refused.err
 
 
 def test_processes_of_srun(monkeypatch, command):

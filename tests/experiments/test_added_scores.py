@@ -1,8 +1,5 @@
 """Metrics of torchmetrics that a YAML alone adds: in training's validation and in task=evaluate, on 1 and 2 ranks."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -43,23 +40,27 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, ranks: int, *arguments: str) -> dict:
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [*(launcher or [sys.executable]), "run.py", f"--config-dir={folder}/conf", "experiment=debug", SCORES]
-    ran = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    output = next(word for word in arguments if word.startswith("output=")).removeprefix("output=")
-    return json.loads((Path(output) / "results.json").read_text())
+@pytest.fixture
+def run(separate_command, folder):
+    """Runs the debug experiment with the added scores on a number of ranks; returns the results."""
+
+    def call(ranks: int, *arguments: str) -> dict:
+        options = [f"--config-dir={folder}/conf", "experiment=debug", SCORES]
+        ended = separate_command(*options, *arguments, ranks=ranks)
+        assert ended.status == 0, ended.err
+        return ended.results
+
+    return call
 
 
-def test_added_by_yaml_alone(folder):
-    trained = run(folder, 1, f"output={folder}/train")
+def test_added_by_yaml_alone(run, folder):
+    trained = run(1, f"output={folder}/train")
     logged = pd.read_csv(folder / "train/metrics/version_0/metrics.csv")
     for name in ("mifid", "variation"):
         assert logged[f"val/{name}"].notna().sum() == 2  # one for each validation
         assert logged[f"val/{name}"].nunique() == 2
     weights = f"weights={trained['checkpoint']}"
-    alone, together = (run(folder, n, "task=evaluate", weights, f"output={folder}/evaluate_{n}") for n in (1, 2))
+    alone, together = (run(n, "task=evaluate", weights, f"output={folder}/evaluate_{n}") for n in (1, 2))
     assert together["processes"] == 2
     names = ("fid", "mifid", "variation")
     assert [together[name] for name in names] == [alone[name] for name in names] == [trained[name] for name in names]
@@ -67,14 +68,14 @@ def test_added_by_yaml_alone(folder):
     assert 0 < alone["variation"] < 64
 
 
-def test_validation_on_two_ranks(folder):
+def test_validation_on_two_ranks(run, folder):
     """The network differs by sums in another order, and so its images: where it is not trained, all is equal."""
     untrained = ["module.optimizer.lr=0", "module.mask_groups=2", "metrics.untrained=false", "metrics.held_out=null"]
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
     rows = []
     for ranks, options in ((1, []), (2, ddp)):
         output = folder / f"validated_{ranks}"
-        run(folder, ranks, f"output={output}", *untrained, *options)
+        run(ranks, f"output={output}", *untrained, *options)
         logged = pd.read_csv(output / "metrics/version_0/metrics.csv")
         rows.append(logged[["val/fid", "val/mifid", "val/variation"]].dropna())
     assert len(rows[0]) == 2

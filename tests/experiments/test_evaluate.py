@@ -51,19 +51,19 @@ def scored(command, inception):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(separate_command, tmp_path_factory):
     """Of a run of the debug experiment, long enough that its images differ."""
     folder = tmp_path_factory.mktemp("checkpoint")
     options = ["trainer.max_steps=20", "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss"]
-    arguments = [sys.executable, "run.py", DEBUG[0], *options, f"output={folder}"]
-    subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    assert separate_command(DEBUG[0], *options, "metrics.evaluation=null", f"output={folder}").status == 0
     return folder / "checkpoints" / "last.ckpt"
 
 
 def test_scores_are_those_of_torch_fidelitys_command(scored, png, inception, tmp_path):
     reference = ["reference=images", f"reference.path={png}/real", "reference.resolution=null"]
     sizes = ["scores.kid.metric.subset_size=10", "scores.kid.metric.subsets=50"]
-    ours = scored(f"{png}/generated", "protocol=[adm]", *reference, *sizes, f"output={tmp_path}").results
+    scores = "score=[fid,inception_score,kid,precision_recall]"
+    ours = scored(f"{png}/generated", "protocol=[adm]", scores, *reference, *sizes, f"output={tmp_path}").results
     program = [str(Path(sys.executable).parent / "fidelity"), "--isc", "--fid", "--kid", "--prc", "--cpu", "--no-cache"]
     folders = ["--input1", f"{png}/generated", "--input2", f"{png}/real"]
     network = ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", str(inception)]
@@ -126,7 +126,7 @@ def test_images_written_score_as_when_generated(command, scored, inception, tmp_
     np.savez(tmp_path / "reference.npz", **statistics)
     reference = [f"reference.path={tmp_path}/reference.npz", "protocol=[adm]"]
     sizes = [f"metrics.evaluation.{size}" for size in ("num_images=7", "block_size=5", "batch_size=5")]
-    sizes += ["scores.inception_score.metric.splits=2"]
+    sizes += ["score=[fid,inception_score]", "scores.inception_score.metric.splits=2"]
     features = f"metrics.evaluation.features.weights={inception}"
     run = ["experiment=photos", *tiny, f"output={tmp_path}/run", "trainer.max_steps=1", "trainer.val_check_interval=1"]
     weights = command(*run).results["checkpoint"]
@@ -138,19 +138,16 @@ def test_images_written_score_as_when_generated(command, scored, inception, tmp_
     for source in (["scored=folder"], ["scored=npz"]):
         path = tmp_path / "e" / ("images_seed_0" if source == ["scored=folder"] else "images_seed_0.npz")
         again = scored(path, *source, *reference, *sizes, f"output={tmp_path}/again_{path.suffix}").results
-        for name in ("fid", "sfid", "inception_score"):
+        for name in ("fid", "inception_score"):
             assert again[name] == ours[name]
 
 
-def test_two_processes_make_the_same_images(checkpoint, tmp_path):
+def test_two_processes_make_the_same_images(separate_command, checkpoint, tmp_path):
     seen = []
     for count in (1, 2):
         output = tmp_path / str(count)
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "run.py"]
         options = [f"weights={checkpoint}", "png=true", f"output={output}", "metrics.evaluation.num_images=70"]
-        ran = subprocess.run([*launcher, *DEBUG, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert ran.returncode == 0, ran.stderr
-        results = json.loads((output / "results.json").read_text())
+        results = separate_command(*DEBUG, *options, ranks=count).results
         assert results["processes"] == count
         files = sorted((output / "images_seed_0").glob("*.png"))
         seen.append(([results[name] for name in SCORES], [np.asarray(Image.open(file)).tobytes() for file in files]))
@@ -161,11 +158,11 @@ def test_two_processes_make_the_same_images(checkpoint, tmp_path):
 
 def test_killed_work_goes_on(command, killed, checkpoint, tmp_path):
     """Killed three times without warning, in two sets of images: the same scores and the same bytes."""
-    options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=600", "sampler.num_steps=12"]
+    options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=240", "sampler.num_steps=12"]
     options += ["seeds=[0,1]", "npz=true"]
     expected = command(*options, f"output={tmp_path}/a").results
-    # In blocks: 130 of the reference, then 60 of each seed. The second start has 41 to 59 left of the first seed.
-    for block in (150, 10, 70):
+    # In blocks: 130 of the reference, then 24 of each seed. The third start has 10 to 24 left of the first seed.
+    for block in (140, 5, 30):
         killed(*options, f"output={tmp_path}/b", at="enat.metrics.accumulation:Record.add", number=block)
     assert (tmp_path / "b/unfinished/seed_0.json").exists()
     assert (tmp_path / "b/unfinished/seed_1" / STATE).exists()
@@ -174,13 +171,13 @@ def test_killed_work_goes_on(command, killed, checkpoint, tmp_path):
         assert "the folder holds unfinished work" in refused
         assert change in refused
     outcome = command(*options, "seed=1", f"output={tmp_path}/b")  # a seed that has no part in it is no other work
-    assert "of 600 images are there already" in outcome.err
+    assert "of 240 images are there already" in outcome.err
     assert outcome.results["by_seed"] == expected["by_seed"]
     assert outcome.results["images_sha256"] == expected["images_sha256"]
     for seed in (0, 1):
         files = [tmp_path / run / f"images_seed_{seed}.npz" for run in "ab"]
         assert files[0].read_bytes()[200:] == files[1].read_bytes()[200:]
-        assert np.load(files[0])["arr_0"].shape == (600, 8, 8, 3)
+        assert np.load(files[0])["arr_0"].shape == (240, 8, 8, 3)
     assert not (tmp_path / "b" / "unfinished").exists()
 
 
@@ -189,14 +186,8 @@ def test_killed_ranks_go_on(separate_command, killed, checkpoint, tmp_path, rank
     """Rank by rank killed and started again: equal bytes of all scores on 1, 2 and 3 ranks."""
     options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=210"]
     expected = separate_command(*options, f"output={tmp_path}/a").results  # with as many threads as the ranks
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-    at = {"at": "enat.metrics.accumulation:Record.add", "launcher": launcher}
-    assert killed(*options, f"output={tmp_path}/b", number=140, **at).status != 0
-    ran = subprocess.run(
-        [*launcher, "run.py", *options, f"output={tmp_path}/b"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    results = json.loads((tmp_path / "b/results.json").read_text())
+    killed(*options, f"output={tmp_path}/b", at="enat.metrics.accumulation:Record.add", number=140, ranks=ranks)
+    results = separate_command(*options, f"output={tmp_path}/b", ranks=ranks).results
     assert results["processes"] == ranks
     assert results["scores"] == expected["scores"]
     assert results["images_sha256"] == expected["images_sha256"]
@@ -253,13 +244,13 @@ def test_reconstruction(scored, command, inception, png, tmp_path):
     features = f"features.weights={inception}"
     made = ["task=statistics", features, f"scored.path={png}/real", "scored.resolution=32", "protocol=[adm]"]
     real = command(*made, f"output={tmp_path}/statistics").results["statistics"]
-    decoded = ["scored=shards", "tokenizer=vqgan_tiny", "protocol=[adm]"]
+    decoded = ["scored=shards", "tokenizer=vqgan_tiny", "protocol=[adm]", "score=[fid]"]
     direct = scored(f"{tmp_path}/shards", *decoded, f"reference.path={real}", f"output={tmp_path}/r").results
     assert direct["num_images"] == written["train"] < 16
     assert direct["fid"] > 1
     reference = ["reference=shards", f"reference.images.path={tmp_path}/shards", f"reference.real.path={real}"]
     of_real = scored(
-        f"{png}/real", "tokenizer=vqgan_tiny", "protocol=[adm]", *reference, "scored.resolution=32",
+        f"{png}/real", "tokenizer=vqgan_tiny", "protocol=[adm]", *reference, "scored.resolution=32", "score=[fid]",
         f"output={tmp_path}/t",
     ).results  # fmt: skip
     assert of_real["reconstruction_fid"] == pytest.approx(direct["fid"], rel=1e-6)
@@ -335,25 +326,22 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     assert "expected different integers" in sentence(command(*DEBUG, f"weights={checkpoint}", "seeds=[1,1]"))
 
 
-def test_an_error_on_one_of_two_processes_ends_both(inception, png, tmp_path):
+def test_an_error_on_one_of_two_processes_ends_both(separate_command, inception, png, tmp_path):
     """Each block is on one process: the broken one's sentence comes from all, and none hangs."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
         Image.new("RGB", (8, 8 + (number == 3))).save(folder / f"{number}.png")
     np.savez(tmp_path / "fine.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "run.py", "task=score"]
     sizes = [f"metrics.evaluation.{size}" for size in ("block_size=2", "batch_size=2", "num_images=2")]
     sizes += ["scores.inception_score.metric.splits=1"]
     features = f"metrics.evaluation.features.weights={inception}"
     given = ["metrics=inception", features, f"scored.path={folder}", f"reference.path={tmp_path}/fine.npz", *sizes]
-    ran = subprocess.run(
-        [*launcher, *given, f"output={tmp_path}/o"], cwd=ROOT, capture_output=True, text=True, timeout=200
-    )
-    assert ran.returncode != 0
-    assert "Error: " in ran.stderr
-    assert "of another size (8x8 and 8x9)" in ran.stderr
-    assert 'File "run.py"' not in ran.stderr
+    ended = separate_command("task=score", *given, f"output={tmp_path}/o", ranks=2)
+    assert ended.status == 1
+    assert "Error: " in ended.err
+    assert "of another size (8x8 and 8x9)" in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_classes_that_do_not_divide_the_images(command, checkpoint, tmp_path):

@@ -3,8 +3,6 @@
 import csv
 import json
 import pickle
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,17 +140,15 @@ def test_the_default_experiment_runs(command, tmp_path):
     assert outcome.results["num_images"] == 20
 
 
-def test_two_processes(tmp_path):
+def test_two_processes(separate_command, tmp_path):
     """DDP on the CPU: each rank its own samples, one set of weights, one set of scores, from any number of ranks."""
-    arguments = [sys.executable, "run.py", DEBUG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    arguments.append("trainer.precision=32-true")
-    ran = subprocess.run([*arguments, f"output={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    arguments = [DEBUG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    ended = separate_command(*arguments, f"output={tmp_path}")
+    assert ended.status == 0, ended.err
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["num_images"] == 40
-    evaluated = [sys.executable, "run.py", DEBUG, "task=evaluate", f"weights={tmp_path}/checkpoints/last.ckpt"]
-    alone = subprocess.run([*evaluated, f"output={tmp_path}/e"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert json.loads(alone.stdout.splitlines()[-1])["fid"] == pytest.approx(results["fid"], rel=1e-9)
+    evaluated = [DEBUG, "task=evaluate", f"weights={tmp_path}/checkpoints/last.ckpt", f"output={tmp_path}/e"]
+    assert separate_command(*evaluated).results["fid"] == pytest.approx(results["fid"], rel=1e-9)
 
 
 def test_ema_is_the_average(command, tmp_path):

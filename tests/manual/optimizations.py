@@ -33,8 +33,9 @@ from enat.tokenizers.vqgan import VQGAN, run
 from enat.variants import CrossAttention
 from experiments.benchmark import DTYPES
 from experiments.benchmarking.workload import Clock, Generation, TrainingSteps, Work
-from experiments.runtime.command_line import check_options, explain_errors
+from experiments.runtime.command_line import explain_errors
 from experiments.runtime.progress import tell
+from experiments.runtime.task import check_options
 
 
 class Wrapped:

@@ -13,7 +13,7 @@ from pydantic import AllowInfNan
 
 from enat.errors import InputError
 from enat.net import ENAT
-from experiments.runtime.command_line import check_options
+from experiments.runtime.task import check_options
 from experiments.runtime.type_hints import check_value
 
 SENTENCES = [

@@ -1,0 +1,163 @@
+"""Knows the options of the YAML files: suggests one for a misspelt name, prints those of a task, quotes values."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+
+from enat.errors import InputError
+
+CONF = Path(__file__).parents[2] / "conf"
+ALL = "`python run.py --cfg job` prints all options"
+PACKAGES = {  # of groups that choose something for experiments that can't have it without an installation
+    "joblib": "pip install -e '.[sweeps]'",
+    "optuna": "pip install -e '.[sweeps]'",
+    "submitit_local": "pip install -e '.[slurm]'",
+    "submitit_slurm": "pip install -e '.[slurm]'",
+}
+
+
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Quotes values that Hydra's grammar can't read, such as paths with spaces or `=`, and expands `~`.
+
+    Raises:
+        InputError: for an option that is written with dashes.
+    """
+    return [_prepare(argument) for argument in arguments]
+
+
+def _prepare(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if name.startswith("--") and equals and not name.startswith(("--config", "--package", "--experimental")):
+        raise InputError(f"{argument}: options have no dashes; expected {argument.lstrip('-')}.")
+    if not equals or name.startswith("-"):
+        return argument
+    if value == "~" or value.startswith("~/"):
+        value = str(Path(value).expanduser())
+    try:
+        OverridesParser.create().parse_override(f"{name}={value}")
+    except HydraException:
+        if value.startswith(("[", "{", "'", '"')):
+            return argument
+        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a backslash counts only before a quote
+        return f"{name}='{quoted}'"
+    return f"{name}={value}"
+
+
+def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
+    """Puts an error of Hydra or OmegaConf into one sentence, with a suggestion for a misspelt name.
+
+    Args:
+        error: of the composition.
+        arguments: of the command line.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: this is no option with a value; expected NAME=VALUE, or 'NAME=\"VALUE\"' to quote it."
+        )
+    if choice := re.search(r"Could not find '([^']+)'", lines[0]):
+        return _explain_choice(choice[1])
+    if name := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", lines[0]):
+        return _explain_name(name[1], arguments)
+    return " ".join(lines)
+
+
+def _explain_choice(path: str) -> str:
+    """Explains that a group has no YAML file of a name."""
+    group, _, name = path.rpartition("/")
+    option = f"{group}={name}"
+    if name in PACKAGES and group.startswith("hydra/"):
+        return f"{option}: the package of this is not installed; `{PACKAGES[name]}` installs it."
+    choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    similar = difflib.get_close_matches(name, choices, 1)
+    hint = f"did you mean {similar[0]}? There " if similar else ""
+    return f"{option}: there is no such choice; {hint}{'are' if hint else 'there are'} {', '.join(choices)}."
+
+
+def _explain_name(name: str, arguments: Sequence[str]) -> str:
+    """Explains that the composed configuration has no option of a name."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    # Groups that exist, with the choice that the command line makes: they decide which options there are.
+    choices = [f"{group}={choice}" for group, choice in given.items() if (CONF / group / f"{choice}.yaml").is_file()]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = list(_names(cast(dict[str, Any], OmegaConf.to_container(compose("config", choices))), ""))
+    similar = _similar(name, options)
+    elsewhere = [place for place in _choices_with(name) if place not in choices]
+    hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+    if elsewhere:
+        hint += f"{' and '.join(elsewhere)} {'has' if len(elsewhere) == 1 else 'have'} it. "
+    return f"{name}: there is no such option; {hint or f'{ALL}.'}"
+
+
+def _similar(name: str, options: Sequence[str]) -> list[str]:
+    """Returns up to three options whose name, or the last part of it, is nearly the one given, the nearest first."""
+    near = difflib.get_close_matches(name, options, 3, 0.75)
+    last = name.rpartition(".")[2]
+    scores = {option: _likeness(last, option.rpartition(".")[2]) for option in options}
+    others = sorted((option for option, score in scores.items() if score > 0.7), key=lambda option: -scores[option])
+    return (near or others)[:3]
+
+
+def _likeness(name: str, other: str) -> float:
+    """Returns how alike two names are, from 0 to 1. A common word counts, as in `num_images` and `images_per_class`."""
+    common = {word for word in name.split("_") if len(word) > 4} & set(other.split("_"))
+    return max(difflib.SequenceMatcher(None, name, other).ratio(), 0.75 if common else 0.0)
+
+
+def _choices_with(name: str) -> list[str]:
+    """Returns the choices whose YAML file has an option, such as `logger=wandb` for `logger.wandb.offline`."""
+    choices = []
+    for file in sorted(CONF.glob("*/*.yaml")):
+        group = file.parent.name
+        text = file.read_text()
+        prefix = "" if text.startswith("# @package _global_") else f"{group}."
+        if group not in ("experiment", "variant") and name in _names(yaml.safe_load(text) or {}, prefix):
+            choices.append(f"{group}={file.stem}")
+    return choices
+
+
+def _names(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Yields the names of a node's options, as a user types them."""
+    for key, value in node.items():
+        if str(key) in ("defaults", "hydra") or str(key).startswith("_"):
+            continue
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def help_on(arguments: Sequence[str]) -> str | None:
+    """Returns what `task=NAME --help` prints: what the task does, and its own options with a line each.
+
+    None if the command line does not ask for it. `--help` without a task is Hydra's, which prints everything.
+
+    Raises:
+        InputError: if there is no such task.
+    """
+    tasks = [argument.removeprefix("task=") for argument in arguments if argument.startswith("task=")]
+    if not tasks or not {"--help", "-h", "help=true"} & set(arguments):
+        return None
+    path = CONF / "task" / f"{tasks[-1]}.yaml"
+    if not path.is_file():
+        raise InputError(_explain_choice(f"task/{tasks[-1]}"))
+    lines = path.read_text().split("\n")
+    title = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
+    rows: list[tuple[str, str]] = []
+    for line in lines:
+        option = re.match(r"(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
+        if option and option[1] not in ("defaults", "task") and (option[2] or option[3]):
+            rows.append((f"{option[1]}={option[2]}", option[3] or ""))
+        elif rows and re.match(r"\s+#", line):
+            rows.append(("", line.strip("# ")))
+    width = max((len(name) for name, _ in rows), default=0)
+    options = [f"  {name:{width}}  {meaning}".rstrip() for name, meaning in rows]
+    heading = "Its options:" if options else "It has no options of its own."
+    return "\n".join([*title, "", heading, *options, "", f"{ALL}, also those of network and data."])

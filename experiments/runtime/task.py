@@ -1,0 +1,112 @@
+"""Runs the task of a composed configuration, and keeps its results."""
+
+import inspect
+import json
+import shutil
+import typing
+import warnings
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, TypedDict
+
+import lightning as L
+from annotated_types import Interval
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from enat.errors import InputError
+from enat.files import write_atomically
+from experiments.runtime.command_line import explain
+from experiments.runtime.config_check import check_config
+from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
+from experiments.runtime.ranks import processes
+from experiments.runtime.type_hints import check_value
+
+UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
+
+
+class CommonOptions(TypedDict):
+    """The options that every task has."""
+
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    resume: bool
+    objective: list[str] | None
+    debug: bool
+
+
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
+warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # given on CPUs, where nothing uses it
+
+
+def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
+    """Runs `config.task` in Hydra's output folder; prints and writes its results.
+
+    Returns:
+        The results that `config.objective` names, for a sweeper; None on ranks other than the first.
+
+    Raises:
+        SystemExit: with status 1 if the task's results say that it did not pass.
+    """
+    output = Path(HydraConfig.get().runtime.output_dir)
+    output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
+    config.output = str(output)
+    if not is_job():
+        results = _results(config, output)
+        if not results.get("passed", True):
+            raise SystemExit(1)
+    else:
+        if config.objective and processes()[1] > 1 and not launcher_starts_processes():
+            raise InputError(
+                "objective: each process of torchrun or srun would ask the sweeper for its own settings; expected "
+                "one process, or a launcher that starts the processes of each job, such as "
+                "hydra/launcher=submitit_slurm."
+            )
+        results = run_job(
+            output,
+            resume=config.resume,
+            weights=config.get("weights"),
+            same_weights="study" in config,
+            work=lambda: _results(config, output),
+            explain=lambda error: explain(error)[0],
+        )
+    return rank_zero_only(objectives)(config.objective, results)
+
+
+def check_options(config: DictConfig) -> None:
+    """Checks the options that every task has, and all options of the task.
+
+    Raises:
+        InputError: for the first option that is wrong.
+    """
+    for option, hint in typing.get_type_hints(CommonOptions, include_extras=True).items():
+        check_value(option, config[option], hint)
+    check_config(config, "task")
+
+
+def _results(config: DictConfig, output: Path) -> dict[str, Any]:
+    """Checks the options, runs the task, and writes and prints its results."""
+    check_options(config)
+    L.seed_everything(config.seed, verbose=False)
+    extra = {}
+    if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
+        # `instantiate` would turn a dictionary into nodes of a configuration; it passes this view on as it is.
+        extra["settings"] = MappingProxyType(_plain(config))
+    task = instantiate(config.task, _partial_=True, **extra)  # only builds the arguments, so that its errors stay apart
+    results: dict[str, Any] = task()
+    rank_zero_only(_finish)(output, results)
+    return results
+
+
+def _finish(output: Path, results: dict[str, Any]) -> None:
+    write_atomically(output / "results.json", json.dumps(results, indent=1).encode())
+    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+    print(f"Results: {output / 'results.json'}")
+    print(json.dumps(results))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(name): value for name, value in content.items()}
