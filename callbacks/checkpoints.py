@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from enat.errors import InputError
 from enat.files import write_atomically
 
+AUTO = "auto"
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
 
 
@@ -41,7 +42,8 @@ class Checkpoints(Checkpoint):
         folder: where the files are.
         every_n_steps: the number of optimiser steps between two checkpoints; validation is followed by one, too.
         keep: the number of newest checkpoints that are kept; the best one is kept in addition.
-        monitor: the logged value that is lowest at the best checkpoint; None for no best one.
+        monitor: the logged value that is lowest at the best checkpoint; `auto` for `val/fid` or, where images are not
+            scored, `val/loss`; None for no best one.
     """
 
     def __init__(
@@ -66,9 +68,11 @@ class Checkpoints(Checkpoint):
         self.is_due = True
         if self.monitor is None:
             return
-        if self.monitor not in trainer.callback_metrics:
-            raise InputError(f"callbacks.checkpoint.monitor={self.monitor}: nothing of that name is logged.")
-        value = float(trainer.callback_metrics[self.monitor])
+        logged = trainer.callback_metrics
+        monitor = self.monitor if self.monitor != AUTO else "val/fid" if "val/fid" in logged else "val/loss"
+        if monitor not in logged:
+            raise InputError(f"callbacks.checkpoint.monitor={monitor}: nothing of that name is logged.")
+        value = float(logged[monitor])
         if self.best is None or value < self.best:
             self.best = value
             self.is_best = True
@@ -112,6 +116,7 @@ class Checkpoints(Checkpoint):
         forget_started_batch(checkpoint)
         checkpoint["settings"] = dict(self.settings)
         checkpoint["world_size"] = trainer.world_size
+        checkpoint["class_names"] = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

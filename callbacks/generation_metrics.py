@@ -19,7 +19,7 @@ class GenerationMetrics(L.Callback):
     The first protocol's scores are logged as `val/fid` and so on, those of others as `val/PROTOCOL/fid`.
 
     Args:
-        evaluation: the torchmetrics metrics that `task=evaluate` uses too.
+        evaluation: the torchmetrics metrics that `task=evaluate` uses too; None to score nothing.
         sampler: draws the token ids, of which the data module's tokenizer makes images.
         num_images: how many images are scored; FIDs of different numbers of images are not comparable.
         leave_out: names of scores that are only computed after training.
@@ -27,13 +27,14 @@ class GenerationMetrics(L.Callback):
 
     def __init__(
         self,
-        evaluation: Evaluation,
+        evaluation: Evaluation | None,
         sampler: Sampler,
         num_images: Annotated[int, Ge(2)],
         leave_out: Sequence[str] = (),
     ):
-        evaluation.check_count(num_images)
-        evaluation.leave_out(leave_out)
+        if evaluation is not None:
+            evaluation.check_count(num_images)
+            evaluation.leave_out(leave_out)
         self.evaluation = evaluation
         self.sampler = sampler
         self.num_images = num_images
@@ -41,6 +42,8 @@ class GenerationMetrics(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MaskedTokenModule)
+        if self.evaluation is None:
+            return
         self.processes = self.processes or Processes()
         images = GeneratedImages(
             pl_module.averaged_net,

@@ -6,9 +6,11 @@ Shapes: `n` images, `L` tokens of an image, `T` steps.
 import math
 from copy import copy
 from pathlib import Path
+from typing import Annotated
 
 import lightning as L
 import torch
+from annotated_types import Ge, MinLen
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -44,12 +46,12 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     return path
 
 
-def save_grid(images: Tensor, class_ids: list[int], path: Path) -> Path:
-    """Saves a grid with a row per class id; `images` (n, channels, h, w), a row's images next to each other."""
-    return _save(images, len(images) // len(class_ids), [str(c) for c in class_ids], [], path)
+def save_grid(images: Tensor, names: list[str], path: Path) -> Path:
+    """Saves a grid with a named row per class; `images` (n, channels, h, w), a row's images next to each other."""
+    return _save(images, len(images) // len(names), names, [], path)
 
 
-def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, class_ids: list[int], path: Path) -> Path:
+def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, row_names: list[str], path: Path) -> Path:
     """Saves a row per image, a column per step, with the tokens that are still masked covered.
 
     Revealed tokens never change, so that a step shows the final image where it is revealed.
@@ -58,7 +60,7 @@ def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, class_i
         images: the final images (n, channels, h, w), in [0, 1].
         steps: the token ids (n, L) that each step started from, of a square grid.
         mask_token_id: the id that marks masked tokens.
-        class_ids: of the images.
+        row_names: the images' classes.
         path: of the PNG file.
     """
     tokens = torch.stack([*steps, torch.zeros_like(steps[0])], dim=1)  # (n, T+1, L)
@@ -69,17 +71,17 @@ def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, class_i
     frames = torch.where(covered.unsqueeze(2), colour, images.unsqueeze(1))  # (n, T+1, 3, h, w)
     counts = is_masked[0].flatten(1).sum(1).tolist()
     names = [f"{count} left" for count in counts[:-1]] + ["done"]
-    return _save(frames.flatten(0, 1), len(names), [str(c) for c in class_ids], names, path)
+    return _save(frames.flatten(0, 1), len(names), row_names, names, path)
 
 
 def save_pictures(
-    images: Tensor, steps: list[Tensor], net: ENAT, class_ids: list[int], grid: Path, reveal: Path
+    images: Tensor, steps: list[Tensor], net: ENAT, names: list[str], grid: Path, reveal: Path
 ) -> list[Path]:
-    """Saves both pictures of what `sample_classes` made; returns their paths."""
-    every = len(images) // len(class_ids)
+    """Saves both pictures of what `sample_classes` made, with the names of the classes; returns their paths."""
+    every = len(images) // len(names)
     return [
-        save_grid(images, class_ids, grid),
-        save_reveal(images[::every], steps, net.mask_token_id, class_ids, reveal),
+        save_grid(images, names, grid),
+        save_reveal(images[::every], steps, net.mask_token_id, names, reveal),
     ]
 
 
@@ -90,25 +92,31 @@ class SampleGrid(L.Callback):
 
     Args:
         sampler: makes the token ids; the data module's tokenizer makes images of them.
-        class_ids: the rows of the grid.
+        class_ids: the rows of the grid; None for the first ten classes.
         images_per_class: its columns.
         seed: of the noise.
         folder: where the PNG files go.
     """
 
-    def __init__(self, sampler: Sampler, class_ids: list[int], images_per_class: int, seed: int, folder: str):
-        if images_per_class < 1 or not class_ids:
-            raise InputError(
-                f"class_ids={class_ids}, images_per_class={images_per_class}: expected at least one of each."
-            )
-        self.sampler, self.class_ids, self.images_per_class = sampler, list(class_ids), images_per_class
-        self.seed, self.folder = seed, Path(folder)
+    def __init__(
+        self,
+        sampler: Sampler,
+        class_ids: Annotated[list[int], MinLen(1)] | None,
+        images_per_class: Annotated[int, Ge(1)],
+        seed: int,
+        folder: str,
+    ):
+        self.sampler = sampler
+        self.class_ids = class_ids
+        self.images_per_class = images_per_class
+        self.seed = seed
+        self.folder = Path(folder)
         self.pictures: list[Path] = []  # the newest
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MaskedTokenModule)
-        if not all(0 <= class_id < pl_module.net.num_classes for class_id in self.class_ids):
-            limit = pl_module.net.num_classes - 1
+        limit = pl_module.net.num_classes - 1
+        if not all(0 <= class_id <= limit for class_id in self.class_ids or []):
             raise InputError(f"callbacks.sample_grid.class_ids={self.class_ids}: expected ids from 0 to {limit}.")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -118,11 +126,13 @@ class SampleGrid(L.Callback):
         net, tokenizer = pl_module.averaged_net, trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         sampler = copy(self.sampler)
         sampler.compile = False  # for a batch of its own, while other ranks wait
+        class_ids = list(range(min(net.num_classes, 10))) if self.class_ids is None else list(self.class_ids)
+        names = [trainer.datamodule.class_names[class_id] for class_id in class_ids]  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():
-            images, steps = sample_classes(net, sampler, tokenizer, self.class_ids, self.images_per_class, self.seed)
+            images, steps = sample_classes(net, sampler, tokenizer, class_ids, self.images_per_class, self.seed)
         name = f"step_{trainer.global_step:07d}"
         grid, reveal = self.folder / f"{name}.png", self.folder / f"{name}_reveal.png"
-        self.pictures = save_pictures(images, steps, net, self.class_ids, grid, reveal)
+        self.pictures = save_pictures(images, steps, net, names, grid, reveal)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("samples", [str(path) for path in self.pictures], caption=["samples", "reveal"])

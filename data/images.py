@@ -46,6 +46,17 @@ class ImageList:
         class_names, class_ids = np.unique(classes, return_inverse=True)
         return cls(folder, list(files), class_ids, class_names.tolist())
 
+    def short_sides(self, at_most: int = 200) -> tuple[int, int]:
+        """Returns the smallest and largest short side in pixels, of about `at_most` images that can be opened."""
+        sides = []
+        for name in self.files[:: max(len(self.files) // at_most, 1)]:
+            try:
+                with Image.open(self.folder / name) as image:
+                    sides.append(min(image.size))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                continue  # it is named when it is read
+        return min(sides, default=0), max(sides, default=0)
+
 
 def _list_class_folders(folder: Path) -> list[tuple[str, str]]:
     """Returns the file and the class of each image; all files of a class folder belong to the class."""

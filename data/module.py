@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +78,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
     class_dropout: Annotated[float, Ge(0), Le(1)] = 0.15  # share of null class ids (docs/method.md, Recipe)
     num_workers: Annotated[int, Ge(0)] = 0  # processes on each rank that read ahead; 0 reads in the training process
     num_classes: int = field(init=False)  # also the id of the null class
+    class_names: Sequence[str] = field(init=False)  # one for each class id
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -152,7 +153,8 @@ class ShardsDataModule(TokenDataModule):
         assert self.shards is not None
         self.folder = local_folder(self.shards, Path(self.cache))
         self.manifest = Manifest.load(self.folder)
-        self.num_classes = len(self.manifest.class_names)
+        self.class_names = self.manifest.class_names
+        self.num_classes = len(self.class_names)
         if self.manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
             raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
         if self.trainer is not None:

@@ -42,7 +42,8 @@ class Shard:
 class Manifest:
     """Describes a folder of shards: what they hold and which tokenizer made them.
 
-    `skipped` lists the images that could not be read, each with its `file` and the `reason`.
+    `skipped` lists the images that could not be read, each with its `file` and the `reason`. `tokenizer_settings` are
+    the options that made the tokenizer, with its class as `_target_`; training on the shards makes the same one.
     """
 
     tokenizer: str
@@ -55,6 +56,7 @@ class Manifest:
     pack_size: int
     splits: dict[str, list[Shard]]
     skipped: list[dict[str, str]] = field(default_factory=list)
+    tokenizer_settings: dict[str, Any] | None = None
     version: int = VERSION
 
     @property

@@ -55,6 +55,7 @@ def write_shards(
     rank: int = 0,
     world_size: int = 1,
     on_images: Callable[[int], None] = lambda count: None,
+    tokenizer_settings: dict[str, Any] | None = None,
 ) -> Manifest | None:
     """Encodes the samples of a source and writes them to shards; skips shards that are already finished.
 
@@ -65,6 +66,7 @@ def write_shards(
         pack_size: number of samples of a pack.
         rank, world_size: number of this process, and of processes that share the work.
         on_images: is called with the number of images that have been done since the last call.
+        tokenizer_settings: options that make the tokenizer, for the manifest.
 
     Returns:
         The manifest, which is also saved; None if other ranks still have shards to write.
@@ -95,7 +97,8 @@ def write_shards(
         write_atomically(record, json.dumps({"shard": asdict(shard), "skipped": encoded.skipped}).encode())
     if not all(record.exists() for record in records):
         return None
-    return _finish(source, tokenizer, folder, plans, [json.loads(record.read_text()) for record in records], pack_size)
+    contents = [json.loads(record.read_text()) for record in records]
+    return _finish(source, tokenizer, folder, plans, contents, pack_size, tokenizer_settings)
 
 
 def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> None:
@@ -114,6 +117,7 @@ def _finish(
     plans: list[ShardPlan],
     records: list[dict[str, Any]],
     pack_size: int,
+    tokenizer_settings: dict[str, Any] | None,
 ) -> Manifest:
     """Saves the manifest, from the records of all shards, and removes temporary files of killed processes."""
     splits: dict[str, list[Shard]] = {"train": [], "held_out": []}
@@ -130,6 +134,7 @@ def _finish(
         pack_size=pack_size,
         splits=splits,
         skipped=[image for record in records for image in record["skipped"]],
+        tokenizer_settings=tokenizer_settings,
     )
     if not any(shard.samples for shard in manifest.all_shards()):
         raise InputError(f"output={folder}: none of the images could be read; {manifest.skipped[0]['reason']}")

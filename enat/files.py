@@ -63,8 +63,8 @@ def refuse_other_work(
     Raises:
         InputError: if settings differ; it names each with its earlier and its present value.
     """
-    before = _by_full_name(earlier)
-    now = _by_full_name(wanted)
+    before = by_full_name(earlier)
+    now = by_full_name(wanted)
     changes = [
         f"{name}: {_shown(before.get(name))} before, {_shown(now.get(name))} now"
         for name in sorted({*before, *now})
@@ -76,7 +76,7 @@ def refuse_other_work(
         )
 
 
-def _by_full_name(settings: Any, name: str = "") -> dict[str, Any]:
+def by_full_name(settings: Any, name: str = "") -> dict[str, Any]:
     """Flattens nested settings: {"module": {"net": {"width": 96}}} becomes {"module.net.width": 96}."""
     if isinstance(settings, Mapping):
         named = {f"{name}.{key}" if name else str(key): value for key, value in settings.items()}
@@ -86,7 +86,7 @@ def _by_full_name(settings: Any, name: str = "") -> dict[str, Any]:
         named = {f"{name}[{index}]": value for index, value in enumerate(settings)}
     else:
         return {name: str(settings).rpartition(".")[2] if name.endswith("_target_") else settings}
-    return {full: value for key, part in named.items() for full, value in _by_full_name(part, key).items()}
+    return {full: value for key, part in named.items() for full, value in by_full_name(part, key).items()}
 
 
 def _shown(value: Any) -> str:

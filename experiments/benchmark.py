@@ -24,7 +24,7 @@ from experiments.benchmarking.tables import plot, print_tables
 from experiments.benchmarking.workload import Clock, Generation, TrainingSteps, at_resolution
 from experiments.data_benchmark import stream_rate
 from experiments.runtime.progress import tell
-from experiments.runtime.provenance import provenance, sampler_settings
+from experiments.runtime.provenance import hardware, sampler_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -217,5 +217,5 @@ def benchmark(
         "plot": str(path),
         "sampler": sampler_settings(settings),
         "threads": torch.get_num_threads(),
-        **provenance(fabric.device, 1),
+        **hardware(fabric.device, 1),
     }

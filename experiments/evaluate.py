@@ -19,7 +19,7 @@ from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.benchmarking.workload import sampling_cost
 from experiments.reporting.scores import notes_on, over_seeds, print_scores
-from experiments.runtime.provenance import provenance, sampler_settings
+from experiments.runtime.provenance import hardware, sampler_settings
 from experiments.runtime.scoring import Unfinished, score
 
 
@@ -152,5 +152,5 @@ def evaluate(
         "settings": identity,
         "reference": results[0].reference,
         **checkpoint.facts,
-        **provenance(checkpoint.device, processes.size),
+        **hardware(checkpoint.device, processes.size),
     }

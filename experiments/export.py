@@ -1,5 +1,6 @@
 """task=export: writes the weights of a checkpoint without the state of training."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from enat.checkpoints.official import to_official
-from enat.checkpoints.weights import load_weights
+from enat.checkpoints.weights import DESCRIPTIONS, load_weights, read_file
 from enat.files import sha256_of, write_atomically
 from enat.layers import Block
 from enat.net import ENAT
@@ -30,7 +31,9 @@ def export(net: ENAT, weights: str | None, output: str) -> dict[str, Any]:
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     ours = Path(output) / "weights.safetensors"
     official = Path(output) / "nnet_ema.pth"
-    write_atomically(ours, save(state, {name: str(size) for name, size in net.sizes.items()}))
+    content = read_file(str(weights))
+    metadata = {name: json.dumps(content[name]) for name in DESCRIPTIONS if name in content}
+    write_atomically(ours, save(state, {**metadata, "net_sizes": json.dumps(net.sizes)}))
     results = {"safetensors": str(ours), "safetensors_sha256": sha256_of(ours), **source}
     if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):
         print("This is a variant of ENAT, for which there is no official file format.")

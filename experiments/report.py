@@ -12,40 +12,40 @@ from enat.errors import InputError
 from enat.files import write_atomically
 from experiments.reporting.figures import plot_panels
 from experiments.reporting.plots import plot_study
-from experiments.reporting.runs import SCORES, UNFINISHED, find_runs, read_scalars
+from experiments.reporting.runs import SCORES, UNFINISHED, common_folder, find_runs, read_scalars
 from experiments.reporting.study import Study, format_value, read_study
 from experiments.reporting.tables import compare_groups, describe_differences, markdown_table, table_of
-from experiments.runtime.multirun import JOB
 
 
 def report(
-    runs: str | None, baseline: Annotated[int, Ge(1)], logger: Mapping[str, Logger | None], output: str
+    runs: str | list[str] | None, baseline: Annotated[int, Ge(1)], logger: Mapping[str, Logger | None], output: str
 ) -> dict[str, Any]:
-    """Draws the panels of all runs below a folder; of a multirun, also a table and plots of what varies.
+    """Draws the panels of all runs below folders, and makes a table with a row for each, and plots of what varies.
 
     Args:
-        runs: a run's folder, or one that holds several, such as a multirun's.
+        runs: a run's folder, or one that holds several, such as a multirun's; or a list of such folders.
         baseline: the row of the table, from 1, that the others are compared with.
-        logger: by name; Weights & Biases gets the table and the plots of a multirun.
-        output: folder of `panels.png`, and of a multirun's `report.md`, `report.csv` (a row for each job), `groups.csv`
-            (a row for each row of the table) and plots.
+        logger: by name; Weights & Biases gets the table and the plots.
+        output: folder of `panels.png`, `report.md`, `report.csv` (a row for each run), `groups.csv` (a row for each
+            row of the table) and plots.
     """
     if runs is None:
         raise InputError("runs=null: expected runs=DIR, the folder of a run or of several.")
-    folder = Path(runs)
-    run_folders = find_runs(folder)
-    has_jobs = any(folder.rglob(JOB))
-    if not run_folders and not has_jobs:
-        raise InputError(f"runs={runs}: there is no run with metrics in it; expected one made with logger=csv.")
+    folders = [Path(runs)] if isinstance(runs, str) else [Path(folder) for folder in runs]
+    run_folders = find_runs(*folders)
+    for folder in folders:
+        if not any(run.is_relative_to(folder) for run in run_folders):
+            raise InputError(
+                f"runs={folder}: there is no run in it; expected the folder of a run, or one that holds some."
+            )
     results: dict[str, Any] = {"runs": [str(run) for run in run_folders]}
-    scalars = {str(run.relative_to(folder if run != folder else run.parent)): read_scalars(run) for run in run_folders}
+    root = common_folder(run_folders)
+    scalars = {str(run.relative_to(root)): read_scalars(run) for run in run_folders}
     scalars = {name: table for name, table in scalars.items() if len(table)}
     if scalars:
         results["panels"] = str(Path(output) / "panels.png")
         plot_panels(scalars, Path(output) / "panels.png")
-    if has_jobs:
-        results |= write_study(read_study(folder), baseline, Path(output), logger)
-    return results
+    return results | write_study(read_study(*folders), baseline, Path(output), logger)
 
 
 def write_study(study: Study, baseline: int, folder: Path, logger: Mapping[str, Logger | None]) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """task=sample: draws images of chosen classes, as PNG files, as a grid, and as they are revealed step by step."""
 
+import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +10,7 @@ from annotated_types import Ge, MinLen
 from torchvision.utils import save_image
 
 from callbacks.sample_grid import save_pictures
-from enat.checkpoints.weights import load_weights
+from enat.checkpoints.weights import load_weights, read_file
 from enat.errors import InputError
 from enat.generation import sample_classes
 from enat.net import ENAT
@@ -16,12 +19,34 @@ from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import Accelerator, device_for
 
 
+def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
+    """Returns the ids of classes that are given by id or by name.
+
+    Raises:
+        InputError: for a class that there is not.
+    """
+    ids = []
+    for wanted in classes:
+        if wanted in class_names:  # a name may be a number: the digit "3"
+            ids.append(class_names.index(str(wanted)))
+        elif isinstance(wanted, int) and 0 <= wanted < len(class_names):
+            ids.append(wanted)
+        else:
+            near = difflib.get_close_matches(str(wanted), class_names, 3) or class_names[:10]
+            more = ", ..." if len(near) < len(class_names) else ""
+            raise InputError(
+                f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names such as "
+                f"{', '.join(near)}{more}."
+            )
+    return ids
+
+
 def sample(
     net: ENAT,
     sampler: Sampler,
     tokenizer: Tokenizer,
     weights: str | None,
-    classes: Annotated[list[int], MinLen(1)] | None,
+    classes: Annotated[list[int | str], MinLen(1)] | int | str | None,
     images_per_class: Annotated[int, Ge(1)],
     seed: int,
     output: str,
@@ -32,7 +57,7 @@ def sample(
     Args:
         net, weights: the network, and the file of its weights.
         sampler, tokenizer: make token ids, and images of them.
-        classes: class ids; None for all.
+        classes: class ids or names, or a single one; None for all.
         images_per_class: the number of images of each class.
         seed: of the noise.
         output: the folder of the pictures.
@@ -42,20 +67,24 @@ def sample(
         `images` (the folder), `grid` and `reveal` (PNG files), and where the weights come from.
 
     Raises:
-        InputError: for a class id that the network does not have.
+        InputError: for a class that the network does not have.
     """
-    classes = list(range(net.num_classes)) if classes is None else list(classes)
-    if not all(0 <= c < net.num_classes for c in classes):
-        raise InputError(f"classes={classes}: expected class ids from 0 to {net.num_classes - 1}.")
-    tokenizer.check_sizes(net.codebook_size, net.num_tokens)
     source = load_weights(net, weights)
+    names = read_file(str(weights)).get("class_names") or [str(class_id) for class_id in range(net.num_classes)]
+    chosen = [classes] if isinstance(classes, int | str) else classes
+    class_ids = find_class_ids(range(net.num_classes) if chosen is None else chosen, names)
+    tokenizer.check_sizes(net.codebook_size, net.num_tokens)
     net.to(device_for(accelerator))
-    images, steps = sample_classes(net, sampler, tokenizer, classes, images_per_class, seed)
+    images, steps = sample_classes(net, sampler, tokenizer, class_ids, images_per_class, seed)
     folder = Path(output)
     files = folder / "images"
     files.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
-        class_id = classes[index // images_per_class]
-        save_image(image, files / f"class_{class_id:04d}_seed_{seed}_{index % images_per_class:04d}.png")
-    grid, reveal = save_pictures(images, steps, net, classes, folder / "grid.png", folder / "reveal.png")
-    return {"images": str(files), "grid": str(grid), "reveal": str(reveal), **source}
+        class_id = class_ids[index // images_per_class]
+        label = f"{class_id:04d}"
+        if names[class_id] != str(class_id):
+            label += "_" + re.sub(r"[^\w-]+", "_", names[class_id])
+        save_image(image, files / f"class_{label}_seed_{seed}_{index % images_per_class:04d}.png")
+    row_names = [names[class_id] for class_id in class_ids]
+    grid, reveal = save_pictures(images, steps, net, row_names, folder / "grid.png", folder / "reveal.png")
+    return {"images": str(files), "grid": str(grid), "reveal": str(reveal), "classes": row_names, **source}

@@ -9,7 +9,7 @@ from enat.images import Images
 from enat.metrics.evaluation import Evaluation
 from enat.processes import Processes
 from experiments.reporting.scores import notes_on, print_scores
-from experiments.runtime.provenance import provenance
+from experiments.runtime.provenance import hardware
 from experiments.runtime.scoring import Unfinished
 from experiments.runtime.scoring import score as score_with_progress
 
@@ -48,5 +48,5 @@ def score(
         "skipped": result.skipped,
         "settings": identity,
         "reference": result.reference,
-        **provenance(fabric.device, processes.size),
+        **hardware(fabric.device, processes.size),
     }

@@ -1,6 +1,7 @@
 """task=tokenize: turns a folder of images, or an official token cache, into shards."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,7 @@ def tokenize(
     check: bool,
     output: str,
     accelerator: Accelerator,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes shards or, with `check`, verifies the shards in `output`.
 
@@ -62,6 +64,7 @@ def tokenize(
         check: verify every shard instead of writing any.
         output: the folder of the shards.
         accelerator: where the tokenizer runs; under torchrun, each process takes its share of the shards.
+        settings: the whole configuration; the manifest keeps the tokenizer's.
 
     Returns:
         The number of samples of each split, of shards and bytes, the tokenizer, and the images that were skipped.
@@ -75,6 +78,9 @@ def tokenize(
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
     sizes = {"held_out": held_out, "shard_size": shard_size, "pack_size": pack_size, "seed": seed}
+    sizes |= {"tokenizer_settings": settings["tokenizer"]}
+    if rank == 0:
+        print(describe(source, views.side, held_out))
     with Progress(*COLUMNS, disable=rank > 0) as progress:
         bar = progress.add_task("tokenizing", total=source.size)
         manifest = write_shards(
@@ -94,6 +100,21 @@ def tokenize(
     for image in manifest.skipped:
         print(f"Skipped {image['reason']}")
     return summary(manifest)
+
+
+def describe(source: Source, side: int, held_out: float) -> str:
+    """Says before the work what will become of the images: their number and size, and how many are held out."""
+    num_held_out = round(source.size * held_out)
+    share = f"{num_held_out} of them are held out from training (held_out={held_out})"
+    if not num_held_out:
+        share = f"held_out={held_out} holds none of them out to watch the training; a larger share would"
+    lines = [f"{source.size} images in {len(source.class_names)} classes; {share}."]
+    if isinstance(source, ImageSource):
+        smallest, largest = source.images.short_sides()
+        sides = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
+        change = "as the tokenizer wants them" if smallest == largest == side else f"cropped and scaled to {side}"
+        lines.append(f"Their short sides have {sides} pixels; they are {change} (tokenizer.resolution={side}).")
+    return "\n".join(lines)
 
 
 def summary(manifest: Manifest) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """task=train: trains a network, watches the training, and scores the averaged network."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -29,8 +30,13 @@ from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.benchmarking.workload import sampling_cost
 from experiments.reporting.scores import notes_on, print_scores
-from experiments.runtime.launch import refuse_in_multirun, sets_find_unused_parameters
-from experiments.runtime.provenance import commit
+from experiments.runtime.launch import (
+    cluster_plugins,
+    devices_of_launcher,
+    refuse_in_multirun,
+    sets_find_unused_parameters,
+)
+from experiments.runtime.provenance import commit, hardware, sampler_settings
 from experiments.runtime.scoring import score
 
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
@@ -76,6 +82,20 @@ def resume_point(
     return None
 
 
+def finished_results(folder: Path, settings: Mapping[str, Any], step: int) -> dict[str, Any] | None:
+    """Returns the results of a run that has done all its steps and has these scores already; None for other runs."""
+    path = folder / "results.json"
+    if not path.exists() or step < settings["trainer"]["max_steps"]:
+        return None
+    earlier = yaml.safe_load((folder / "config.yaml").read_text())
+    if any(earlier.get(name) != settings[name] for name in ("metrics", "sampler", "scores", "protocols")):
+        return None  # it is scored again, in another way
+    rank_zero_only(print)(
+        f"{folder} is finished: {step} steps. trainer.max_steps=N trains on; resume=false starts anew."
+    )
+    return dict(json.loads(path.read_text()))
+
+
 @rank_zero_only
 def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
     """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run."""
@@ -90,7 +110,7 @@ def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
 
 
 def build_trainer(
-    trainer: Callable[..., L.Trainer],
+    trainer: partial[L.Trainer],
     callbacks: Mapping[str, L.Callback | None],
     logger: Mapping[str, Logger | None],
 ) -> L.Trainer:
@@ -102,16 +122,15 @@ def build_trainer(
     chosen = [callback for callback in callbacks.values() if callback is not None]
     loggers = [log for log in logger.values() if log is not None]
     monitors = [callback.monitor for callback in chosen if isinstance(callback, Checkpoints)]
-    if "val/fid" in monitors and not any(isinstance(callback, GenerationMetrics) for callback in chosen):
+    scorers = [callback for callback in chosen if isinstance(callback, GenerationMetrics) and callback.evaluation]
+    if "val/fid" in monitors and not scorers:
         raise InputError(
             "callbacks.checkpoint.monitor=val/fid: there is no callbacks.generation_metrics to compute it; "
-            "expected another value, such as val/loss."
+            "expected another value, such as auto."
         )
     try:
-        plugins: list[Any] = [AtomicCheckpointIO()]
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # not for torchrun inside of SLURM
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # `LeaveOnSignal` requeues the job
-        built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins)
+        plugins: list[Any] = [AtomicCheckpointIO(), *cluster_plugins()]
+        built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins, **devices_of_launcher(trainer))
     except (ValueError, TypeError) as error:
         raise InputError(f"trainer: {error}.") from error
     if isinstance(built.strategy, DDPStrategy) and not sets_find_unused_parameters(built.strategy):
@@ -177,7 +196,7 @@ def train(
     module: MaskedTokenModule,
     data: L.LightningDataModule,
     tokenizer: Tokenizer,
-    trainer: Callable[..., L.Trainer],
+    trainer: partial[L.Trainer],
     callbacks: Mapping[str, L.Callback | None],
     logger: Mapping[str, Logger | None],
     sampler: Sampler,
@@ -208,6 +227,8 @@ def train(
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     start = resume_point(folder / "checkpoints", settings, module) if resume else None
     fitter = build_trainer(trainer, callbacks, logger)
+    if start is not None and (finished := finished_results(folder, settings, start[1]["global_step"])):
+        return finished
     record_settings(fitter, settings, folder)
     untrained_nets = {"untrained network": deepcopy(module.net)} if untrained else {}
     if start is not None:
@@ -224,6 +245,7 @@ def train(
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
     facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
+    facts |= {"sampler": sampler_settings(settings), **hardware(fitter.strategy.root_device, fitter.world_size)}
     batch_size = evaluation.block_size if evaluation else 1
     cost = sampling_cost(module.averaged_net.eval(), sampler, batch_size, fitter.precision_plugin.forward_context)
-    return {**scores, "scores": by_protocol, "yardsticks": rows, "cost": cost, **facts}
+    return {**scores, "scores": by_protocol, "compared_with": rows, "cost": cost, **facts}

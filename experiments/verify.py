@@ -117,12 +117,12 @@ def step(
     return torch.cat([cached, new, masked], dim=1), features, visible.shape[1]
 
 
-def compare_step(net: ENAT, golden: Tensors, name: str, place: Tensor, features: Tensor) -> Iterator[Row]:
-    """Compares features and logits of all tokens, the visible ones included."""
+def compare_step(net: ENAT, golden: Tensors, name: str, title: str, place: Tensor, features: Tensor) -> Iterator[Row]:
+    """Compares features and logits of all tokens, the visible ones included; `name` is that of the tensors."""
     for kind, ours in {"features": features, "logits": net.logits(features)}.items():
         official = golden[f"{name}.{kind}"]
         official = official.gather(1, place.unsqueeze(2).expand(-1, -1, official.shape[2]))
-        yield Row(f"{name} {kind}", worst(ours, official), 1e-4)
+        yield Row(f"{title}: {kind}", worst(ours, official), 1e-4)
 
 
 @torch.no_grad()
@@ -131,15 +131,17 @@ def verify_forward(golden: Golden) -> Iterator[Row]:
     net, forward = golden.net("model"), golden.load("forward")
     labels, nothing = forward["labels"], forward["tokens"][:, :0]
     place, features, _ = step(net, torch.full_like(forward["tokens"], net.mask_token_id), labels, nothing, None)
-    yield from compare_step(net, forward, "all_masked", place, features)
+    yield from compare_step(net, forward, "all_masked", "all tokens masked", place, features)
     steps = sorted(name.split(".")[0].removeprefix("plain") for name in forward if name.endswith(".input"))
     cached, cached_features = nothing, None
     for number in steps:
         token_ids = forward[f"plain{number}.input"]
         place, features, _ = step(net, token_ids, labels, nothing, None)
-        yield from compare_step(net, forward, f"plain{number}", place, features)
+        yield from compare_step(net, forward, f"plain{number}", f"step {number} without reuse", place, features)
         place, features, visible = step(net, token_ids, labels, cached, cached_features)
-        yield from compare_step(net, forward, f"chain{number}", place, features)
+        yield from compare_step(
+            net, forward, f"chain{number}", f"step {number} with reuse of the step before", place, features
+        )
         cached, cached_features = place[:, :visible], features[:, :visible]
 
 
@@ -157,16 +159,21 @@ def verify_training(golden: Golden) -> Iterator[Row]:
         targets = forward["loss.target"].gather(1, place[:, visible:])
         loss = MaskedCrossEntropy()(net.logits(features[:, visible:]), targets)
         loss.backward()
-        yield Row(f"loss, {kind}", worst(loss.detach(), forward[f"loss.{kind}"]), 1e-5)
+        title = {"plain": "without reuse", "reuse": "with reuse"}[kind]
+        yield Row(f"loss {title}", worst(loss.detach(), forward[f"loss.{kind}"]), 1e-5)
         official = {name.removeprefix(f"{kind}."): x for name, x in gradients.items() if name.startswith(f"{kind}.")}
         ours = to_official({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
         ours = {name: gradient for name, gradient in ours.items() if not name.startswith("prev_embedder.")}
-        yield Row(f"gradients on one side only, {kind}", len(set(ours) ^ set(official)), 0)
+        yield Row(f"parameters with a gradient here or there, not both, {title}", len(set(ours) ^ set(official)), 0)
         relative = [
             worst(ours[name], official[name]) / max(float(official[name].abs().max()), 1e-12)
             for name in sorted(set(ours) & set(official))
         ]
-        yield Row(f"{len(relative)} gradients, relative, {kind}", max(relative, default=float("inf")), 1e-4)
+        yield Row(
+            f"{len(relative)} gradients {title}, relative to the largest entry",
+            max(relative, default=float("inf")),
+            1e-4,
+        )
 
 
 def greedy(num_steps: int) -> Sampler:
@@ -292,8 +299,10 @@ def verify(golden: str) -> dict[str, Any]:
     Console().print(table)
     for num_steps, share in agreement.items():
         print(f"{num_steps} steps with weights in bfloat16: {share:.1%} of the official tokens.")
+    num_passed = sum(row.passed for row in rows)
+    print(f"{num_passed} of {len(rows)} pass.")
     return {
-        "passed": all(row.passed for row in rows),
+        "passed": num_passed == len(rows),
         "worst": [{**row._asdict(), "passed": row.passed} for row in rows],
         "bfloat16_agreement": agreement,
     }

@@ -95,6 +95,7 @@ class DigitsDataModule(TokenDataModule):
     """Feeds training with the digits; for its arguments, see `data.module.TokenDataModule`."""
 
     num_classes = 10
+    class_names = tuple("0123456789")
 
     def packs(self, split: str) -> OnePack:
         token_ids = self.tokenizer.encode(digit_images(split))

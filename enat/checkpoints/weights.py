@@ -1,5 +1,6 @@
 """Reads weights from a file without running anything in it: a checkpoint, an official one, or safetensors."""
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ from enat.checkpoints.official import from_official, infer_sizes, is_official
 from enat.errors import InputError
 from enat.files import sha256_of
 from enat.net import ENAT
+
+DESCRIPTIONS = ("settings", "net_sizes", "class_names")  # what a checkpoint says beside its weights
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise InputError(f"weights={path}: there is no such file.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         mapped = zipfile.is_zipfile(path)  # then torch reads a weight when it is used; files of old torch can't do that
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -41,6 +44,14 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Reads weights and, from the metadata of files that task=export wrote, what belongs to them."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    described = {name: json.loads(metadata[name]) for name in DESCRIPTIONS if name in metadata}
+    return {"state_dict": load_file(path), **described}
 
 
 def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
@@ -63,6 +74,11 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     if is_official(state):
         return from_official(state), "official"
     return {name.removeprefix("net."): tensor for name, tensor in state.items()}, "raw"
+
+
+def settings_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the settings of the run that wrote a checkpoint, as plain values; None for files that have none."""
+    return content.get("settings")
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:

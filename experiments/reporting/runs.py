@@ -2,27 +2,33 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from enat.errors import InputError
+from enat.files import by_full_name
+from experiments.runtime.multirun import JOB
 
 UNFINISHED = "not finished"
+# Parts of a configuration that say where and how a run is done, and not what it computes.
+NO_OPTIONS = {"task", "output", "name", "logger", "resume", "debug", "objective", "fabric", "trainer", "protocols"}
 SCORES = {"fid": "FID", "inception_score": "Inception Score"}  # that the plots show and the rows are compared by
 
 
 class Job(NamedTuple):
-    """A job of a multirun."""
+    """A job of a multirun, or a run by itself."""
 
     folder: Path
     order: float  # place of the job in its multirun
-    options: dict[str, float | str]  # by full name, as `read_options` gives them
+    options: dict[str, float | str]  # by full name: what a job's overrides say, or all options of a run
     numbers: dict[str, float]  # of its results
     protocol: str | None  # of the scores that have no protocol in their names
     error: str | None  # None if it ended well
@@ -33,9 +39,19 @@ def natural_sort_key(path: Path | str) -> str:
     return re.sub(r"\d+", lambda digits: digits[0].zfill(20), str(path))
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """Finds the folders of all runs with logged scalars, in a folder or anywhere below it."""
-    return sorted({path.parents[2] for path in folder.rglob("metrics/version_*/metrics.csv")}, key=natural_sort_key)
+def find_runs(*folders: Path) -> list[Path]:
+    """Finds the folders of all runs in folders or anywhere below them: of trainings, and of tasks that gave scores."""
+    found = {path.parents[2] for folder in folders for path in folder.rglob("metrics/version_*/metrics.csv")}
+    found |= {path.parent for folder in folders for path in folder.rglob(JOB)}
+    for path in (path for folder in folders for path in folder.rglob("results.json")):
+        if "fid" in json.loads(path.read_text()):
+            found.add(path.parent)
+    return sorted(found, key=natural_sort_key)
+
+
+def common_folder(runs: Sequence[Path]) -> Path:
+    """Returns the folder below which all runs are; of a single run, its parent."""
+    return Path(os.path.commonpath([run.parent for run in runs]))
 
 
 def read_scalars(run: Path) -> pd.DataFrame:
@@ -93,6 +109,25 @@ def read_job(path: Path) -> Job:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as wrong:
         raise InputError(f"{path}: expected what a multirun writes ({wrong}).") from wrong
     return Job(path.parent, record.get("number", math.inf), options, numbers, protocol, error)
+
+
+def read_run(folder: Path) -> Job:
+    """Reads the `config.yaml` and the `results.json` of a run that is no job of a multirun.
+
+    Raises:
+        InputError: if a file is not what a run writes.
+    """
+    config, results_file = folder / "config.yaml", folder / "results.json"
+    try:
+        settings = yaml.safe_load(config.read_text()) if config.exists() else {}
+        results = json.loads(results_file.read_text()) if results_file.exists() else {}
+        numbers, protocol = _numbers_of(results)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as wrong:
+        raise InputError(f"{folder}: expected what a run writes ({wrong}).") from wrong
+    kept = {name: value for name, value in settings.items() if name not in NO_OPTIONS}
+    options = {name: _number_or_text(value) for name, value in by_full_name(kept).items()}
+    error = None if "fid" in numbers else "no scores (metrics=none)" if results else UNFINISHED
+    return Job(folder, math.inf, options, numbers, protocol, error)
 
 
 def _numbers_of(results: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:

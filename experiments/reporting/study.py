@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from enat.errors import InputError
-from experiments.reporting.runs import SCORES, natural_sort_key, read_job
+from experiments.reporting.runs import SCORES, common_folder, find_runs, natural_sort_key, read_job, read_run
 from experiments.runtime.multirun import JOB
 
 MOST_NAMES = 10  # groups or lines that a picture has colours and names for
@@ -18,7 +17,7 @@ MOST_NAMES = 10  # groups or lines that a picture has colours and names for
 class Study:
     """The jobs of a multirun in groups."""
 
-    folder: Path  # of the multirun
+    folder: Path  # of the multirun, or one that all runs are below
     varied: list[str]  # columns of the options that vary besides the seed
     jobs: pd.DataFrame  # a row for each job: `job` (its folder), options, `seed`, results, `error`, `group` (a number)
     groups: pd.DataFrame  # a row for each combination of options, as `summarize` gives them
@@ -47,18 +46,20 @@ class Study:
         return labels if labels.nunique() <= min(MOST_NAMES, len(labels) / 2) else None
 
 
-def read_study(folder: Path) -> Study:
-    """Reads the jobs of a multirun, in the order in which they were asked for.
+def read_study(*folders: Path) -> Study:
+    """Reads the jobs of multiruns in the order in which they were asked for, or runs by themselves.
 
     An option that only some jobs have has the value `default` for the others. A column has the last part of its
     option's name, or the full name where two would be the same.
 
     Raises:
-        InputError: if a file can't be read, or there is no job.
+        InputError: if a file can't be read.
     """
-    jobs = [read_job(path) for path in folder.rglob(JOB)]
-    if not jobs:
-        raise InputError(f"runs={folder}: there is no job of a multirun in it.")
+    root = common_folder(find_runs(*folders))
+    records = [path for folder in folders for path in folder.rglob(JOB)]
+    alone = [folder for folder in find_runs(*folders) if not (folder / JOB).exists()]
+    jobs = [read_job(path) for path in records] if not alone else [read_run(path.parent) for path in records]
+    jobs += [read_run(folder) for folder in alone]
     jobs.sort(key=lambda job: (natural_sort_key(job.folder.parent), job.order, natural_sort_key(job.folder)))
     options = pd.DataFrame([job.options for job in jobs]).astype(object)
     options = options.where(options.notna(), "default").infer_objects()
@@ -69,13 +70,13 @@ def read_study(folder: Path) -> Study:
     numbers = numbers.drop(columns=[*columns.values(), "seed"], errors="ignore")  # such as the number of images
     varied = list(columns.values())
     table = options[names].rename(columns=columns).assign(seed=options.get("seed", "default")).join(numbers)
-    table.insert(0, "job", [str(job.folder.relative_to(folder)) for job in jobs])
+    table.insert(0, "job", [str(str(job.folder.relative_to(root))) for job in jobs])
     table["error"] = pd.Series([job.error for job in jobs], dtype=object)
     table["group"] = table.groupby(varied, sort=False).ngroup() if varied else 0
     protocols = {job.protocol for job in jobs if job.protocol}
     scores = [name for name in numbers if not name.endswith("_std")]  # over the parts of one set of images
     groups = summarize(table, varied, scores)
-    return Study(folder, varied, table, groups, protocols.pop() if len(protocols) == 1 else None)
+    return Study(root, varied, table, groups, protocols.pop() if len(protocols) == 1 else None)
 
 
 def summarize(jobs: pd.DataFrame, varied: list[str], numbers: list[str]) -> pd.DataFrame:

@@ -4,7 +4,9 @@ This module and those that it imports must import neither torch nor Lightning, w
 told at once, and so is a completion of the shell.
 """
 
+import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +18,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
-from experiments.runtime.multirun import JobError, is_job
+from experiments.runtime.multirun import JobError, fixed_options, is_job
 from experiments.runtime.options import explain_option
 from experiments.runtime.ranks import processes
+
+MAX_NAME = 150  # characters of a folder's name
 
 
 def _run_folder(folder: str, resume: bool) -> str:
@@ -44,6 +48,48 @@ def _sweep_of(setting: str) -> str | None:
     return Path(HydraConfig.get().sweep.dir).name if setting == "group" else f"{HydraConfig.get().job.num}"
 
 
+def _run_of(weights: str | None, name: str) -> str:
+    """Returns the folder of the run that wrote a checkpoint, `outputs/digits` say; `outputs/NAME` for other files."""
+    folder = Path(weights).parent if weights else Path()
+    return str(folder.parent) if folder.name == "checkpoints" else f"outputs/{name}"
+
+
+def _changes() -> str:
+    """Returns what tells this command from others of its task, as the end of a folder's name; nothing by default."""
+    if not HydraConfig.initialized():
+        return ""
+    text = _short(_options("task", "output", "experiment"))
+    return f"-{text}" if text else ""
+
+
+def _job_name(*left_out: str) -> str:
+    """Returns the name of a job's folder: its options, but for those named and those that change no result."""
+    return _short(_options(*left_out, "sweep", "study", "data.shards")) or "job"
+
+
+def _options(*left_out: str) -> list[str]:
+    """Returns the overrides of this command that change its results, in the order of their names."""
+    overrides = dict(text.lstrip("+").partition("=")[::2] for text in HydraConfig.get().overrides.task)
+    options = fixed_options(list(HydraConfig.get().overrides.task))
+    if "weights" in overrides:
+        path = Path(overrides["weights"].strip("'"))
+        options["weights"] = path.stem if path.stem != "last" else ""
+        if is_job():  # of several checkpoints, perhaps, which may all be called last.ckpt
+            options["weights"] = f"{path.parents[1].name}_{path.stem}" if len(path.parents) > 2 else path.stem
+    return [f"{name}={value}" for name, value in sorted(options.items()) if name not in left_out and value != ""]
+
+
+def _short(options: Sequence[str]) -> str:
+    """Joins options to a name that is safe for a file system, and not too long for it."""
+    text = re.sub(r"[^\w.,=+@{}:-]", "", ",".join(options).replace("/", "_"))
+    if len(text) > MAX_NAME:
+        text = f"{text[: MAX_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text
+
+
+OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
+OmegaConf.register_new_resolver("run_of", _run_of, replace=True)
+OmegaConf.register_new_resolver("changes", _changes, replace=True)
 OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("sweep_of", _sweep_of, replace=True)
 

@@ -2,19 +2,22 @@
 
 import os
 from datetime import timedelta
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
+import lightning as L
 import lightning.fabric.strategies as fabric_strategies
 import lightning.pytorch.strategies as trainer_strategies
 import torch
 from annotated_types import Ge, Gt
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
 from enat.errors import InputError
 from experiments.runtime.multirun import is_job
-from experiments.runtime.ranks import processes
+from experiments.runtime.ranks import is_of_srun, is_of_torchrun, launched, processes
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
 Strategy = fabric_strategies.Strategy | trainer_strategies.Strategy
@@ -48,6 +51,35 @@ def ddp(find_unused_parameters: bool, timeout_minutes: Annotated[float, Gt(0)]) 
     )
 
 
+def cluster_plugins() -> list[Any]:
+    """Returns the environment that Lightning has to assume, where it would take a job of SLURM for a step of srun.
+
+    Raises:
+        InputError: if SLURM allotted several tasks, and this process was started without srun.
+    """
+    if is_of_torchrun() or "SLURM_NTASKS" not in os.environ:
+        return []
+    if is_of_srun():
+        return [SLURMEnvironment(auto_requeue=False)]  # `LeaveOnSignal` requeues the job
+    if int(os.environ["SLURM_NTASKS"]) > 1 and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        raise InputError(
+            f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}: this process was started without srun, so it is one alone; "
+            "expected `srun python run.py ...`, or `--ntasks=1` in the job."
+        )
+    return [LightningEnvironment()]
+
+
+def devices_of_launcher(trainer: partial[L.Trainer]) -> dict[str, Any]:
+    """Returns the options of a Trainer that follow from torchrun or srun, whatever its YAML says; none without them."""
+    started = launched()
+    if started is None:
+        return {}
+    options: dict[str, Any] = {"devices": started.per_machine, "num_nodes": started.machines}
+    if started != (1, 1) and trainer.keywords.get("strategy") == "auto":
+        options["strategy"] = ddp(find_unused_parameters=True, timeout_minutes=10)
+    return options
+
+
 def sets_find_unused_parameters(strategy: DDPStrategy) -> bool:
     """Says whether the option `find_unused_parameters` was set for a strategy, to true or to false.
 
@@ -67,17 +99,11 @@ def launch(
         precision: of network and tokenizer: `..-true` casts the weights once, `..-mixed` at each product.
 
     Raises:
-        InputError: for values that Lightning refuses, or that do not fit the processes that were started.
+        InputError: for values that Lightning refuses.
     """
     device_for(accelerator)
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun has decided
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif (devices, num_nodes) == (1, 1) and processes()[1] > 1:
-        raise InputError(
-            f"trainer.devices=1: srun has started {processes()[1]} tasks, which would all do the same; expected "
-            "trainer.devices and trainer.num_nodes as in the options of srun."
-        )
+    if started := launched():
+        devices, num_nodes = started
     try:
         strategy = "auto" if (devices, num_nodes) == (1, 1) else "ddp"
         fabric = Fabric(
@@ -86,6 +112,7 @@ def launch(
             num_nodes=num_nodes,
             strategy=strategy,
             precision=precision,
+            plugins=cluster_plugins(),
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise InputError(f"trainer: {error}") from error

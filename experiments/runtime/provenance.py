@@ -26,17 +26,21 @@ def commit() -> str | None:
     return f"{commit}{' with changes' if changed else ''}"
 
 
-def provenance(device: torch.device, processes: int) -> dict[str, Any]:
-    """Describes this run in plain values, for `results.json`.
+def hardware(device: torch.device, processes: int) -> dict[str, Any]:
+    """Describes the hardware in plain values, for `results.json`.
 
     Args:
         device: that computes.
         processes: how many share the work.
     """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"
+    return {"processes": processes, "device": name}
+
+
+def provenance() -> dict[str, Any]:
+    """Describes the command and the code in plain values, for the `results.json` of every task."""
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "processes": processes,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
     }

@@ -1,6 +1,38 @@
 """Says which of several processes this one is, without imports that take time."""
 
 import os
+from typing import NamedTuple
+
+
+class Launched(NamedTuple):
+    """Says how torchrun or srun started this process and others."""
+
+    per_machine: int
+    machines: int
+
+
+def is_of_torchrun() -> bool:
+    """Says whether torchrun started this process."""
+    return "RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ
+
+
+def is_of_srun() -> bool:
+    """Says whether this is a task of a step of srun.
+
+    It is not in the script around a step, nor in a shell that `srun --pty bash` has opened.
+    """
+    return "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def launched() -> Launched | None:
+    """Returns how many processes torchrun or srun started; None if neither of them started this one."""
+    if is_of_torchrun():
+        per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+        return Launched(per_machine, int(os.environ["WORLD_SIZE"]) // per_machine)
+    if is_of_srun():
+        machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+        return Launched(int(os.environ["SLURM_STEP_NUM_TASKS"]) // machines, machines)
+    return None
 
 
 def processes() -> tuple[int, int, int]:
@@ -10,9 +42,7 @@ def processes() -> tuple[int, int, int]:
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     defaults = ("0", "1", "0")
-    # Within a step of srun; not in the script around it, nor in a shell that `srun --pty bash` has opened.
-    in_step = "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    if in_step and "RANK" not in os.environ:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    if is_of_srun() and "RANK" not in os.environ:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     rank, size, local_rank = (int(os.environ.get(name, value)) for name, value in zip(names, defaults, strict=True))
     return rank, size, local_rank

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypedDict
 
 import lightning as L
+import yaml
 from annotated_types import Interval
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
@@ -17,13 +18,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import refuse_other_work, sha256_of, write_atomically
 from experiments.runtime.command_line import explain
 from experiments.runtime.config_check import check_config
 from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
+from experiments.runtime.provenance import provenance
 from experiments.runtime.ranks import processes
 from experiments.runtime.type_hints import check_value
 
+# Options that may change without a change of the results.
+FREE = {"resume", "debug", "logger", "trainer", "fabric", "output", "objective", "callbacks", "data", "task", "weights"}
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
 
@@ -86,20 +90,46 @@ def check_options(config: DictConfig) -> None:
 
 
 def _results(config: DictConfig, output: Path) -> dict[str, Any]:
-    """Checks the options, runs the task, and writes and prints its results."""
+    """Checks the options, runs the task, and writes and prints its results.
+
+    Raises:
+        InputError: if the folder has results of other settings or weights, which would be replaced.
+    """
     check_options(config)
+    settings = _plain(config)
+    _refuse_to_replace(output, settings)
     L.seed_everything(config.seed, verbose=False)
     extra = {}
     if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
         # `instantiate` would turn a dictionary into nodes of a configuration; it passes this view on as it is.
-        extra["settings"] = MappingProxyType(_plain(config))
+        extra["settings"] = MappingProxyType(settings)
     task = instantiate(config.task, _partial_=True, **extra)  # only builds the arguments, so that its errors stay apart
     results: dict[str, Any] = task()
-    rank_zero_only(_finish)(output, results)
+    origin = {"seed": config.seed, **provenance()}
+    results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own
+    rank_zero_only(_finish)(output, settings, results)
     return results
 
 
-def _finish(output: Path, results: dict[str, Any]) -> None:
+def _refuse_to_replace(output: Path, settings: dict[str, Any]) -> None:
+    """Refuses to run a task in a folder with results of other settings or weights; training goes on by itself.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    if not (output / "results.json").exists() or settings["task"]["_target_"].endswith(".train"):
+        return
+    earlier = yaml.safe_load((output / "config.yaml").read_text()) if (output / "config.yaml").exists() else {}
+    sha256 = json.loads((output / "results.json").read_text()).get("sha256")
+    weights = settings.get("weights")
+    before = {name: value for name, value in earlier.items() if name not in FREE} | {"weights_sha256": sha256}
+    now = {name: value for name, value in settings.items() if name not in FREE}
+    now["weights_sha256"] = sha256_of(weights) if sha256 and weights and Path(weights).is_file() else sha256
+    refuse_other_work(output, before if earlier else now, now, "results of other settings")
+
+
+def _finish(output: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:
+    write_atomically(output / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     write_atomically(output / "results.json", json.dumps(results, indent=1).encode())
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     print(f"Results: {output / 'results.json'}")

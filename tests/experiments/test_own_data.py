@@ -79,7 +79,7 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
     trained = command(
         *experiment, "trainer.max_steps=2", "trainer.val_check_interval=2", f"output={tmp_path}/run"
     ).results
-    untrained = trained["yardsticks"]["untrained network"]["enat"]
+    untrained = trained["compared_with"]["untrained network"]["enat"]
     assert trained["fid"] > 1e-3
     assert trained["fid"] != pytest.approx(untrained["fid"], rel=1e-3)
     checkpoint = trained["checkpoint"]

@@ -106,7 +106,7 @@ def test_a_job_begun_anew_has_no_old_results(sweep, tmp_path):
     options = ["+sweep=attention", "variant=enat", "seed=0", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=job"]
     assert sweep(*options).status == 0
     (results,) = tmp_path.glob("*/results.json")
-    assert "untrained network" not in json.loads(results.read_text())["yardsticks"]
+    assert "untrained network" not in json.loads(results.read_text())["compared_with"]
     assert sweep(*options, "resume=false", "module.net.num_heads=5").status == 1
     assert not results.exists()
 

@@ -1,0 +1,164 @@
+"""Composes a configuration from what the files that a command line names say of themselves.
+
+A checkpoint (`weights=FILE`) has the settings of its run: the network, the tokenizer, the sampler, the metrics. Shards
+(`data.shards=DIR`) have a manifest: the tokenizer and all sizes. Both become choices of groups, so that the command
+line overrides them like any other.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from enat.errors import InputError
+from experiments.runtime.options import CONF
+
+PRIMARY = "config"
+OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
+OF_SHARDS = "of_shards"
+# Nodes of a configuration to which others refer, such as `${tokenizer}`.
+COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
+# What the settings of a shared file may have built.
+TARGETS = (
+    *(f"enat.{part}." for part in ("net", "variants", "packed", "kernels", "masking", "loss", "module", "sampler")),
+    *(f"enat.{part}." for part in ("schedules", "tokenizers", "features", "metrics")),
+    *("data.references.", "data.scored_images.", "data.toy.digits.", "torchmetrics.", "torch.optim."),
+)
+REFERRED = ("seed", "scores", "reference", "protocols", "tokenizer", "sampler")
+
+
+def primary_config(arguments: Sequence[str]) -> str:
+    """Returns the name of the configuration to compose for a command line, after the files that it names are read.
+
+    Raises:
+        InputError: for a checkpoint that can't be read, or does not say what it needs.
+    """
+    given = _given(arguments)
+    primary = yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
+    defaults = primary["defaults"]
+    if given.get("weights") and not {"experiment", "net@module.net"} & given.keys():
+        _replace(defaults, _store_checkpoint(given["weights"]))
+    if shards := given.get("data.shards"):
+        _store_shards(defaults, str(shards), "experiment" in given)
+    if defaults == yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())["defaults"]:
+        return PRIMARY
+    ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
+    return f"{PRIMARY}_of_files"
+
+
+def _given(arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns the options on a command line with their values; of several values, for a multirun, the first."""
+    options = [text for text in arguments if "=" in text and not text.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(options)
+    return {
+        override.key_or_group: next(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+        for override in overrides
+        if not override.is_delete()
+    }
+
+
+def _replace(defaults: list[Any], choices: Mapping[str, Any]) -> None:
+    """Replaces choices in a defaults list."""
+    for entry in defaults:
+        if isinstance(entry, dict):
+            (group,) = entry
+            entry[group] = choices.get(group, entry[group])
+
+
+def _store_checkpoint(weights: str) -> dict[str, Any]:
+    """Stores the settings of a checkpoint as choices of groups; returns the choices by group.
+
+    Raises:
+        InputError: for a file that can't be read, or has no settings.
+    """
+    from enat.checkpoints.weights import read_file, settings_of  # here, since they import torch
+
+    settings = settings_of(read_file(weights))
+    if settings is None:
+        raise InputError(
+            f"weights={weights}: the file does not say its network; expected experiment=NAME beside it, such as "
+            "experiment=enat_l_256 for official weights of ENAT-L."
+        )
+    refuse_other_targets(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols")})
+    store = ConfigStore.instance()
+    linked = _link(settings, settings)
+    for group in COPIED:
+        store.store(OF_CHECKPOINT, linked[group], group)
+    schedules = _schedules(settings["sampler"])
+    sampler = {name: value for name, value in settings["sampler"].items() if name not in schedules}
+    choices = [{f"/schedule@{name}": choice} for name, choice in schedules.items()]
+    store.store(OF_CHECKPOINT, {"defaults": [*choices, "_self_"], **sampler}, "sampler")
+    store.store(OF_CHECKPOINT, linked["scores"], "score", "scores")
+    store.store(OF_CHECKPOINT, settings["protocols"], "protocol", "protocols")
+    # The devices are this machine's: its GPUs, if it has any, and all of them if training used several.
+    devices = 1 if settings["trainer"]["devices"] == 1 else "auto"
+    store.store(OF_CHECKPOINT, {"defaults": ["cpu", "_self_"], "accelerator": "auto", "devices": devices}, "trainer")
+    store.store(OF_CHECKPOINT, {"name": settings["name"]}, "experiment", "_global_")
+    lists = {"score": [OF_CHECKPOINT], "protocol": [OF_CHECKPOINT]}
+    return {**dict.fromkeys([*COPIED, "sampler", "trainer", "experiment"], OF_CHECKPOINT), **lists}
+
+
+def refuse_other_targets(file: str, node: Any) -> None:
+    """Refuses settings of a file that would have anything built but networks, tokenizers, samplers and metrics.
+
+    Raises:
+        InputError: naming the target.
+    """
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else []:
+        refuse_other_targets(file, value)
+    target = str(node.get("_target_", TARGETS[0])) if isinstance(node, Mapping) else TARGETS[0]
+    if not target.startswith(TARGETS):
+        raise InputError(f"{file}: its settings name {target}, which is no part of a network, a tokenizer or a metric.")
+
+
+def _link(node: Any, settings: Mapping[str, Any], depth: int = 0) -> Any:
+    """Puts back references such as `${seed}`, since settings are stored with each value in its place."""
+    if not isinstance(node, dict):
+        return node
+    linked = {}
+    for name, value in node.items():
+        is_reference = depth > 0 and name in REFERRED and value == settings.get(name)
+        linked[name] = f"${{{name}}}" if is_reference else _link(value, settings, depth + 1)
+    return linked
+
+
+def _schedules(sampler: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the schedules of a sampler that are choices of the group `schedule`, by option."""
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "schedule").glob("*.yaml")}
+    return {
+        option: choice
+        for option, value in sampler.items()
+        for choice, content in files.items()
+        if isinstance(value, dict) and value == content
+    }
+
+
+def _store_shards(defaults: list[Any], shards: str, has_experiment: bool) -> None:
+    """Stores what a folder of shards says as choices; adds them to a defaults list.
+
+    A folder without a manifest is left to the task, which says what is wrong.
+    """
+    path = Path(shards) / "manifest.json"
+    if not path.is_file():
+        return
+    try:
+        manifest = json.loads(path.read_text())
+        height, width = manifest["grid"]
+        sizes = {"codebook_size": manifest["codebook_size"], "num_tokens": height * width}
+        sizes["num_classes"] = len(manifest["class_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: this is no manifest of token shards.") from error
+    refuse_other_targets(str(path), manifest.get("tokenizer_settings") or {})
+    store = ConfigStore.instance()
+    if not has_experiment:
+        _replace(defaults, {"experiment": "own_images"})
+    if tokenizer := manifest.get("tokenizer_settings"):
+        store.store(OF_SHARDS, tokenizer, "tokenizer")
+        defaults.append({"override /tokenizer": OF_SHARDS})  # of this list, it comes before those of experiments
+    store.store(f"sizes_{OF_SHARDS}", OmegaConf.create({"module": {"net": sizes}}), package="_global_")
+    defaults.insert(-1 if tokenizer else len(defaults), f"sizes_{OF_SHARDS}")
