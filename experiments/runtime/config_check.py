@@ -48,7 +48,17 @@ def check_config(config: DictConfig, key: str) -> None:
         option = text[2:-1] if is_reference else f"{key}.{name}"
         if OmegaConf.is_config(node[name]):
             check_config(config, option)
-        check_value(option, node[name], hints.get(name, Any))
+        value = None if _gives_nothing(node[name]) else node[name]
+        check_value(option, value, hints.get(name, Any))
+
+
+def _gives_nothing(node: Any) -> bool:
+    """Says whether a node's target is a function that returns None, in place of what an option names."""
+    if not OmegaConf.is_dict(node) or "_target_" not in node or node.get("_partial_"):
+        return False
+    return inspect.isfunction(called := get_object(node["_target_"])) and _type_hints(called).get("return") is type(
+        None
+    )
 
 
 def _hints_of_target(key: str, target: str, options: list[str], is_partial: bool) -> dict[str, Any]:

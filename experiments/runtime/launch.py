@@ -60,6 +60,8 @@ def cluster_plugins() -> list[Any]:
     if is_of_torchrun() or "SLURM_NTASKS" not in os.environ:
         return []
     if is_of_srun():
+        # Lightning asks for this variable, which srun sets only with --ntasks-per-node.
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", f"{launched().per_machine}")  # type: ignore[union-attr]
         return [SLURMEnvironment(auto_requeue=False)]  # `LeaveOnSignal` requeues the job
     if int(os.environ["SLURM_NTASKS"]) > 1 and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         raise InputError(

@@ -13,7 +13,7 @@ class Launched(NamedTuple):
 
 def is_of_torchrun() -> bool:
     """Says whether torchrun started this process."""
-    return "RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_of_srun() -> bool:
@@ -27,7 +27,7 @@ def is_of_srun() -> bool:
 def launched() -> Launched | None:
     """Returns how many processes torchrun or srun started; None if neither of them started this one."""
     if is_of_torchrun():
-        per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+        per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         return Launched(per_machine, int(os.environ["WORLD_SIZE"]) // per_machine)
     if is_of_srun():
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))

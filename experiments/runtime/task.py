@@ -112,12 +112,12 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
 
 
 def _refuse_to_replace(output: Path, settings: dict[str, Any]) -> None:
-    """Refuses to run a task in a folder with results of other settings or weights; training goes on by itself.
+    """Refuses to run a task in a folder with results of other settings or weights; a training goes on there, and a report is made anew.
 
     Raises:
         InputError: naming what differs.
     """
-    if not (output / "results.json").exists() or settings["task"]["_target_"].endswith(".train"):
+    if not (output / "results.json").exists() or settings["task"]["_target_"].endswith((".train", ".report")):
         return
     earlier = yaml.safe_load((output / "config.yaml").read_text()) if (output / "config.yaml").exists() else {}
     sha256 = json.loads((output / "results.json").read_text()).get("sha256")

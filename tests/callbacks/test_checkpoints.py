@@ -19,8 +19,8 @@ from callbacks.guard import NonFiniteGuard
 from enat.checkpoints.weights import read_file, select_state
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
-from experiments.runtime.launch import ddp, starts_processes
-from experiments.runtime.ranks import processes
+from experiments.runtime.launch import starts_processes
+from experiments.runtime.ranks import launched, processes
 from experiments.train import build_trainer, fixed_settings, without_speed
 
 ROOT = Path(__file__).parents[2]
@@ -227,9 +227,12 @@ def test_processes_of_srun(monkeypatch, command):
     assert processes() == (0, 1, 0)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert processes() == (3, 4, 1)
+    assert launched() == (4, 1)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")  # in the script around a step
     refused = command(DEBUG, "task=evaluate", "trainer.accelerator=cpu", "weights=any.ckpt")
     assert refused.status == 1
-    assert "srun has started 4 tasks" in refused.err
+    assert "SLURM_NTASKS=4: this process was started without srun" in refused.err
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("RANK", "5")  # of torchrun, inside of it
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert processes() == (5, 8, 0)
@@ -251,12 +254,15 @@ def test_who_starts_the_processes(monkeypatch):
 def test_torchrun_inside_of_slurm_says_which_process_this_is(monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 0)  # which a Trainer changes
     of_torchrun = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    slurm = {**SRUN, "SLURM_NTASKS_PER_NODE": "4"}
-    for variables, kind in ((slurm, SLURMEnvironment), (of_torchrun, TorchElasticEnvironment)):
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")  # set for Lightning, and so to be removed afterwards
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    for variables, kind, devices in ((SRUN, SLURMEnvironment, 4), (of_torchrun, TorchElasticEnvironment, 8)):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        trainer = partial(L.Trainer, accelerator="cpu", devices=4, strategy=ddp(False, 1))
-        assert isinstance(build_trainer(trainer, {}, {}).strategy.cluster_environment, kind)
+        trainer = build_trainer(partial(L.Trainer, accelerator="cpu", devices=1, strategy="auto"), {}, {})
+        assert isinstance(trainer.strategy.cluster_environment, kind)
+        assert trainer.num_devices == devices  # whatever `devices` says
+        assert isinstance(trainer.strategy, DDPStrategy)
 
 
 def test_export(command, tmp_path):

@@ -131,7 +131,7 @@ def test_report_and_dashboard_have_the_same_panels(command, tmp_path):
     shown = str(layout("someone", "enat", "ENAT")._to_model())
     assert all(name in shown for section in PANELS.values() for panel in section.values() for name in panel)
     nothing = command("task=report", f"runs={tmp_path}/a/samples", f"output={tmp_path}/none")
-    assert (nothing.status, "there is no run with metrics in it" in nothing.err) == (1, True)
+    assert (nothing.status, "there is no run in it" in nothing.err) == (1, True)
 
 
 def test_the_terminal(command, tmp_path):

@@ -51,7 +51,7 @@ def test_task(command, study_folder, tmp_path):
         "fid_over_reuse_prob.png", "fid_over_flops.png", "losses.png",
     ]  # fmt: skip
     assert {path.name for path in folder.iterdir()} == {  # and no logger's folder
-        "report.md", "report.csv", "groups.csv", "results.json", "panels.png", "losses.png",
+        "report.md", "report.csv", "groups.csv", "results.json", "config.yaml", "panels.png", "losses.png",
         "fid_over_reuse_prob.png", "fid_over_flops.png",
     }  # fmt: skip
     assert len(results["groups"]) == 3
