@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import lightning as L
 import torch
 from annotated_types import Ge, Le
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset, default_convert
 
 from data.fetch import fetch, local_folder
@@ -164,6 +165,22 @@ class ShardsDataModule(TokenDataModule):
             for name, size in sizes.items():
                 if getattr(net, name) != size:
                     raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
+            self.describe()
+
+    @rank_zero_only
+    def describe(self) -> None:
+        """Prints how many samples there are, and how often a step sees each if a batch is larger than the set."""
+        samples = {split: sum(shard.samples for shard in shards) for split, shards in self.manifest.splits.items()}
+        train = samples["train"]
+        print(
+            f"{self.shards}: {train:,} training images and {samples['held_out']:,} held out, {self.num_classes} "
+            f"classes, {self.manifest.num_tokens} tokens of {self.manifest.resolution} px."
+        )
+        if self.batch_size > train:
+            print(
+                f"data.batch_size={self.batch_size}: more than the {train} training images, so that each step trains "
+                f"on the same image about {self.batch_size / train:.0f} times; a smaller one fits better."
+            )
 
     def packs(self, split: str) -> Packs:
         return self.reader(self.folder, self.manifest, split)

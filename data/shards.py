@@ -169,7 +169,8 @@ class ShardPacks:
 
     def __init__(self, folder: Path, manifest: Manifest, split: str):
         if not manifest.splits.get(split):
-            raise InputError(f"{folder}: there are no {split} shards.")
+            hint = "; task=tokenize with a larger held_out makes some" if split == "held_out" else ""
+            raise InputError(f"{folder}: there are no {split} shards{hint}.")
         # For each pack: the shard's path, and the offset and size in bytes of each array in it.
         self.locations: list[tuple[Path, dict[str, tuple[int, int]]]] = []
         sizes: list[int] = []

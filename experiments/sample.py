@@ -32,11 +32,10 @@ def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> 
         elif isinstance(wanted, int) and 0 <= wanted < len(class_names):
             ids.append(wanted)
         else:
-            near = difflib.get_close_matches(str(wanted), class_names, 3) or class_names[:10]
-            more = ", ..." if len(near) < len(class_names) else ""
+            near = difflib.get_close_matches(str(wanted), class_names, 3)
+            names = f"did you mean {' or '.join(near)}?" if near else f"names such as {', '.join(class_names[:3])}."
             raise InputError(
-                f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names such as "
-                f"{', '.join(near)}{more}."
+                f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names; {names}"
             )
     return ids
 

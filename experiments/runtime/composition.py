@@ -21,6 +21,7 @@ from experiments.runtime.options import CONF
 PRIMARY = "config"
 OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
 OF_SHARDS = "of_shards"
+IMAGENET = 1000  # classes
 # Nodes of a configuration to which others refer, such as `${tokenizer}`.
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
 # What the settings of a shared file may have built.
@@ -44,7 +45,7 @@ def primary_config(arguments: Sequence[str]) -> str:
     if given.get("weights") and not {"experiment", "net@module.net"} & given.keys():
         _replace(defaults, _store_checkpoint(given["weights"]))
     if shards := given.get("data.shards"):
-        _store_shards(defaults, str(shards), "experiment" in given)
+        _store_shards(defaults, str(shards), given)
     if defaults == yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())["defaults"]:
         return PRIMARY
     ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
@@ -138,10 +139,18 @@ def _schedules(sampler: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _store_shards(defaults: list[Any], shards: str, has_experiment: bool) -> None:
+def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) -> None:
     """Stores what a folder of shards says as choices; adds them to a defaults list.
 
     A folder without a manifest is left to the task, which says what is wrong.
+
+    Args:
+        defaults: of the primary configuration.
+        shards: the folder.
+        given: the options on the command line.
+
+    Raises:
+        InputError: for a manifest that can't be read.
     """
     path = Path(shards) / "manifest.json"
     if not path.is_file():
@@ -155,10 +164,16 @@ def _store_shards(defaults: list[Any], shards: str, has_experiment: bool) -> Non
         raise InputError(f"{path}: this is no manifest of token shards.") from error
     refuse_other_targets(str(path), manifest.get("tokenizer_settings") or {})
     store = ConfigStore.instance()
-    if not has_experiment:
+    if "experiment" not in given:
         _replace(defaults, {"experiment": "own_images"})
-    if tokenizer := manifest.get("tokenizer_settings"):
+    content: dict[str, Any] = {"module": {"net": sizes}}
+    if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
+        content["callbacks"] = {"sample_grid": {"class_ids": None}}
+    tokenizer = manifest.get("tokenizer_settings")
+    if tokenizer and "tokenizer" not in given:
+        content["tokenizer"] = tokenizer  # also after an experiment that changes some of its options
         store.store(OF_SHARDS, tokenizer, "tokenizer")
         defaults.append({"override /tokenizer": OF_SHARDS})  # of this list, it comes before those of experiments
-    store.store(f"sizes_{OF_SHARDS}", OmegaConf.create({"module": {"net": sizes}}), package="_global_")
-    defaults.insert(-1 if tokenizer else len(defaults), f"sizes_{OF_SHARDS}")
+    store.store(f"sizes_{OF_SHARDS}", OmegaConf.create(content), package="_global_")
+    is_override = [isinstance(entry, dict) and next(iter(entry)).startswith("override") for entry in defaults]
+    defaults.insert(is_override.index(True), f"sizes_{OF_SHARDS}")  # after the experiment; overrides come last

@@ -16,7 +16,9 @@ class Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.speed or 0
-        return Text(f"{speed:,.1f} images/s" if speed >= 1 or not speed else f"{1 / speed:,.1f} s/image")
+        if 0 < speed < 1:
+            return Text(f"{1 / speed:.1f} s/image")
+        return Text(f"{speed:.1f} images/s" if speed < 100 else f"{speed:,.0f} images/s")
 
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import shutil
 import typing
 import warnings
@@ -40,7 +41,9 @@ class CommonOptions(TypedDict):
     debug: bool
 
 
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO advertises
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than there are cores
 warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # given on CPUs, where nothing uses it
 
 
@@ -112,7 +115,7 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
 
 
 def _refuse_to_replace(output: Path, settings: dict[str, Any]) -> None:
-    """Refuses to run a task in a folder with results of other settings or weights; a training goes on there, and a report is made anew.
+    """Refuses to replace results of other settings or weights. Training goes on there; a report is made anew.
 
     Raises:
         InputError: naming what differs.

@@ -2,8 +2,8 @@
 
 Each of 20 kills sends a signal (KILL, TERM, USR1 or INT) from outside, to one rank or to all, while a run on one or two
 ranks loads data, trains, saves a checkpoint or validates. The moments are not exact, unlike in the tests, which use
-`tests/separate_processes.py`: this script looks for moments that nobody has thought of. It prints a table, and fails if a run
-hangs or if the final weights differ in a bit from the weights of an uninterrupted run.
+`tests/separate_processes.py`: this script looks for moments that nobody has thought of. It prints a table, and fails if
+a run hangs or if the final weights differ in a bit from the weights of an uninterrupted run.
 """
 
 import os

@@ -1,0 +1,81 @@
+"""Misspelt options, groups and choices are told at once, with a suggestion; values are quoted where that is needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enat.errors import InputError
+from experiments.runtime.options import prepare
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_nothing_heavy_is_imported_before_options_are_composed():
+    """A misspelt option, and a completion of the shell, would wait for seconds."""
+    heavy = "{'torch', 'lightning', 'pandas', 'matplotlib', 'wandb', 'scipy'}"
+    code = f"import sys, run; print(sorted({heavy} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["task=trian"], "task=trian: there is no such choice; did you mean train? There are benchmark, "),
+        (["experiment=digit"], "experiment=digit: there is no such choice; did you mean digits? There are debug, "),
+        (["+sweep=disentangled"], "sweep=disentangled: there is no such choice; did you mean disentangle? There are "),
+        (["taks=sample"], "taks: there is no such option; did you mean task?"),
+        (["modul.net.width=3"], "modul.net.width: there is no such option; did you mean module.net.width"),
+        (["width=3"], "width: there is no such option; did you mean module.net.width?"),
+        (["task=sample", "num_images=3"], "images_per_class? task=similarity has it."),
+        (["classes=[3]"], "task=sample has it."),
+        (["logger.wandb.offline=true"], "logger.wandb.offline: there is no such option; logger=wandb has it."),
+        (["~callbacks.foo"], "callbacks.foo: there is no such option; did you mean callbacks"),
+        (["output=[a"], "output=[a: this is no option with a value; expected NAME=VALUE"),
+        (["--seed=1"], "--seed=1: options have no dashes; expected seed=1."),
+        (["hydra/launcher=submitit_slurm"], "`pip install -e '.[slurm]'` installs it."),
+    ],
+)
+def test_misspelt_options(command, arguments, sentence):
+    outcome = command(*arguments)
+    assert outcome.status in (1, 2)
+    assert outcome.err.startswith("Error: ")
+    assert len(outcome.err.splitlines()) == 1
+    assert sentence in outcome.err
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1))
+def test_any_path_is_read_as_it_is(name):
+    """Whatever is in a path: letters of any script, spaces, `=`, parentheses, quotes."""
+    (argument,) = prepare([f"weights=/x/{name}.ckpt"])
+    value = OverridesParser.create().parse_override(argument).value()
+    assert str(value) == f"/x/{name}.ckpt" or "," in name or "$" in name or "\\" in name or name != name.strip()
+
+
+def test_home_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert prepare(["output=~/runs", "a=~", "b=x~"]) == ["output=/home/somebody/runs", "a=/home/somebody", "b='x~'"]
+
+
+def test_help_on_a_task(capsys):
+    ran = subprocess.run(
+        [sys.executable, "run.py", "task=sample", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "images_per_class=8" in ran.stdout
+    assert "class ids or names" in ran.stdout
+    assert "module" not in ran.stdout.replace("those of network", "")
+
+
+def test_lists_and_numbers_stay_what_they_are():
+    given = ["classes=[3,7]", "seed=1,2", "x.y={a:1}", "+sweep=steps", "weights=", "a='b c'", "-m", "--cfg", "job"]
+    assert prepare(given) == given
+
+
+def test_dashes_are_refused():
+    with pytest.raises(InputError, match="--lr=3: options have no dashes; expected lr=3"):
+        prepare(["--lr=3"])

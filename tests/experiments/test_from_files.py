@@ -1,0 +1,189 @@
+"""Commands that take what they need from the files that they name: a folder of images, shards, a checkpoint."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from enat.checkpoints.weights import read_file
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+FAST = ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid.images_per_class=1"]
+
+
+@pytest.fixture(scope="module")
+def shards(separate_command, photos, tmp_path_factory):
+    """Shards of four class folders, made by a small tokenizer."""
+    folder = tmp_path_factory.mktemp("shards")
+    options = ["tokenizer=vqgan_tiny", "num_workers=0", "held_out=0.1"]
+    written = separate_command("task=tokenize", *options, f"images={photos}", f"output={folder}")
+    assert "60 images in 4 classes; 6 of them are held out" in written.out
+    assert "cropped and scaled to 32 (tokenizer.resolution=32)" in written.out
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(separate_command, tmp_path_factory):
+    """A run whose network, sampler and name are of no experiment."""
+    folder = tmp_path_factory.mktemp("runs") / "renamed"
+    sizes = ["variant=key_values", "module.net.width=48", "sampler.num_steps=5", "name=mine"]
+    assert separate_command("experiment=debug", *sizes, f"output={folder}").status == 0
+    return folder
+
+
+def test_from_a_folder_of_images_to_pictures(command, shards, tmp_path):
+    trained = command(
+        f"data.shards={shards}", *FAST, "module.net.width=32", "data.num_workers=0", f"output={tmp_path}/a"
+    )
+    assert trained.status == 0, trained.err
+    assert "54 training images and 6 held out, 4 classes, 64 tokens of 32 px" in trained.out
+    weights = f"weights={tmp_path}/a/checkpoints/last.ckpt"
+    drawn = command("task=sample", weights, "classes=[coffee,0]", "images_per_class=2").results
+    assert drawn["classes"] == ["coffee", "astronaut"]
+    assert Path(drawn["grid"]) == tmp_path / "a/sample-classes=coffee,0,images_per_class=2/grid.png"
+    assert {path.name for path in Path(drawn["images"]).iterdir()} == {
+        f"class_{name}_seed_0_{number:04d}.png" for name in ("0000_astronaut", "0002_coffee") for number in (0, 1)
+    }
+    for classes, sentence in {
+        "coffe": "classes=coffe: expected class ids from 0 to 3, or names; did you mean coffee?",
+        "4": "classes=4: expected class ids from 0 to 3, or names; names such as astronaut, chelsea, coffee.",
+    }.items():
+        refused = command("task=sample", weights, f"classes={classes}")
+        assert (refused.status, refused.err) == (1, f"Error: {sentence}\n")
+
+
+def test_what_contradicts_the_shards_is_said(command, shards, tmp_path):
+    options = [f"data.shards={shards}", f"output={tmp_path}"]
+    wrong = {
+        "module.net.num_classes=9": "module.net.num_classes=9: the shards have 4.",
+        "tokenizer=pixels": "the tokenizer has 17 and 64.",
+        "tokenizer.codebook_size=32": "the tokenizer has 32 and 64.",
+    }
+    for option, sentence in wrong.items():
+        refused = command(*options, option)
+        assert refused.status == 1
+        assert refused.err.rstrip().endswith(sentence)
+    large = command(*options, *FAST, "data.batch_size=270", "module.net.width=32", "data.num_workers=0")
+    assert "data.batch_size=270: more than the 54 training images, so that each step trains on the same" in large.out
+
+
+def test_a_manifest_builds_nothing_but_tokenizers(command, shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "shards")
+    manifest = tmp_path / "shards" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["tokenizer_settings"] = {"_target_": "data.toy.photos.cut_photos", "folder": f"{tmp_path}/cut"}
+    manifest.write_text(json.dumps(content))
+    refused = command(f"data.shards={tmp_path}/shards")
+    assert "its settings name data.toy.photos.cut_photos, which is no part of a network" in refused.err
+    assert not (tmp_path / "cut").exists()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_trains_without_scores_on_a_cpu(command, shards, tmp_path, experiment):
+    options = ["metrics=none", "trainer=cpu", *FAST, "module.net.width=32", "module.net.num_heads=4"]
+    options += [
+        "module.net.encoder_depth=1",
+        "module.net.decoder_depth=1",
+        "sampler.num_steps=2",
+        "module.mask_groups=2",
+    ]
+    if experiment not in ("debug", "digits"):
+        options += ["data.num_workers=0", "data.batch_size=16"]
+    if experiment not in ("debug", "digits", "photos"):
+        options.append(f"data.shards={shards}")
+    outcome = command(f"experiment={experiment}", *options, f"output={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    assert outcome.results["steps"] == 2
+    assert outcome.results["scores"] == {}
+
+
+def test_from_a_checkpoint_alone_to_pictures_and_scores(command, run_folder):
+    weights = f"weights={run_folder}/checkpoints/last.ckpt"
+    trained = json.loads((run_folder / "results.json").read_text())
+    drawn = command("task=sample", weights, "classes=3").results
+    assert Path(drawn["images"]) == run_folder / "sample-classes=3" / "images"
+    scored = command("task=evaluate", weights).results
+    assert {name: scored[name] for name in trained["scores"]["digits"]} == trained["scores"]["digits"]
+    assert (
+        scored["sampler"]["num_steps"] == 5 if "sampler" in scored else scored["settings"]["sampler"]["num_steps"] == 5
+    )
+    other = command("task=evaluate", weights, "sampler.num_steps=2", "schedule@sampler.guidance_schedule=constant")
+    assert other.results["settings"]["sampler"]["guidance_schedule"] == "constant"
+    assert other.results["fid"] != scored["fid"]
+    folders = {path.name for path in run_folder.glob("evaluate*")}
+    assert folders == {"evaluate", "evaluate-sampler.num_steps=2,schedule@sampler.guidance_schedule=constant"}
+
+
+def test_results_of_other_settings_are_not_replaced(command, run_folder, tmp_path):
+    evaluate = ["task=evaluate", f"weights={run_folder}/checkpoints/last.ckpt", f"output={tmp_path}/e"]
+    first = command(*evaluate).results
+    refused = command(*evaluate, "sampler.num_steps=2")
+    assert "the folder holds results of other settings (sampler.num_steps: 5 before, 2 now); expected" in refused.err
+    shutil.copy(run_folder / "checkpoints" / "step_0000002.ckpt", tmp_path / "other.ckpt")
+    refused = command("task=evaluate", f"weights={tmp_path}/other.ckpt", f"output={tmp_path}/e")
+    assert "the folder holds results of other settings (weights_sha256: " in refused.err
+    assert json.loads((tmp_path / "e" / "results.json").read_text()) == first
+    assert command(*evaluate).results["fid"] == first["fid"]
+
+
+def test_an_export_says_what_it_needs(command, run_folder):
+    weights = command("task=export", f"weights={run_folder}/checkpoints/last.ckpt").results["safetensors"]
+    trained = json.loads((run_folder / "results.json").read_text())
+    assert command("task=evaluate", f"weights={weights}").results["fid"] == trained["fid"]
+
+
+def test_a_file_without_settings_asks_for_its_experiment(command, run_folder, tmp_path):
+    save_file(load_file(run_folder / "export" / "weights.safetensors"), tmp_path / "bare.safetensors")
+    refused = command("task=sample", f"weights={tmp_path}/bare.safetensors")
+    assert "the file does not say its network; expected experiment=NAME beside it" in refused.err
+
+
+def test_a_checkpoint_builds_nothing_but_networks(command, run_folder, tmp_path):
+    content = read_file(run_folder / "checkpoints" / "last.ckpt")
+    content["settings"]["module"]["loss"] = {"_target_": "enat.files.write_atomically", "path": f"{tmp_path}/x"}
+    torch.save(content, tmp_path / "evil.ckpt")
+    refused = command("task=sample", f"weights={tmp_path}/evil.ckpt")
+    assert "its settings name enat.files.write_atomically, which is no part of a network" in refused.err
+
+
+def test_a_finished_run_says_so(command, run_folder):
+    before = (run_folder / "results.json").read_text()
+    again = command("experiment=debug", "variant=key_values", "module.net.width=48", "sampler.num_steps=5", "name=mine",
+                    f"output={run_folder}")  # fmt: skip
+    assert f"{run_folder} is finished: 4 steps. trainer.max_steps=N trains on; resume=false starts anew." in again.out
+    assert "scoring" not in again.err
+    assert again.results == json.loads(before)
+    assert {"command", "commit", "versions", "seed", "sampler", "device", "processes"} <= set(again.results)
+
+
+def test_torchrun_trains_once_and_one_process_goes_on(command, killed, tmp_path):
+    """Two processes train one network; after Ctrl-C, one goes on with it."""
+    options = ["experiment=debug", "metrics=none", "module.mask_groups=2", "trainer.max_steps=12"]
+    options += ["trainer.val_check_interval=12", f"output={tmp_path}"]
+    left = killed(
+        *options, at="callbacks.checkpoints:Checkpoints.on_train_batch_start", number=8, sent=signal.SIGINT, ranks=2
+    )
+    assert left.status == 75, left.err
+    assert read_file(tmp_path / "checkpoints" / "last.ckpt")["world_size"] == 2
+    done = command(*options)
+    assert "Going on from" in done.out
+    assert "1 processes instead of 2" in done.out
+    assert done.results["steps"] == 12
+    assert len(list(tmp_path.glob("metrics/version_*"))) == 2  # one for each start
+
+
+def test_torchrun_itself(tmp_path):
+    options = ["experiment=debug", "metrics=none", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "run.py"]
+    ran = subprocess.run([*launcher, *options, f"output={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["processes"], results["steps"]) == (2, 2)
+    assert len(list(tmp_path.glob("metrics/version_*"))) == 1
