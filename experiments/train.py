@@ -82,13 +82,13 @@ def resume_point(
     return None
 
 
-def finished_results(folder: Path, settings: Mapping[str, Any], step: int) -> dict[str, Any] | None:
+def finished_results(folder: Path, composition: Mapping[str, Any], step: int) -> dict[str, Any] | None:
     """Returns the results of a run that has done all its steps and has these scores already; None for other runs."""
     path = folder / "results.json"
-    if not path.exists() or step < settings["trainer"]["max_steps"]:
+    if not path.exists() or step < composition["trainer"]["max_steps"]:
         return None
     earlier = yaml.safe_load((folder / "config.yaml").read_text())
-    if any(earlier.get(name) != settings[name] for name in ("metrics", "sampler", "scores", "protocols")):
+    if any(earlier.get(name) != composition[name] for name in ("metrics", "sampler", "scores", "protocols")):
         return None  # it is scored again, in another way
     rank_zero_only(print)(
         f"{folder} is finished: {step} steps. trainer.max_steps=N trains on; resume=false starts anew."
@@ -182,12 +182,14 @@ def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: in
             log.experiment.finish()
 
 
-def record_settings(fitter: L.Trainer, settings: Mapping[str, Any], folder: Path) -> None:
-    """Gives the configuration to the checkpoints and the loggers, and writes it into the run's folder."""
+def record_settings(
+    fitter: L.Trainer, settings: Mapping[str, Any], composition: Mapping[str, Any], folder: Path
+) -> None:
+    """Gives the settings to the checkpoints and the loggers, and writes the configuration into the run's folder."""
     if isinstance(fitter.checkpoint_callback, Checkpoints):
         fitter.checkpoint_callback.settings = dict(settings)
     if fitter.is_global_zero:
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(composition), sort_keys=False))
     for log in fitter.loggers:
         log.log_hyperparams({**settings, "commit": commit()})
 
@@ -206,6 +208,7 @@ def train(
     resume: bool,
     output: str,
     settings: Mapping[str, Any],
+    composition: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Trains a network, then scores the averaged network and, for comparison, what `untrained` and `held_out` ask for.
 
@@ -217,7 +220,8 @@ def train(
         untrained: whether the network before training is scored too.
         resume: whether a run that is in `output` already goes on.
         output: the run's folder.
-        settings: the whole configuration, for the loggers and the folder.
+        settings: the whole configuration, for the checkpoints and the loggers.
+        composition: the same with its references, such as `${seed}`, for the folder.
 
     Returns:
         The scores of the averaged network and of what it is compared with, the checkpoint and the pictures.
@@ -227,9 +231,9 @@ def train(
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     start = resume_point(folder / "checkpoints", settings, module) if resume else None
     fitter = build_trainer(trainer, callbacks, logger)
-    if start is not None and (finished := finished_results(folder, settings, start[1]["global_step"])):
+    if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished
-    record_settings(fitter, settings, folder)
+    record_settings(fitter, settings, composition, folder)
     untrained_nets = {"untrained network": deepcopy(module.net)} if untrained else {}
     if start is not None:
         announce(*start, fitter.world_size)

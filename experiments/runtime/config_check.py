@@ -17,7 +17,7 @@ METRICS = "torchmetrics."  # of this, only the classes of metrics
 # Keys with a meaning for Hydra, not for the constructor.
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-_SETTINGS = "settings"  # an argument of tasks that `run_task` adds
+_ADDED = ("settings", "composition")  # arguments of tasks that `run_task` adds
 
 
 def check_config(config: DictConfig, key: str) -> None:
@@ -72,7 +72,7 @@ def _hints_of_target(key: str, target: str, options: list[str], is_partial: bool
     for name, parameter in signature.items():
         is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         is_required = is_named and parameter.default is parameter.empty
-        if is_required and not is_partial and name not in (*options, _SETTINGS):
+        if is_required and not is_partial and name not in (*options, *_ADDED):
             raise InputError(f"{key}.{name}: a value is missing; {target} needs it.")
     return {name: hints[name] for name in options if name in hints}
 

@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +30,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     """Quotes values that Hydra's grammar can't read, such as paths with spaces or `=`, and expands `~`.
 
     Raises:
-        InputError: for an option that is written with dashes.
+        InputError: for an option that is written with dashes, and for SLURM where there is none.
     """
     return [_prepare(argument) for argument in arguments]
 
@@ -39,6 +41,10 @@ def _prepare(argument: str) -> str:
         raise InputError(f"{argument}: options have no dashes; expected {argument.lstrip('-')}.")
     if not equals or name.startswith("-"):
         return argument
+    if argument == "hydra/launcher=submitit_slurm" and find_spec("submitit") and shutil.which("srun") is None:
+        raise InputError(
+            f"{argument}: there is no SLURM here, for srun is not found; expected submitit_local or joblib."
+        )
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     try:

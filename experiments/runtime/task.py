@@ -99,47 +99,48 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
         InputError: if the folder has results of other settings or weights, which would be replaced.
     """
     check_options(config)
-    settings = _plain(config)
-    _refuse_to_replace(output, settings)
+    settings, composition = _plain(config, resolve=True), _plain(config, resolve=False)
+    _refuse_to_replace(output, composition)
     L.seed_everything(config.seed, verbose=False)
-    extra = {}
-    if "settings" in inspect.signature(get_object(config.task._target_)).parameters:
-        # `instantiate` would turn a dictionary into nodes of a configuration; it passes this view on as it is.
-        extra["settings"] = MappingProxyType(settings)
+    # `instantiate` would turn a dictionary into nodes of a configuration; it passes these views on as they are.
+    extra = {"settings": MappingProxyType(settings), "composition": MappingProxyType(composition)}
+    parameters = inspect.signature(get_object(config.task._target_)).parameters
+    extra = {name: value for name, value in extra.items() if name in parameters}
     task = instantiate(config.task, _partial_=True, **extra)  # only builds the arguments, so that its errors stay apart
     results: dict[str, Any] = task()
     origin = {"seed": config.seed, **provenance()}
     results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own
-    rank_zero_only(_finish)(output, settings, results)
+    rank_zero_only(_finish)(output, composition, results)
     return results
 
 
-def _refuse_to_replace(output: Path, settings: dict[str, Any]) -> None:
+def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
     """Refuses to replace results of other settings or weights. Training goes on there; a report is made anew.
 
     Raises:
         InputError: naming what differs.
     """
-    if not (output / "results.json").exists() or settings["task"]["_target_"].endswith((".train", ".report")):
+    if not (output / "results.json").exists() or composition["task"]["_target_"].endswith((".train", ".report")):
         return
     earlier = yaml.safe_load((output / "config.yaml").read_text()) if (output / "config.yaml").exists() else {}
     sha256 = json.loads((output / "results.json").read_text()).get("sha256")
-    weights = settings.get("weights")
+    weights = composition.get("weights")
     before = {name: value for name, value in earlier.items() if name not in FREE} | {"weights_sha256": sha256}
-    now = {name: value for name, value in settings.items() if name not in FREE}
+    now = {name: value for name, value in composition.items() if name not in FREE}
     now["weights_sha256"] = sha256_of(weights) if sha256 and weights and Path(weights).is_file() else sha256
     refuse_other_work(output, before if earlier else now, now, "results of other settings")
 
 
-def _finish(output: Path, settings: dict[str, Any], results: dict[str, Any]) -> None:
-    write_atomically(output / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+def _finish(output: Path, composition: dict[str, Any], results: dict[str, Any]) -> None:
+    write_atomically(output / "config.yaml", yaml.safe_dump(composition, sort_keys=False).encode())
     write_atomically(output / "results.json", json.dumps(results, indent=1).encode())
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     print(f"Results: {output / 'results.json'}")
     print(json.dumps(results))
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    content = OmegaConf.to_container(config, resolve=True)
+def _plain(config: DictConfig, resolve: bool) -> dict[str, Any]:
+    """Turns a configuration into plain values, with its references such as `${seed}` or what they stand for."""
+    content = OmegaConf.to_container(config, resolve=resolve)
     assert isinstance(content, dict)
     return {str(name): value for name, value in content.items()}

@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 
@@ -108,3 +109,35 @@ def test_wandb_gets_a_column_of_numbers_and_words(command, tmp_path, make_job):
     (path,) = (tmp_path / "report" / "wandb").glob("offline-run-*/files/media/table/*.json")
     table = json.loads(path.read_text())
     assert [row[table["columns"].index("p")] for row in table["data"]] == ["0.5", "default"]
+
+
+def test_any_runs_are_compared(command, tmp_path):
+    """Each is a row, with the options in which they differ; a run without scores says why."""
+    for name, width, seed, results in (
+        ("a", 32, 0, {"fid": 3.0}),
+        ("b", 64, 1, {"fid": 2.0}),
+        ("c", 64, 2, {"steps": 9}),
+        ("d", 32, 3, None),
+    ):
+        folder = tmp_path / name
+        (folder / "metrics" / "version_0").mkdir(parents=True)
+        (folder / "metrics" / "version_0" / "metrics.csv").write_text("step,train/loss\n1,2.5\n2,2.25\n")
+        settings = {"name": name, "seed": seed, "module": {"net": {"width": width}, "seed": "${seed}"}}
+        (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "output": f"outputs/{name}"}))
+        if results is not None:
+            (folder / "results.json").write_text(json.dumps(results))
+    runs = ",".join(f"{tmp_path}/{name}" for name in "abcd")
+    outcome = command("task=report", f"runs=[{runs}]", f"output={tmp_path}/report")
+    jobs = pd.read_csv(tmp_path / "report" / "report.csv")
+    assert list(jobs["job"]) == ["a", "b", "c", "d"]
+    assert {"width", "seed", "fid", "error"} <= set(jobs.columns)
+    assert not any("module" in column for column in jobs.columns)  # `module.seed` is `seed`
+    assert list(jobs["error"].fillna("")) == ["", "", "no scores (metrics=none)", "not finished"]
+    rows = [row for row in outcome.out.splitlines() if row.strip().startswith(("32", "64"))]
+    assert len(rows) == 2
+    assert "1 x not finished" in rows[0]
+    assert "1 x no scores (metrics=none)" in rows[1]
+    alone = command("task=report", f"runs={tmp_path}/a", f"output={tmp_path}/report_of_a")
+    assert alone.results["groups"][0]["fid"] == 3.0
+    missing = command("task=report", f"runs=[{tmp_path}/a,{tmp_path}/report]", f"output={tmp_path}/x")
+    assert f"runs={tmp_path}/report: there is no run in it" in missing.err
