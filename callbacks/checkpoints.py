@@ -1,6 +1,8 @@
 """Saves checkpoints that a killed run can go on from, and ends a run on a signal."""
 
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +75,7 @@ class Checkpoints(Checkpoint):
         if monitor not in logged:
             raise InputError(f"callbacks.checkpoint.monitor={monitor}: nothing of that name is logged.")
         value = float(logged[monitor])
-        if self.best is None or value < self.best:
+        if not math.isnan(value) and (self.best is None or math.isnan(self.best) or value < self.best):
             self.best = value
             self.is_best = True
 
@@ -109,7 +111,10 @@ class Checkpoints(Checkpoint):
         """Gives a file a second name; the name always belongs to a whole file."""
         temporary = self.folder / f"{name}.partial"
         temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
+        try:
+            os.link(path, temporary)
+        except OSError:  # some network file systems have no links
+            shutil.copyfile(path, temporary)
         temporary.replace(self.folder / name)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -117,12 +122,27 @@ class Checkpoints(Checkpoint):
         checkpoint["settings"] = dict(self.settings)
         checkpoint["world_size"] = trainer.world_size
         checkpoint["class_names"] = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
+        checkpoint["data_sha256"] = trainer.datamodule.sha256()  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        count_batches(checkpoint, trainer.accumulate_grad_batches)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+def count_batches(checkpoint: dict[str, Any], accumulated: int) -> None:
+    """Makes a checkpoint's number of batches follow from its optimiser steps and the batches that a step has now.
+
+    Lightning would go on counting where it was. After a change of the number of accumulated batches, a step could then
+    begin with its last batch. The layout is private to Lightning, see `forget_started_batch`.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counters in (progress["total"], progress["current"]):
+        counters |= dict.fromkeys(counters, checkpoint["global_step"] * accumulated)
 
 
 def forget_started_batch(checkpoint: dict[str, Any]) -> None:

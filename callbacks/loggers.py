@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ BEST = {"val/fid": "min", "val/inception_score": "max", "val/loss": "min", "val/
 class StepWandbLogger(WandbLogger):
     """Logs over an axis `step`, the number of optimiser steps done, to a run that stays the same when it goes on.
 
-    The run's id is made from its folder. A run that goes on from a checkpoint repeats some steps; what was logged of
-    them before is not logged again.
+    The run's id is drawn once and kept in its folder, so that the folder may be moved. A run that goes on from a
+    checkpoint repeats some steps; what was logged of them before is not logged again.
 
     Args:
         project: the project on W&B.
@@ -37,7 +38,7 @@ class StepWandbLogger(WandbLogger):
         job: str | None = None,
     ):
         folder = Path(save_dir).absolute()
-        identity = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        identity = _run_id(folder)
         super().__init__(
             name=name if job is None else f"{name}-{job}",
             save_dir=save_dir,
@@ -73,6 +74,19 @@ class StepWandbLogger(WandbLogger):
         run.log({**new, "step": step})
         self.last_steps |= dict.fromkeys(map(_section, new), step)
         self.record.write_text(json.dumps(self.last_steps))
+
+
+def _run_id(folder: Path) -> str:
+    """Returns the id of a run on W&B: from its folder or, the first time, drawn at random."""
+    path = folder / "wandb_id.txt"
+    if path.exists():
+        return path.read_text().strip()
+    identity = secrets.token_hex(8)
+    if (folder / "wandb_steps.json").exists():  # of an earlier version, which made the id from the path
+        identity = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    rank_zero_only(path.write_text)(identity)
+    return identity
 
 
 def _section(name: str) -> str:

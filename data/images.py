@@ -4,8 +4,9 @@ Shapes: `V` views of an image, `S` height and width of a view in pixels.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -16,7 +17,47 @@ from torch.utils.data import Dataset
 
 from enat.errors import InputError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+Image.init()
+# All that Pillow reads, but for documents and containers, of which it reads no pixels by itself.
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+SUFFIXES -= {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".wmf", ".emf", ".eps", ".ps", ".fit", ".fits"}
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+MAX_CLASSES = 100_000  # a larger number is a name, such as a date, and no class id
+MAX_STRETCH = 8  # ratio of an image's sides up to which a crop resizes the whole image
+
+
+def find_images(folder: Path) -> tuple[list[Path], list[str]]:
+    """Finds all image files below a folder, each file once; follows links, and leaves out names that begin with a dot.
+
+    Returns:
+        The files in order, and the reasons why others were left out.
+    """
+    files: list[Path] = []
+    left_out: list[str] = []
+    seen: set[Path] = set()
+    others: Counter[str] = Counter()
+
+    def walk(place: Path) -> None:
+        real = place.resolve()
+        if real in seen:  # a link to a folder above, or a second link to one
+            return
+        seen.add(real)
+        for path in sorted(place.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                walk(path)
+            elif not path.exists():
+                left_out.append(f"{path}: a link to a file that does not exist")
+            elif path.suffix.lower() not in SUFFIXES:
+                others[path.suffix.lower() or "without a suffix"] += 1
+            elif path.resolve() not in seen:
+                seen.add(path.resolve())
+                files.append(path)
+
+    walk(folder)
+    left_out += [f"{folder}: {count} files {suffix}, which is no suffix of images" for suffix, count in others.items()]
+    return files, left_out
 
 
 @dataclass
@@ -27,24 +68,28 @@ class ImageList:
     files: list[str]  # relative to the folder
     class_ids: np.ndarray  # (files,)
     class_names: list[str]  # a class id is an index of this list
+    left_out: list[str] = field(default_factory=list)  # why other files were left out
 
     @classmethod
-    def find(cls, folder: Path, labels: Path | None = None) -> "ImageList":
-        """Lists the images of a folder. A class id is the position of the class in the sorted list of class names.
+    def find(cls, folder: Path, labels: Path | None = None, classes: Path | None = None) -> "ImageList":
+        """Lists the images of a folder.
 
         Args:
             folder: has a folder of images for each class, named after the class.
             labels: a CSV file with the columns `file` and `class`, for a folder that is not sorted into classes.
+            classes: a text file with a class name a line, whose number is the class id. Without it, names that are all
+                whole numbers are the ids themselves, and other names are numbered in sorted order.
 
         Raises:
-            InputError: if there are no images, a class has none, or the CSV file names files that are not there.
+            InputError: if there are no images, a class has none, or a file names what is not there.
         """
         if not folder.is_dir():
             raise InputError(f"images={folder}: there is no such folder.")
-        files_and_classes = _list_class_folders(folder) if labels is None else _read_labels(folder, labels)
-        files, classes = zip(*files_and_classes, strict=True)
-        class_names, class_ids = np.unique(classes, return_inverse=True)
-        return cls(folder, list(files), class_ids, class_names.tolist())
+        left_out: list[str] = []
+        listed = _list_class_folders(folder, left_out) if labels is None else _read_labels(folder, labels)
+        files, names = zip(*listed, strict=True)
+        class_names, class_ids = _number_classes(set(names), classes)
+        return cls(folder, list(files), np.array([class_ids[name] for name in names]), class_names, left_out)
 
     def short_sides(self, at_most: int = 200) -> tuple[int, int]:
         """Returns the smallest and largest short side in pixels, of about `at_most` images that can be opened."""
@@ -58,11 +103,45 @@ class ImageList:
         return min(sides, default=0), max(sides, default=0)
 
 
-def _list_class_folders(folder: Path) -> list[tuple[str, str]]:
+def _number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
+    """Returns the class names in the order of their ids, and the id of each name, see `ImageList.find`."""
+    if classes is not None:
+        ordered = _read_classes(classes)
+        if unknown := sorted(names - set(ordered)):
+            raise InputError(f"classes={classes}: the class {unknown[0]} is not in it.")
+    elif all(name.isascii() and name.isdigit() for name in names):
+        ids = {name: int(name) for name in names}  # "007" is 7
+        if len(set(ids.values())) == len(ids) and max(ids.values()) < MAX_CLASSES:
+            return [str(class_id) for class_id in range(max(ids.values()) + 1)], ids
+        ordered = sorted(names)
+    else:
+        ordered = sorted(names)
+    return ordered, {name: class_id for class_id, name in enumerate(ordered)}
+
+
+def _read_classes(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"classes={path}: expected a text file with a class name a line.") from error
+    names = [line for line in lines if line]
+    if len(set(names)) < len(names):
+        raise InputError(f"classes={path}: a class is named twice.")
+    return names
+
+
+def _list_class_folders(folder: Path, left_out: list[str]) -> list[tuple[str, str]]:
     """Returns the file and the class of each image; all files of a class folder belong to the class."""
+    class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if class_folders and {path.name.lower() for path in class_folders} <= SPLITS:
+        raise InputError(
+            f"images={folder}: its folders are {' and '.join(path.name for path in class_folders)}, which are no "
+            f"classes; expected one of them, such as images={class_folders[0]}."
+        )
     files_and_classes = []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(path for path in class_folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    for class_folder in class_folders:
+        files, others = find_images(class_folder)
+        left_out += others
         if not files:
             raise InputError(f"images={folder}: the class folder {class_folder.name} has no images.")
         files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]
@@ -97,8 +176,10 @@ def load_rgb(path: Path) -> Image.Image:
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"{path}: more than 8 bits a channel (mode {image.mode}); convert it first.")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path}: unreadable: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a plugin of Pillow raises on a damaged file
+        raise InputError(f"{path}: unreadable: {error}") from error
 
 
 class ImageFiles(Dataset[np.ndarray | str]):
@@ -124,11 +205,23 @@ def center_crop(image: Image.Image, side: int) -> Image.Image:
     """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if max(image.size) > MAX_STRETCH * min(image.size):
+        image = _middle(image)
     scale = side / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     left = (size[0] - side) // 2
     top = (size[1] - side) // 2
     return image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Cuts the middle out of a very long image, so that the rest is not resized: it would fill the memory."""
+    short = min(image.size)
+    box = [0, 0, image.width, image.height]
+    axis = 0 if image.width > image.height else 1
+    start = (image.size[axis] - MAX_STRETCH * short) // 2
+    box[axis], box[axis + 2] = start, start + MAX_STRETCH * short
+    return image.crop((box[0], box[1], box[2], box[3]))
 
 
 class Views(Protocol):

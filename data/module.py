@@ -4,6 +4,7 @@ Shapes: `B` samples of a batch, `L` tokens of a sample.
 """
 
 import atexit
+import hashlib
 import multiprocessing
 import signal
 import time
@@ -88,6 +89,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def packs(self, split: str) -> Packs:
         """Opens the samples of the split `train` or `held_out`."""
 
+    def sha256(self) -> str | None:
+        """Returns a hash of the samples, wherever they are stored; None where there is nothing to compare."""
+        return None
+
     def train_dataloader(self) -> DataLoader:
         """Starts the stream at the first batch that the trainer has not yet trained on."""
         trainer: Any = self.trainer
@@ -166,6 +171,14 @@ class ShardsDataModule(TokenDataModule):
                 if getattr(net, name) != size:
                     raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
             self.describe()
+
+    def sha256(self) -> str | None:
+        folder = local_folder(str(self.shards), Path(self.cache))
+        if not (folder / "manifest.json").exists():
+            return None  # it is fetched later
+        manifest = Manifest.load(folder)
+        samples = [manifest.split_sha256(split) for split in sorted(manifest.splits)]
+        return hashlib.sha256(" ".join([manifest.tokenizer_sha256, *samples]).encode()).hexdigest()
 
     @rank_zero_only
     def describe(self) -> None:

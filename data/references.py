@@ -102,7 +102,11 @@ class StatisticsFile:
             sentence = "expected an .npz file with mu and sigma, such as ADM's or one of task=statistics."
             raise self._error(sentence) from error
         self.protocol = str(self.content.get("protocol", protocol))
-        self.images: Images | None = ArchivedImages(path) if has_images else None
+        archive = ArchivedImages(path) if has_images else None
+        self.images: Images | None = archive
+        self.size: Sequence[int] | None = archive.shape[:2] if archive else None
+        if "size" in self.content:
+            self.size = tuple(map(int, self.content["size"]))
         self.identity: Mapping[str, Any] = {
             "kind": "statistics",
             "path": path,
@@ -191,6 +195,7 @@ class DecodedShards:
     def __init__(self, images: Images, real: StatisticsFile | None):
         self.images = images
         self.real = real
+        self.size = None  # is seen with the images
         self.identity: Mapping[str, Any] = {**images.identity, "real": None if real is None else dict(real.identity)}
 
     def fill(self, score: OnView, protocol: str, network: FeatureNetwork) -> bool:

@@ -21,7 +21,7 @@ from annotated_types import Ge
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.images import SUFFIXES, ImageFiles, center_crop, load_rgb
+from data.images import ImageFiles, center_crop, find_images, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards, write_array
 from enat.errors import InputError
 from enat.files import write_atomically
@@ -46,8 +46,7 @@ class FolderImages:
     def __init__(self, path: str | None, resolution: Annotated[int, Ge(1)] | None, num_workers: Annotated[int, Ge(0)]):
         if path is None or not Path(path).is_dir():
             raise InputError(f"images={path}: expected a folder of images.")
-        all_files = (Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
-        self.files = sorted(file for file in all_files if file.suffix.lower() in SUFFIXES)
+        self.files, self.left_out = find_images(Path(path))
         if len(self.files) < 2:
             raise InputError(f"images={path}: found {len(self.files)} images; expected at least 2.")
         self.num_images = len(self.files)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from data.images import ImageFiles, ImageList, Views
 from enat.errors import InputError
+from enat.files import sha256_of
 from enat.tokenizers.base import Tokenizer
 
 
@@ -34,7 +35,10 @@ class Source(Protocol):
     size: int  # number of samples
     class_names: list[str]  # a class id is an index of this list
     views: list[str]  # names of the views of a sample
-    digest: str  # sha256 that differs between two sources with different samples
+    digest: str  # sha256 that differs between two sources with different samples, as far as names and sizes say
+
+    def content(self, numbers: np.ndarray) -> str:
+        """Returns a sha256 of the content of the samples with these numbers."""
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """Encodes the samples with these numbers; calls `on_images` with the count of each batch that is done."""
@@ -63,6 +67,10 @@ class ImageSource:
         file_sizes = [(images.folder / file).stat().st_size for file in images.files]
         listing = json.dumps([views.side, views.names, images.files, file_sizes, images.class_ids.tolist()])
         self.digest = hashlib.sha256(listing.encode()).hexdigest()
+
+    def content(self, numbers: np.ndarray) -> str:
+        paths = (self.images.folder / self.images.files[number] for number in numbers)
+        return hashlib.sha256("".join(sha256_of(path) for path in paths).encode()).hexdigest()
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """See `Source`."""
@@ -112,12 +120,17 @@ class TokenCacheSource:
             raise InputError(f"images={path}: missing, truncated, or no .npy file.") from error
         if self.rows.ndim != 2 or not np.issubdtype(self.rows.dtype, np.integer):
             raise InputError(f"images={path}: {self.rows.dtype} {self.rows.shape}; expected rows of whole numbers.")
+        if not len(self.rows):
+            raise InputError(f"images={path}: the file has no rows.")
         self.size = len(self.rows)
         self.class_names = [str(class_id) for class_id in range(num_classes)]
         digest = hashlib.sha256(f"{self.rows.shape} {self.rows.dtype} {num_classes}".encode())
         every = max(len(self.rows) // 1000, 1)  # about 1,000 rows tell one cache from another; all would take minutes
         digest.update(np.ascontiguousarray(self.rows[::every]).tobytes())
         self.digest = digest.hexdigest()
+
+    def content(self, numbers: np.ndarray) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.rows[np.sort(numbers)]).tobytes()).hexdigest()
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """See `Source`.

@@ -88,13 +88,20 @@ def write_shards(
     plans = plan_shards(source.size, held_out, shard_size, seed)
     records = [work / f"{plan.name}.json" for plan in plans]
     for plan, record in list(zip(plans, records, strict=True))[rank::world_size]:
+        content = source.content(plan.numbers)
         if record.exists() and (folder / plan.name).exists():
-            on_images(len(plan.numbers))
-            continue
+            earlier = json.loads(record.read_text()).get("content", content)
+            if earlier == content:
+                on_images(len(plan.numbers))
+                continue
+            print(f"{folder / plan.name}: its images have changed, so that they are encoded again.")
+            (folder / "manifest.json").unlink(missing_ok=True)
         encoded = source.encode(plan.numbers, tokenizer, on_images)
         token_ids = encoded.token_ids.astype(token_dtype(tokenizer.codebook_size))
         shard = write_shard(folder / plan.name, token_ids, encoded.class_ids, encoded.sources, pack_size)
-        write_atomically(record, json.dumps({"shard": asdict(shard), "skipped": encoded.skipped}).encode())
+        write_atomically(
+            record, json.dumps({"shard": asdict(shard), "skipped": encoded.skipped, "content": content}).encode()
+        )
     if not all(record.exists() for record in records):
         return None
     contents = [json.loads(record.read_text()) for record in records]

@@ -67,6 +67,7 @@ def statistics(
         "features_sha256": network.sha256,
         "protocol": main,
         "num_images": record.num_images,
+        "size": record.size,
     }
     for protocol, collection in metrics.items():
         content |= arrays_of(collection, "" if protocol == main else f"{protocol}/")

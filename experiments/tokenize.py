@@ -20,7 +20,13 @@ from experiments.runtime.ranks import processes
 
 
 def open_source(
-    images: str | None, labels: str | None, num_classes: int, views: Views, batch_size: int, num_workers: int
+    images: str | None,
+    labels: str | None,
+    classes: str | None,
+    num_classes: int,
+    views: Views,
+    batch_size: int,
+    num_workers: int,
 ) -> Source:
     """Opens the images or the token cache; arguments as of `tokenize`.
 
@@ -31,13 +37,14 @@ def open_source(
         raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
     if images.endswith(".npy"):
         return TokenCacheSource(Path(images), num_classes)
-    listed = ImageList.find(Path(images), None if labels is None else Path(labels))
+    listed = ImageList.find(Path(images), *(None if path is None else Path(path) for path in (labels, classes)))
     return ImageSource(listed, views, batch_size, num_workers)
 
 
 def tokenize(
     images: str | None,
     labels: str | None,
+    classes: str | None,
     num_classes: Annotated[int, Ge(1)],
     tokenizer: Tokenizer,
     views: Views,
@@ -57,6 +64,7 @@ def tokenize(
     Args:
         images: a folder with a folder of images per class, a flat one with `labels`, or an official `train.npy`.
         labels: a CSV file with the columns file and class.
+        classes: a text file with a class name a line, in the order of their ids.
         num_classes: the number of classes of a `train.npy`.
         tokenizer, views: make views of each image, such as its mirror image, and token ids of each view.
         held_out, shard_size, pack_size, seed: see `data.tokenization.write_shards`.
@@ -74,7 +82,7 @@ def tokenize(
         manifest_there = Manifest.load(folder)
         check_shards(folder, manifest_there, deep=True)
         return summary(manifest_there)
-    source = open_source(images, labels, num_classes, views, batch_size, num_workers)
+    source = open_source(images, labels, classes, num_classes, views, batch_size, num_workers)
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
     sizes = {"held_out": held_out, "shard_size": shard_size, "pack_size": pack_size, "seed": seed}
@@ -113,6 +121,12 @@ def describe(source: Source, side: int, held_out: float) -> str:
         smallest, largest = source.images.short_sides()
         sides = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
         change = "as the tokenizer wants them" if smallest == largest == side else f"cropped and scaled to {side}"
+        named = [f"{class_id} {name}" for class_id, name in enumerate(source.class_names)]
+        lines.append(f"Class ids: {', '.join(named[:10])}{', ...' if len(named) > 10 else ''}.")
+        empty = sorted(set(range(len(named))) - set(source.images.class_ids.tolist()))
+        if empty:
+            lines.append(f"Classes without images: {', '.join(named[class_id] for class_id in empty[:20])}.")
+        lines += [f"Left out: {reason}." for reason in source.images.left_out]
         lines.append(f"Their short sides have {sides} pixels; they are {change} (tokenizer.resolution={side}).")
     return "\n".join(lines)
 

@@ -1,6 +1,5 @@
 """task=train: trains a network, watches the training, and scores the averaged network."""
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -16,10 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
-from enat.checkpoints.names import split_blocks
-from enat.checkpoints.weights import read_file
 from enat.errors import InputError
-from enat.files import refuse_other_work
 from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
@@ -37,76 +33,26 @@ from experiments.runtime.launch import (
     sets_find_unused_parameters,
 )
 from experiments.runtime.provenance import commit, hardware, sampler_settings
+from experiments.runtime.resuming import announce, finished_results, resume_point
 from experiments.runtime.scoring import score
 
-FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
-SPEED = ("compile", "attention")  # but for these of them, which change how fast a network computes, and not what
 
-
-def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that must be the same when a run goes on."""
-    return {name: without_speed(settings.get(name)) for name in FIXED}
-
-
-def without_speed(options: Any) -> Any:
-    """Returns options without those that only change how fast a network computes."""
-    if not isinstance(options, Mapping):
-        return options
-    return {name: without_speed(value) for name, value in options.items() if name not in SPEED}
-
-
-def resume_point(
-    folder: Path, settings: Mapping[str, Any], module: MaskedTokenModule
-) -> tuple[Path, dict[str, Any]] | None:
-    """Finds the newest readable checkpoint in a folder; returns its path and facts of its run, or None for a new run.
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Refuses options of Lightning's Trainer with which training would be silently wrong or have no end.
 
     Raises:
-        InputError: if no checkpoint can be read, or the run had other settings or another network.
+        InputError: naming the option.
     """
-    files = {path.stat().st_ino: path for path in sorted(folder.glob("*.ckpt"), reverse=True)}  # links count once
-    for path in sorted(files.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        try:
-            content = read_file(path)
-        except InputError as error:
-            rank_zero_only(print)(f"{error} Taking the checkpoint before it.")
-            continue
-        earlier = fixed_settings(content.get("settings", {}))
-        refuse_other_work(folder.parent, earlier, fixed_settings(settings), "another run")
-        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        weights = split_blocks(content["state_dict"], module.net.encoder_depth)
-        if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
-            raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
-        return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
-    if files:
-        raise InputError(f"output={folder.parent}: none of its checkpoints can be read; resume=false starts anew.")
-    return None
-
-
-def finished_results(folder: Path, composition: Mapping[str, Any], step: int) -> dict[str, Any] | None:
-    """Returns the results of a run that has done all its steps and has these scores already; None for other runs."""
-    path = folder / "results.json"
-    if not path.exists() or step < composition["trainer"]["max_steps"]:
-        return None
-    earlier = yaml.safe_load((folder / "config.yaml").read_text())
-    if any(earlier.get(name) != composition[name] for name in ("metrics", "sampler", "scores", "protocols")):
-        return None  # it is scored again, in another way
-    rank_zero_only(print)(
-        f"{folder} is finished: {step} steps. trainer.max_steps=N trains on; resume=false starts anew."
-    )
-    return dict(json.loads(path.read_text()))
-
-
-@rank_zero_only
-def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
-    """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run."""
-    print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
-    before = content["world_size"]
-    if before not in (None, world_size):
-        if content["settings"]["module"]["mask_groups"] is None:
-            masks = "but masks and dropout are drawn by process (module.mask_groups=null), so the results will differ."
-        else:
-            masks = "and so do the masks; only the order of sums differs, so results may differ in the last bits."
-        print(f"Note: {world_size} processes instead of {before}: the data go on in the same order, {masks}")
+    if (precision := str(options.get("precision"))) in ("bf16-true", "16-true", "bf16", "16"):
+        raise InputError(
+            f"trainer.precision={precision}: weights and their average would be rounded to half precision, in which "
+            "they stop to move; expected bf16-mixed or 16-mixed."
+        )
+    if not isinstance(steps := options.get("max_steps", 1), int) or steps < 1:
+        raise InputError(f"trainer.max_steps={steps}: expected at least 1, for the data have no end.")
+    for name in ("limit_train_batches", "overfit_batches", "max_epochs", "max_time"):
+        if options.get(name) is not None:
+            raise InputError(f"trainer.{name}={options[name]}: the data have no epochs; expected trainer.max_steps=N.")
 
 
 def build_trainer(
@@ -121,6 +67,7 @@ def build_trainer(
     """
     chosen = [callback for callback in callbacks.values() if callback is not None]
     loggers = [log for log in logger.values() if log is not None]
+    refuse_options(trainer.keywords)
     monitors = [callback.monitor for callback in chosen if isinstance(callback, Checkpoints)]
     scorers = [callback for callback in chosen if isinstance(callback, GenerationMetrics) and callback.evaluation]
     if "val/fid" in monitors and not scorers:
@@ -229,7 +176,7 @@ def train(
     folder = Path(output)
     last = folder / "checkpoints" / "last.ckpt"
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    start = resume_point(folder / "checkpoints", settings, module) if resume else None
+    start = resume_point(folder / "checkpoints", settings, module, data) if resume else None
     fitter = build_trainer(trainer, callbacks, logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished

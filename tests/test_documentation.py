@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
+from experiments.runtime.composition import primary_config
 from experiments.runtime.config_check import check_config
 
 ROOT = Path(__file__).parent.parent
@@ -120,8 +121,9 @@ def without_missing_launcher(overrides: list[str]) -> list[str]:
 def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
     """The configuration that overrides give, with Hydra's own options if asked for."""
     GlobalHydra.instance().clear()
+    primary = primary_config([text for text in overrides if not text.startswith("weights=")])  # no such file here
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides, return_hydra_config=hydra)
+        return compose(primary, overrides, return_hydra_config=hydra)
 
 
 def compose_command(arguments: list[str]) -> None:

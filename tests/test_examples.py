@@ -75,7 +75,6 @@ def test_the_command_of_the_batch_script_composes(command):
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script, re.MULTILINE))
     assert config["name"] == "enat_l_256"
     assert config["data"]["shards"] == "my/shards"
-    assert config["trainer"]["num_nodes"] == int(options["nodes"])
     assert config["trainer"]["precision"] == "16-mixed"
     assert options["ntasks-per-node"] == options["gpus-per-node"]  # Lightning expects a task for each GPU
     assert options["signal"] == "USR1@120"

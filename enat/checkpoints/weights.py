@@ -94,6 +94,8 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Pat
         if own[name].shape != state[name].shape:
             shapes = f"{list(state[name].shape)} instead of {list(own[name].shape)}"
             raise InputError(f"{path}: weight {name} has shape {shapes}.")
+        if not state[name].isfinite().all():
+            raise InputError(f"{path}: weight {name} holds NaN or infinite values.")
     module.load_state_dict(state)
 
 

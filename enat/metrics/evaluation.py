@@ -1,6 +1,6 @@
 """Scores sets of images under several protocols, in one pass over them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ class Reference(Protocol):
 
     images: Images | None  # for the scores that `fill` has nothing for
     identity: Mapping[str, Any]  # plain values that tell one reference from another
+    size: Sequence[int] | None  # height and width of the images in pixels, if that is known
 
     def fill(self, score: OnView, protocol: str, network: FeatureNetwork) -> bool:
         """Gives a score statistics in place of real images; returns False if it has none that the score can use."""
@@ -178,8 +179,9 @@ class Evaluation:
         assert real is not None
         if record.num_images < 2:
             raise InputError(f"images: {record.num_images} readable ones; expected at least 2.")
-        if real.size and record.size and list(real.size) != list(record.size):
-            ours, theirs = (f"{width}x{height}" for height, width in (record.size, real.size))
+        expected_size = real.size or (self.reference.size if isinstance(self.reference, Reference) else None)
+        if expected_size and record.size and list(expected_size) != list(record.size):
+            ours, theirs = (f"{width}x{height}" for height, width in (record.size, expected_size))
             raise InputError(
                 f"the images are {ours}, those of the reference {theirs}; expected the same size, which the option "
                 "resolution of a folder can make."

@@ -152,6 +152,8 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     Raises:
         InputError: for a manifest that can't be read.
     """
+    if "experiment" not in given:
+        _replace(defaults, {"experiment": "own_images"})
     path = Path(shards) / "manifest.json"
     if not path.is_file():
         return
@@ -164,8 +166,6 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
         raise InputError(f"{path}: this is no manifest of token shards.") from error
     refuse_other_targets(str(path), manifest.get("tokenizer_settings") or {})
     store = ConfigStore.instance()
-    if "experiment" not in given:
-        _replace(defaults, {"experiment": "own_images"})
     content: dict[str, Any] = {"module": {"net": sizes}}
     if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
         content["callbacks"] = {"sample_grid": {"class_ids": None}}

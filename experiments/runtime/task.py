@@ -22,13 +22,26 @@ from enat.errors import InputError
 from enat.files import refuse_other_work, sha256_of, write_atomically
 from experiments.runtime.command_line import explain
 from experiments.runtime.config_check import check_config
+from experiments.runtime.lock import lock
 from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
 from experiments.runtime.provenance import provenance
 from experiments.runtime.ranks import processes
 from experiments.runtime.type_hints import check_value
 
 # Options that may change without a change of the results.
-FREE = {"resume", "debug", "logger", "trainer", "fabric", "output", "objective", "callbacks", "data", "task", "weights"}
+WITHOUT_EFFECT = {
+    "resume",
+    "debug",
+    "logger",
+    "trainer",
+    "fabric",
+    "output",
+    "objective",
+    "callbacks",
+    "data",
+    "task",
+    "weights",
+}
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
 
@@ -42,6 +55,7 @@ class CommonOptions(TypedDict):
 
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO advertises
+logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of trainer.profiler
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
 warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than there are cores
 warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # given on CPUs, where nothing uses it
@@ -107,7 +121,8 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     parameters = inspect.signature(get_object(config.task._target_)).parameters
     extra = {name: value for name, value in extra.items() if name in parameters}
     task = instantiate(config.task, _partial_=True, **extra)  # only builds the arguments, so that its errors stay apart
-    results: dict[str, Any] = task()
+    with lock(output):
+        results: dict[str, Any] = task()
     origin = {"seed": config.seed, **provenance()}
     results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own
     rank_zero_only(_finish)(output, composition, results)
@@ -115,18 +130,20 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
 
 
 def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
-    """Refuses to replace results of other settings or weights. Training goes on there; a report is made anew.
+    """Refuses to replace results of other settings or weights. Training and tokenising go on; a report is made anew.
 
     Raises:
         InputError: naming what differs.
     """
-    if not (output / "results.json").exists() or composition["task"]["_target_"].endswith((".train", ".report")):
+    if not (output / "results.json").exists() or composition["task"]["_target_"].endswith(
+        (".train", ".tokenize", ".report")
+    ):
         return
     earlier = yaml.safe_load((output / "config.yaml").read_text()) if (output / "config.yaml").exists() else {}
     sha256 = json.loads((output / "results.json").read_text()).get("sha256")
     weights = composition.get("weights")
-    before = {name: value for name, value in earlier.items() if name not in FREE} | {"weights_sha256": sha256}
-    now = {name: value for name, value in composition.items() if name not in FREE}
+    before = {name: value for name, value in earlier.items() if name not in WITHOUT_EFFECT} | {"weights_sha256": sha256}
+    now = {name: value for name, value in composition.items() if name not in WITHOUT_EFFECT}
     now["weights_sha256"] = sha256_of(weights) if sha256 and weights and Path(weights).is_file() else sha256
     refuse_other_work(output, before if earlier else now, now, "results of other settings")
 

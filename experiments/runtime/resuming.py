@@ -1,0 +1,101 @@
+"""Finds where a run goes on, and refuses to go on with another one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from enat.checkpoints.names import split_blocks
+from enat.checkpoints.weights import read_file
+from enat.errors import InputError
+from enat.files import refuse_other_work
+from enat.module import MaskedTokenModule
+
+FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
+# But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
+MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "weights")
+
+
+def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that must be the same when a run goes on."""
+    return {name: without_free(settings.get(name)) for name in FIXED}
+
+
+def without_free(options: Any) -> Any:
+    """Returns options without those that may change when a run goes on."""
+    if not isinstance(options, Mapping):
+        return options
+    return {name: without_free(value) for name, value in options.items() if name not in MAY_CHANGE}
+
+
+def refuse_other_data(folder: Path, earlier: str | None, data: L.LightningDataModule) -> None:
+    """Refuses to go on with other samples, or with samples of another tokenizer.
+
+    Raises:
+        InputError: if the hash of the samples is not the one in the checkpoint.
+    """
+    if earlier is not None and hasattr(data, "sha256") and (now := data.sha256()) not in (None, earlier):
+        refuse_other_work(folder, {"data.sha256": earlier}, {"data.sha256": now}, "a run on other samples")
+
+
+def resume_point(
+    folder: Path, settings: Mapping[str, Any], module: MaskedTokenModule, data: L.LightningDataModule
+) -> tuple[Path, dict[str, Any]] | None:
+    """Finds the readable checkpoint of the latest step; returns its path and facts of its run, or None for a new run.
+
+    The step is the one in the file: a copied folder has other file times, and a moved file another name.
+
+    Raises:
+        InputError: if no checkpoint can be read, or the run had other settings or another network.
+    """
+    files = {path.stat().st_ino: path for path in sorted(folder.glob("*.ckpt"), reverse=True)}  # links count once
+    readable: dict[Path, dict[str, Any]] = {}
+    for path in files.values():
+        try:
+            readable[path] = read_file(path)
+        except InputError as error:
+            rank_zero_only(print)(f"{error} Taking another checkpoint.")
+    if readable:
+        path, content = max(readable.items(), key=lambda item: (item[1].get("global_step", -1), item[0].name))
+        earlier = fixed_settings(content.get("settings", {}))
+        refuse_other_work(folder.parent, earlier, fixed_settings(settings), "another run")
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        weights = split_blocks(content["state_dict"], module.net.encoder_depth)
+        if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+            raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
+        refuse_other_data(folder.parent, content.get("data_sha256"), data)
+        return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
+    if files:
+        raise InputError(f"output={folder.parent}: none of its checkpoints can be read; resume=false starts anew.")
+    return None
+
+
+def finished_results(folder: Path, composition: Mapping[str, Any], step: int) -> dict[str, Any] | None:
+    """Returns the results of a run that has done all its steps and has these scores already; None for other runs."""
+    path = folder / "results.json"
+    if not path.exists() or step < composition["trainer"]["max_steps"]:
+        return None
+    earlier = yaml.safe_load((folder / "config.yaml").read_text())
+    if any(earlier.get(name) != composition[name] for name in ("metrics", "sampler", "scores", "protocols")):
+        return None  # it is scored again, in another way
+    rank_zero_only(print)(
+        f"{folder} is finished: {step} steps. trainer.max_steps=N trains on; resume=false starts anew."
+    )
+    return dict(json.loads(path.read_text()))
+
+
+@rank_zero_only
+def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
+    """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run."""
+    print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
+    before = content["world_size"]
+    if before not in (None, world_size):
+        if content["settings"]["module"]["mask_groups"] is None:
+            masks = "but masks and dropout are drawn by process (module.mask_groups=null), so the results will differ."
+        else:
+            masks = "and so do the masks; only the order of sums differs, so results may differ in the last bits."
+        print(f"Note: {world_size} processes instead of {before}: the data go on in the same order, {masks}")

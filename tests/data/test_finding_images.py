@@ -1,0 +1,128 @@
+"""Which files of a folder are images, which classes they have, and what is said of the others."""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images import SUFFIXES, ImageList, center_crop, find_images, load_rgb
+from enat.errors import InputError
+
+
+def save(path: Path, colour: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 9), (colour, colour, colour)).save(path)
+
+
+def test_each_file_is_found_once_through_links(tmp_path):
+    save(tmp_path / "a" / "1.png")
+    save(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "a" / "latest").symlink_to(".")  # a loop
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a" / "again.png").symlink_to("1.png")
+    (tmp_path / "a" / "gone.png").symlink_to("nothing.png")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    save(tmp_path / "a" / ".ipynb_checkpoints" / "3.png")
+    save(tmp_path / "a" / "._4.png")
+    files, left_out = find_images(tmp_path / "a")
+    assert [str(path.relative_to(tmp_path / "a")) for path in files] == ["1.png", "linked/2.png"]
+    assert [reason.rpartition("/")[2] for reason in left_out] == [
+        "gone.png: a link to a file that does not exist",
+        "a: 1 files .txt, which is no suffix of images",
+    ]
+
+
+def test_suffixes_are_pillows():
+    assert {
+        ".jpg",
+        ".jfif",
+        ".jpe",
+        ".png",
+        ".webp",
+        ".avif",
+        ".pgm",
+        ".jp2",
+        ".tga",
+        ".bmp",
+        ".gif",
+        ".tif",
+    } <= SUFFIXES
+    assert not {".txt", ".csv", ".npz", ".pdf", ".mpg", ".h5"} & SUFFIXES
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "ids"),
+    [
+        (
+            [str(number) for number in range(12)],
+            [str(number) for number in range(12)],
+            [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9],
+        ),
+        (["000", "002", "010"], [str(number) for number in range(11)], [0, 2, 10]),
+        (["1", "01"], ["01", "1"], [0, 1]),  # equal numbers are names
+        (["20240101", "20240102"], ["20240101", "20240102"], [0, 1]),  # dates too
+        (["b", "a", "1"], ["1", "a", "b"], [0, 1, 2]),
+    ],
+)
+def test_classes_that_are_numbers_are_ids(tmp_path, folders, names, ids):
+    for folder in folders:
+        save(tmp_path / folder / "x.png")
+    listed = ImageList.find(tmp_path)
+    assert listed.class_names == names
+    assert listed.class_ids.tolist() == ids  # of the folders in order
+
+
+def test_classes_from_a_file_keep_their_ids(tmp_path):
+    for folder in ("dog", "cat"):
+        save(tmp_path / "images" / folder / "x.png")
+    (tmp_path / "classes.txt").write_text("bird\ncat\n\ndog\n")
+    listed = ImageList.find(tmp_path / "images", classes=tmp_path / "classes.txt")
+    assert (listed.class_names, listed.class_ids.tolist()) == (["bird", "cat", "dog"], [1, 2])
+    (tmp_path / "classes.txt").write_text("cat\n")
+    with pytest.raises(InputError, match="the class dog is not in it"):
+        ImageList.find(tmp_path / "images", classes=tmp_path / "classes.txt")
+
+
+def test_a_csv_of_numbers_too(tmp_path):
+    for number in range(11):
+        save(tmp_path / "images" / f"{number}.png")
+    rows = "".join(f"{number}.png,{number}\n" for number in range(11))
+    (tmp_path / "labels.csv").write_text(f"file,class\n{rows}")
+    assert ImageList.find(tmp_path / "images", tmp_path / "labels.csv").class_ids.tolist() == list(range(11))
+
+
+def test_splits_are_no_classes(tmp_path):
+    for split in ("train", "val"):
+        save(tmp_path / split / "cat" / "x.png")
+    with pytest.raises(InputError, match=r"its folders are train and val, which are no classes; expected one of them"):
+        ImageList.find(tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, KeyError, OverflowError, MemoryError])
+def test_whatever_a_plugin_raises_names_the_file(tmp_path, monkeypatch, error):
+    save(tmp_path / "x.png")
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: (_ for _ in ()).throw(error("damaged")))
+    with pytest.raises(InputError, match="x.png: unreadable"):
+        load_rgb(tmp_path / "x.png")
+
+
+def test_the_crop_of_a_long_image_needs_little_memory():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 20_000, 3), dtype=np.uint8)
+    tracemalloc.start()
+    cropped = center_crop(Image.fromarray(pixels), 64)
+    assert cropped.size == (64, 64)
+    middle = Image.fromarray(pixels[:, 9_990:10_010])
+    assert np.abs(np.asarray(cropped, int) - np.asarray(center_crop(middle, 64), int)).max() <= 1
+    tracemalloc.stop()
+    assert center_crop(Image.new("RGB", (200_000, 1)), 256).size == (256, 256)  # would be 39 GB
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    (tmp_path / "a").mkdir()
+    with open(os.fsencode(tmp_path / "a") + b"/\xff.png", "wb") as file:
+        file.write(b"broken")
+    save(tmp_path / "a" / "b.png")
+    assert len(find_images(tmp_path)[0]) == 2
