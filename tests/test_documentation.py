@@ -99,7 +99,8 @@ def commands(markdown: str) -> list[list[str]]:
     lines = [line for block in blocks for line in block.splitlines()]
     lines += [span for span in spans if "python run.py" in span]
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line[line.index("run.py") + 1 :] for line in words if "run.py" in line]
+    calls = [line[line.index("run.py") + 1 :] for line in words if "run.py" in line]
+    return [call for call in calls if "--help" not in call]  # which composes nothing
 
 
 def first_value(override: Override) -> str:

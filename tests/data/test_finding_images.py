@@ -12,6 +12,9 @@ from data.images import SUFFIXES, ImageList, center_crop, find_images, load_rgb
 from enat.errors import InputError
 
 
+TWELVE = [str(number) for number in range(12)]
+
+
 def save(path: Path, colour: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 9), (colour, colour, colour)).save(path)
@@ -105,7 +108,7 @@ def test_splits_are_no_classes(tmp_path):
 def test_whatever_a_plugin_raises_names_the_file(tmp_path, monkeypatch, error):
     save(tmp_path / "x.png")
     monkeypatch.setattr(Image.Image, "convert", lambda *_: (_ for _ in ()).throw(error("damaged")))
-    with pytest.raises(InputError, match="x.png: unreadable"):
+    with pytest.raises(InputError, match=r"x\.png: unreadable"):
         load_rgb(tmp_path / "x.png")
 
 
@@ -122,7 +125,6 @@ def test_the_crop_of_a_long_image_needs_little_memory():
 
 def test_a_name_that_is_not_utf8(tmp_path):
     (tmp_path / "a").mkdir()
-    with open(os.fsencode(tmp_path / "a") + b"/\xff.png", "wb") as file:
-        file.write(b"broken")
+    Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xff.png")).write_bytes(b"broken")
     save(tmp_path / "a" / "b.png")
     assert len(find_images(tmp_path)[0]) == 2
