@@ -119,6 +119,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """Reads the held-out samples into memory, each in its first view."""
         trainer: Any = self.trainer
         packs = self.packs("held_out")
+        if not packs.sizes.sum():
+            raise InputError("data: no held-out image could be read; task=tokenize with a larger held_out makes more.")
         samples = [packs.read(pack) for pack in range(len(packs.sizes))]
         token_ids = torch.cat([torch.from_numpy(token_ids[:, 0].astype("int64")) for token_ids, _ in samples])
         class_ids = torch.cat([torch.from_numpy(class_ids.astype("int64")) for _, class_ids in samples])

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from enat.errors import InputError
 from enat.files import sha256_of
 from enat.net import ENAT
 
+_WRAPPERS = re.compile(r"^(module\.)+|_orig_mod\.")  # of DataParallel and torch.compile
 DESCRIPTIONS = ("settings", "net_sizes", "class_names")  # what a checkpoint says beside its weights
 
 
@@ -37,7 +39,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run."
+            f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run. "
+            "A program that you trust can save the weights alone: torch.save(model.state_dict(), FILE)."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
@@ -65,12 +68,16 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     Raises:
         InputError: if there are none.
     """
+    for name in ("ema", "model_ema", "model"):  # as other programs save them; an average generates best
+        if "state_dict" not in content and isinstance(content.get(name), dict):
+            content = {"state_dict": content[name]}
     callbacks = content.get("callbacks")
     if isinstance(callbacks, dict) and isinstance(callbacks.get("EMA"), dict) and "net" in callbacks["EMA"]:
         return callbacks["EMA"]["net"], "EMA"
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError("expected a dictionary of weights, found other things in it.")
+    state = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     if is_official(state):
         return from_official(state), "official"
     return {name.removeprefix("net."): tensor for name, tensor in state.items()}, "raw"

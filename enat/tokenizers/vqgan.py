@@ -199,7 +199,9 @@ class VQGAN(Tokenizer):
             self.quantize = Codebook(codebook_size, code_width)
         if weights is not None:
             content = read_file(weights)
-            load_exactly(self, content.get("state_dict", content), weights)
+            state = content.get("state_dict", content)
+            # Files of taming-transformers also hold the networks of the loss.
+            load_exactly(self, {name: x for name, x in state.items() if not name.startswith("loss.")}, weights)
         self.eval().requires_grad_(False)
         self.in_memory_format(torch.channels_last)
 

@@ -94,6 +94,11 @@ OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, repla
 OmegaConf.register_new_resolver("sweep_of", _sweep_of, replace=True)
 
 
+for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+
+
 @contextmanager
 def explain_errors(arguments: Sequence[str], inside: bool = False) -> Iterator[None]:
     """Ends the program with one sentence on bad input: status 2 for an option, 1 for a file or a value.

@@ -11,7 +11,6 @@ from PIL import Image
 from data.images import SUFFIXES, ImageList, center_crop, find_images, load_rgb
 from enat.errors import InputError
 
-
 TWELVE = [str(number) for number in range(12)]
 
 

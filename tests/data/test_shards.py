@@ -186,7 +186,7 @@ def test_urls(folder, tmp_path):
     check_shards(place, Manifest.load(place))
     assert place.parent == cache
     assert fetch(str(folder), cache) == folder
-    for bad in ("pipe:cat x", "nonsense://x"):
+    for bad in ("pipe:cat x", "nonsense://x", "filecache://x", "ssh://x/y", "github://a:b@c/d", "local:///etc"):
         with pytest.raises(InputError, match="expected a folder, or a URL"):
             fetch(bad, cache)
     damage_flipped_byte(folder)
