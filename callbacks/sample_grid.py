@@ -24,6 +24,7 @@ from enat.sampler import Sampler
 
 MASKED_COLOUR = (0.16, 0.22, 0.42)
 MIN_SIDE = 72  # pixels; smaller images are enlarged for the picture
+MAX_NAME = 20  # letters of a row's name
 
 
 def _save(images: Tensor, columns: int, row_names: list[str], column_names: list[str], path: Path) -> Path:
@@ -32,7 +33,10 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     images = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     height, width, gap = images.shape[2], images.shape[3], 4
     picture = make_grid(images, nrow=columns, padding=gap, pad_value=1.0).permute(1, 2, 0)
-    dpi, left, top = 100, 40, 30 if column_names else 0
+    row_names = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..." for name in row_names]
+    left = 16 + 9 * max(3, *map(len, row_names))  # pixels; a letter has fewer than nine
+    top = 30 if column_names else 0
+    dpi = 100
     size = (picture.shape[1] + left, picture.shape[0] + top)
     figure = Figure(figsize=(size[0] / dpi, size[1] / dpi), dpi=dpi)
     axes = figure.add_axes((left / size[0], 0, picture.shape[1] / size[0], picture.shape[0] / size[1]))

@@ -50,13 +50,13 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
             elif not path.exists():
                 left_out.append(f"{path}: a link to a file that does not exist")
             elif path.suffix.lower() not in SUFFIXES:
-                others[path.suffix.lower() or "without a suffix"] += 1
+                others[path.suffix.lower() or "without suffix"] += 1
             elif path.resolve() not in seen:
                 seen.add(path.resolve())
                 files.append(path)
 
     walk(folder)
-    left_out += [f"{folder}: {count} files {suffix}, which is no suffix of images" for suffix, count in others.items()]
+    left_out += [f"{folder}: files {suffix} are no images: {count}" for suffix, count in others.items()]
     return files, left_out
 
 

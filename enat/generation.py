@@ -1,5 +1,6 @@
 """Images from classes: what a network, a sampler and a tokenizer make together. Shapes: `b` images of a block."""
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enat.errors import InputError
 from enat.images import Block
 from enat.net import ENAT
 from enat.randomness import generator_for
@@ -76,6 +78,27 @@ class GeneratedImages:
                     images = self.tokenizer.decode(token_ids).float()
                 numbers = torch.tensor(place)
                 yield Block(numbers, images, (numbers % self.net.num_classes).to(device))
+
+
+def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
+    """Returns the ids of classes that are given by id or by name.
+
+    Raises:
+        InputError: for a class that there is not.
+    """
+    ids = []
+    for wanted in classes:
+        if wanted in class_names:  # a name may be a number: the digit "3"
+            ids.append(class_names.index(str(wanted)))
+        elif isinstance(wanted, int) and 0 <= wanted < len(class_names):
+            ids.append(wanted)
+        else:
+            near = difflib.get_close_matches(str(wanted), class_names, 3)
+            names = f"did you mean {' or '.join(near)}?" if near else f"names such as {', '.join(class_names[:3])}."
+            raise InputError(
+                f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names; {names}"
+            )
+    return ids
 
 
 @torch.no_grad()

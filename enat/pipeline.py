@@ -16,7 +16,7 @@ from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.weights import load_exactly, read_file, select_state
 from enat.errors import InputError
-from enat.generation import sample_classes
+from enat.generation import find_class_ids, sample_classes
 from enat.images import to_bytes
 from enat.net import ENAT
 from enat.sampler import Sampler
@@ -40,13 +40,15 @@ class Pipeline:
         net: the network, in evaluation mode.
         sampler: draws token ids from the network.
         tokenizer: makes images from token ids.
+        class_names: one for each class id; None for the ids themselves.
     """
 
-    def __init__(self, net: ENAT, sampler: Sampler, tokenizer: Tokenizer):
+    def __init__(self, net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_names: Sequence[str] | None = None):
         tokenizer.check_sizes(net.codebook_size, net.num_tokens)
         self.net = net
         self.sampler = sampler
         self.tokenizer = tokenizer
+        self.class_names = list(class_names or map(str, range(net.num_classes)))
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Moves network and tokenizer to a device."""
@@ -54,16 +56,17 @@ class Pipeline:
         self.tokenizer.to(device)
         return self
 
-    def generate(self, classes: Sequence[int], images_per_class: int = 1, seed: int = 0) -> list[Image.Image]:
-        """Draws images, class by class; `classes` may hold the null class, for images of no class.
+    def generate(self, classes: Sequence[int | str], images_per_class: int = 1, seed: int = 0) -> list[Image.Image]:
+        """Draws images, class by class. Classes are ids or names; the null class id is for images of no class.
 
         Raises:
-            InputError: for a class id that the network does not have.
+            InputError: for a class that the network does not have.
         """
-        last = self.net.null_class_id
-        if not classes or not all(0 <= class_id <= last for class_id in classes):
-            raise InputError(f"classes={list(classes)}: expected class ids from 0 to {last}, the null class.")
-        images, _ = sample_classes(self.net, self.sampler, self.tokenizer, list(classes), images_per_class, seed)
+        if not classes:
+            raise InputError("classes=[]: expected at least one class.")
+        null = self.net.null_class_id
+        ids = [null if wanted == null else find_class_ids([wanted], self.class_names)[0] for wanted in classes]
+        images, _ = sample_classes(self.net, self.sampler, self.tokenizer, ids, images_per_class, seed)
         pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()  # (n, height, width, channels)
         return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
 
@@ -97,7 +100,7 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
             f"{weights}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
         )
     load_exactly(net, split_blocks(state, net.encoder_depth), weights)
-    return Pipeline(net.eval(), sampler, built_tokenizer).to(device)
+    return Pipeline(net.eval(), sampler, built_tokenizer, content.get("class_names")).to(device)
 
 
 def _build(node: Any) -> Any:

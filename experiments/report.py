@@ -65,6 +65,12 @@ def write_study(study: Study, baseline: int, folder: Path, logger: Mapping[str, 
         notes.append(f"{len(study.jobs)} jobs: {len(errors) - unfinished} failed, {unfinished} not finished.")
     if study.groups["seeds"].max() > 1:
         notes.append("± is the sample standard deviation over seeds.")
+    has_no_score = study.jobs["error"].isna()
+    if "fid" in study.jobs:
+        has_no_score &= study.jobs["fid"].isna()
+    if has_no_score.any():
+        names = ", ".join(study.jobs.loc[has_no_score, "job"])
+        notes.append(f"No scores were computed (metrics=none) in {names}.")
     notes += describe_differences(study, baseline - 1, differences)
     print("\n".join([table.to_string(index=False), *notes]))
 

@@ -1,8 +1,6 @@
 """task=sample: draws images of chosen classes, as PNG files, as a grid, and as they are revealed step by step."""
 
-import difflib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,33 +9,11 @@ from torchvision.utils import save_image
 
 from callbacks.sample_grid import save_pictures
 from enat.checkpoints.weights import load_weights, read_file
-from enat.errors import InputError
-from enat.generation import sample_classes
+from enat.generation import find_class_ids, sample_classes
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import Accelerator, device_for
-
-
-def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
-    """Returns the ids of classes that are given by id or by name.
-
-    Raises:
-        InputError: for a class that there is not.
-    """
-    ids = []
-    for wanted in classes:
-        if wanted in class_names:  # a name may be a number: the digit "3"
-            ids.append(class_names.index(str(wanted)))
-        elif isinstance(wanted, int) and 0 <= wanted < len(class_names):
-            ids.append(wanted)
-        else:
-            near = difflib.get_close_matches(str(wanted), class_names, 3)
-            names = f"did you mean {' or '.join(near)}?" if near else f"names such as {', '.join(class_names[:3])}."
-            raise InputError(
-                f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names; {names}"
-            )
-    return ids
 
 
 def sample(
@@ -86,4 +62,5 @@ def sample(
         save_image(image, files / f"class_{label}_seed_{seed}_{index % images_per_class:04d}.png")
     row_names = [names[class_id] for class_id in class_ids]
     grid, reveal = save_pictures(images, steps, net, row_names, folder / "grid.png", folder / "reveal.png")
+    print(f"Pictures: {grid}, {reveal}")
     return {"images": str(files), "grid": str(grid), "reveal": str(reveal), "classes": row_names, **source}

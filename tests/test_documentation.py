@@ -17,7 +17,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
-from experiments.runtime.composition import primary_config
 from experiments.runtime.config_check import check_config
 
 ROOT = Path(__file__).parent.parent
@@ -122,9 +121,12 @@ def without_missing_launcher(overrides: list[str]) -> list[str]:
 def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
     """The configuration that overrides give, with Hydra's own options if asked for."""
     GlobalHydra.instance().clear()
-    primary = primary_config([text for text in overrides if not text.startswith("weights=")])  # no such file here
+    if any(text.startswith("data.shards=") for text in overrides) and not any(
+        "experiment=" in text for text in overrides
+    ):
+        overrides = ["experiment=own_images", *overrides]  # which `primary_config` chooses
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(primary, overrides, return_hydra_config=hydra)
+        return compose("config", overrides, return_hydra_config=hydra)
 
 
 def compose_command(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The examples run."""
 
+import json
 import re
 import runpy
 import shlex
@@ -66,15 +67,17 @@ def test_the_batch_script_asks_for_its_shards():
     assert "expected the folder of shards" in outcome.stderr
 
 
-def test_the_command_of_the_batch_script_composes(command):
+def test_the_command_of_the_batch_script_composes(command, tmp_path):
     script = BATCH.read_text().replace("\\\n", " ")
     (line,) = re.findall(r"^srun python run\.py (.*)$", script, re.MULTILINE)
-    outcome = command("--cfg", "job", *shlex.split(line.replace("$shards", "my/shards")))
+    manifest = {"grid": [16, 16], "codebook_size": 1024, "class_names": list(map(str, range(1000)))}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    outcome = command("--cfg", "job", *shlex.split(line.replace("$shards", str(tmp_path))))
     assert outcome.status == 0, outcome.err
     config = yaml.safe_load(outcome.out)
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script, re.MULTILINE))
     assert config["name"] == "enat_l_256"
-    assert config["data"]["shards"] == "my/shards"
+    assert config["data"]["shards"] == str(tmp_path)
     assert config["trainer"]["precision"] == "16-mixed"
     assert options["ntasks-per-node"] == options["gpus-per-node"]  # Lightning expects a task for each GPU
     assert options["signal"] == "USR1@120"

@@ -61,6 +61,9 @@ def plot_panels(runs: Mapping[str, pd.DataFrame], path: Path) -> None:
                     values = scalars.get(column, pd.Series(dtype=float)).dropna()
                     axes.plot(values, style, color=color, marker="o" if len(values) < 15 else None, markersize=4)
             axes.set(title=title, xlabel="optimiser step")
+            if not any(column in scalars for column in series for scalars in runs.values()):
+                axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes, color="0.5")
+                axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(section, fontweight="bold")
     axes.plot([], [], "k--", label="on held-out images")
     save(figure, path)

@@ -10,6 +10,8 @@ import pandas as pd
 from experiments.reporting.runs import SCORES, common_folder, find_runs, natural_sort_key, read_job, read_run
 from experiments.runtime.multirun import JOB
 
+RUN = "run"  # the name of a run, beside the options in which it differs from others
+MOST_OPTIONS = 8  # that a table has columns for
 MOST_NAMES = 10  # groups or lines that a picture has colours and names for
 
 
@@ -64,6 +66,9 @@ def read_study(*folders: Path) -> Study:
     options = pd.DataFrame([job.options for job in jobs]).astype(object)
     options = options.where(options.notna(), "default").infer_objects()
     names = [name for name in options if name != "seed" and options[name].nunique() > 1]
+    if alone:  # each run is a row
+        options[RUN] = [str(job.folder.relative_to(root)) for job in jobs]
+        names = [RUN, *(names if len(names) <= MOST_OPTIONS else [])]
     count = Counter(name.rpartition(".")[2] for name in names)
     columns = {name: last if count[last := name.rpartition(".")[2]] == 1 else name for name in names}
     numbers = pd.DataFrame([job.numbers for job in jobs], index=options.index)

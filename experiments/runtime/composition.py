@@ -142,21 +142,23 @@ def _schedules(sampler: Mapping[str, Any]) -> dict[str, str]:
 def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) -> None:
     """Stores what a folder of shards says as choices; adds them to a defaults list.
 
-    A folder without a manifest is left to the task, which says what is wrong.
-
     Args:
         defaults: of the primary configuration.
         shards: the folder.
         given: the options on the command line.
 
     Raises:
-        InputError: for a manifest that can't be read.
+        InputError: for a folder without a manifest, or with one that can't be read.
     """
     if "experiment" not in given:
         _replace(defaults, {"experiment": "own_images"})
     path = Path(shards) / "manifest.json"
+    if "://" in shards:
+        return  # fetched later
     if not path.is_file():
-        return
+        raise InputError(
+            f"data.shards={shards}: there is no manifest.json in it; expected the output of task=tokenize."
+        )
     try:
         manifest = json.loads(path.read_text())
         height, width = manifest["grid"]

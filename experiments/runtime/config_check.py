@@ -48,8 +48,10 @@ def check_config(config: DictConfig, key: str) -> None:
         option = text[2:-1] if is_reference else f"{key}.{name}"
         if OmegaConf.is_config(node[name]):
             check_config(config, option)
-        value = None if _gives_nothing(node[name]) else node[name]
-        check_value(option, value, hints.get(name, Any))
+        hint = hints.get(name, Any)
+        if _gives_nothing(node[name]) and type(None) not in typing.get_args(hint):
+            raise InputError(f"metrics=none: there is nothing to compute {name} with; expected metrics=inception, say.")
+        check_value(option, None if _gives_nothing(node[name]) else node[name], hint)
 
 
 def _gives_nothing(node: Any) -> bool:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from enat.errors import InputError
 
 CONF = Path(__file__).parents[2] / "conf"
+LAST = Path("checkpoints") / "last.ckpt"  # of a run
 ALL = "`python run.py --cfg job` prints all options"
 PACKAGES = {  # of groups that choose something for experiments that can't have it without an installation
     "joblib": "pip install -e '.[sweeps]'",
@@ -28,6 +29,8 @@ PACKAGES = {  # of groups that choose something for experiments that can't have 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
     """Quotes values that Hydra's grammar can't read, such as paths with spaces or `=`, and expands `~`.
+
+    For the folder of a run, `weights=DIR` becomes its last checkpoint.
 
     Raises:
         InputError: for an option that is written with dashes, and for SLURM where there is none.
@@ -45,6 +48,8 @@ def _prepare(argument: str) -> str:
         raise InputError(
             f"{argument}: there is no SLURM here, for srun is not found; expected submitit_local or joblib."
         )
+    if name == "weights" and (Path(value) / LAST).is_file():
+        value = str(Path(value) / LAST)
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     try:

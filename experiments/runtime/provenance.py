@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from experiments.runtime.ranks import is_of_torchrun, launched
+
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "scipy", "numpy", "pillow")
 
 
@@ -39,8 +41,11 @@ def hardware(device: torch.device, processes: int) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Describes the command and the code in plain values, for the `results.json` of every task."""
+    program = ["python"]
+    if (started := launched()) and is_of_torchrun():
+        program = ["torchrun", "--nproc-per-node", str(started.per_machine), "--nnodes", str(started.machines)]
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join([*program, *sys.argv]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
     }

@@ -56,6 +56,9 @@ class CommonOptions(TypedDict):
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO advertises
 logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of trainer.profiler
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")  # needed, see conf/trainer/ddp.yaml
+warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*")  # what is logged is equal on all ranks
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
 warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than there are cores
 warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # given on CPUs, where nothing uses it
@@ -74,7 +77,10 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
     output = output.relative_to(Path.cwd()) if output.is_relative_to(Path.cwd()) else output
     config.output = str(output)
     if not is_job():
-        results = _results(config, output)
+        try:
+            results = _results(config, output)
+        finally:
+            rank_zero_only(_remove_if_empty)(output)  # Hydra has made it before a wrong option was found
         if not results.get("passed", True):
             raise SystemExit(1)
     else:
@@ -93,6 +99,11 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
             explain=lambda error: explain(error)[0],
         )
     return rank_zero_only(objectives)(config.objective, results)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def check_options(config: DictConfig) -> None:

@@ -33,7 +33,7 @@ def test_each_file_is_found_once_through_links(tmp_path):
     assert [str(path.relative_to(tmp_path / "a")) for path in files] == ["1.png", "linked/2.png"]
     assert [reason.rpartition("/")[2] for reason in left_out] == [
         "gone.png: a link to a file that does not exist",
-        "a: 1 files .txt, which is no suffix of images",
+        "a: files .txt are no images: 1",
     ]
 
 

@@ -174,7 +174,7 @@ def test_torchrun_trains_once_and_one_process_goes_on(command, killed, tmp_path)
     assert read_file(tmp_path / "checkpoints" / "last.ckpt")["world_size"] == 2
     done = command(*options)
     assert "Going on from" in done.out
-    assert "1 processes instead of 2" in done.out
+    assert "1 process instead of 2" in done.out
     assert done.results["steps"] == 12
     assert len(list(tmp_path.glob("metrics/version_*"))) == 2  # one for each start
 

@@ -132,11 +132,12 @@ def test_any_runs_are_compared(command, tmp_path):
     assert list(jobs["job"]) == ["a", "b", "c", "d"]
     assert {"width", "seed", "fid", "error"} <= set(jobs.columns)
     assert not any("module" in column for column in jobs.columns)  # `module.seed` is `seed`
-    assert list(jobs["error"].fillna("")) == ["", "", "no scores (metrics=none)", "not finished"]
-    rows = [row for row in outcome.out.splitlines() if row.strip().startswith(("32", "64"))]
-    assert len(rows) == 2
-    assert "1 x not finished" in rows[0]
-    assert "1 x no scores (metrics=none)" in rows[1]
+    assert list(jobs["error"].fillna("")) == ["", "", "", "not finished"]
+    rows = [row.split() for row in outcome.out.splitlines() if row.strip().startswith(("a ", "b ", "c ", "d "))]
+    assert [row[:3] for row in rows] == [["a", "32", "1"], ["b", "64", "1"], ["c", "64", "1"], ["d", "32", "0"]]
+    assert "1 jobs" not in outcome.out
+    assert "No scores were computed (metrics=none) in c." in outcome.out
+    assert "1 x not finished" in outcome.out
     alone = command("task=report", f"runs={tmp_path}/a", f"output={tmp_path}/report_of_a")
     assert alone.results["groups"][0]["fid"] == 3.0
     missing = command("task=report", f"runs=[{tmp_path}/a,{tmp_path}/report]", f"output={tmp_path}/x")
