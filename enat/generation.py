@@ -93,7 +93,7 @@ def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> 
         elif isinstance(wanted, int) and 0 <= wanted < len(class_names):
             ids.append(wanted)
         else:
-            near = difflib.get_close_matches(str(wanted), class_names, 3)
+            near = difflib.get_close_matches(wanted, class_names, 3) if isinstance(wanted, str) else []
             names = f"did you mean {' or '.join(near)}?" if near else f"names such as {', '.join(class_names[:3])}."
             raise InputError(
                 f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names; {names}"

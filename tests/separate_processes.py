@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 400  # seconds; for tests that would hang
@@ -73,6 +74,7 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], output: str, 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+    rank_zero_only.rank = int(environment.get("RANK", "0"))  # which Lightning reads when it is imported
     sys.path[0] = str(ROOT)
     sys.argv = ["run.py", *arguments]
     if kill is not None:

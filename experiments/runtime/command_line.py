@@ -49,9 +49,9 @@ def _sweep_of(setting: str) -> str | None:
 
 
 def _run_of(weights: str | None, name: str) -> str:
-    """Returns the folder of the run that wrote a checkpoint, `outputs/digits` say; `outputs/NAME` for other files."""
+    """Returns the folder of the run of a checkpoint or an export, `outputs/digits` say; `outputs/NAME` for others."""
     folder = Path(weights).parent if weights else Path()
-    return str(folder.parent) if folder.name == "checkpoints" else f"outputs/{name}"
+    return str(folder.parent) if folder.name.startswith(("checkpoints", "export")) else f"outputs/{name}"
 
 
 def _changes() -> str:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from enat.errors import InputError
+from experiments.runtime.ranks import is_first
 
 LOCK = "in_use.json"
 
@@ -22,7 +21,7 @@ def lock(folder: Path) -> Iterator[None]:
         InputError: if another process holds the folder.
     """
     path = folder / LOCK
-    if getattr(rank_zero_only, "rank", 0):  # the first rank holds it for all
+    if not is_first():  # which holds it for all
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,13 @@ def launched() -> Launched | None:
     return None
 
 
+def is_first() -> bool:
+    """Says whether this process leads all others, also of those that Lightning itself has started."""
+    if launched() is not None:
+        return processes()[0] == 0
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def processes() -> tuple[int, int, int]:
     """Returns this process's rank, the number of processes, and its rank on its machine, as torchrun or srun says.
 

@@ -98,6 +98,5 @@ def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
             masks = "but masks and dropout are drawn by process (module.mask_groups=null), so the results will differ."
         else:
             masks = "and so do the masks; only the order of sums differs, so results may differ in the last bits."
-        print(
-            f"Note: {world_size} process{'es' if world_size > 1 else ''} instead of {before}: the data go on in the same order, {masks}"
-        )
+        number = f"{world_size} process{'es' if world_size > 1 else ''}"
+        print(f"Note: {number} instead of {before}: the data go on in the same order, {masks}")

@@ -87,7 +87,7 @@ def test_another_number_of_processes_is_told(command, tmp_path, groups, sentence
     path.unlink()
     torch.save(content | {"world_size": 16}, path)
     out = command(*run).out
-    assert "Note: 1 processes instead of 16: the data go on in the same order, " in out
+    assert "Note: 1 process instead of 16: the data go on in the same order, " in out
     assert sentence in out
 
 
@@ -99,7 +99,7 @@ def test_damaged_and_missing_files(command, tmp_path):
     (folder / "last.ckpt").unlink()
     (folder / "step_0000004.ckpt").write_bytes((folder / "step_0000004.ckpt").read_bytes()[:20_000])
     outcome = command(*run)  # from step 2
-    assert "the file is truncated or no checkpoint. Taking the checkpoint before it." in outcome.out
+    assert "the file is truncated or no checkpoint. Taking another checkpoint." in outcome.out
     assert "step_0000002.ckpt, step 2" in outcome.out
     assert same(tmp_path / "a", tmp_path / "b")
     content = read_file(folder / "last.ckpt")

@@ -33,7 +33,7 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["modul.net.width=3"], "modul.net.width: there is no such option; did you mean module.net.width"),
         (["width=3"], "width: there is no such option; did you mean module.net.width?"),
         (["task=sample", "num_images=3"], "images_per_class? task=similarity has it."),
-        (["classes=[3]"], "task=sample has it."),
+        (["classes=[3]"], "task=sample and task=tokenize have it."),
         (["logger.wandb.offline=true"], "logger.wandb.offline: there is no such option; logger=wandb has it."),
         (["~callbacks.foo"], "callbacks.foo: there is no such option; did you mean callbacks"),
         (["output=[a"], "output=[a: this is no option with a value; expected NAME=VALUE"),
