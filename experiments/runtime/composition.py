@@ -22,14 +22,14 @@ PRIMARY = "config"
 OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
 OF_SHARDS = "of_shards"
 IMAGENET = 1000  # classes
-# Nodes of a configuration to which others refer, such as `${tokenizer}`.
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
-# What the settings of a shared file may have built.
+# What the settings of a file may have built, since the file may come from anybody.
 TARGETS = (
     *(f"enat.{part}." for part in ("net", "variants", "packed", "kernels", "masking", "loss", "module", "sampler")),
     *(f"enat.{part}." for part in ("schedules", "tokenizers", "features", "metrics")),
     *("data.references.", "data.scored_images.", "data.toy.digits.", "torchmetrics.", "torch.optim."),
 )
+# Nodes of a configuration to which others refer, such as `${tokenizer}`.
 REFERRED = ("seed", "scores", "reference", "protocols", "tokenizer", "sampler")
 
 
@@ -42,11 +42,13 @@ def primary_config(arguments: Sequence[str]) -> str:
     given = _given(arguments)
     primary = yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
     defaults = primary["defaults"]
-    if given.get("weights") and not {"experiment", "net@module.net"} & given.keys():
-        _replace(defaults, _store_checkpoint(given["weights"]))
-    if shards := given.get("data.shards"):
+    weights = None if {"experiment", "net@module.net"} & given.keys() else given.get("weights")
+    shards = given.get("data.shards")
+    if weights:
+        _replace(defaults, _store_checkpoint(str(weights)))
+    if shards:
         _store_shards(defaults, str(shards), given)
-    if defaults == yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())["defaults"]:
+    if not weights and not shards:
         return PRIMARY
     ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
     return f"{PRIMARY}_of_files"

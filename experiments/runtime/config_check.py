@@ -49,7 +49,8 @@ def check_config(config: DictConfig, key: str) -> None:
         if OmegaConf.is_config(node[name]):
             check_config(config, option)
         hint = hints.get(name, Any)
-        if _gives_nothing(node[name]) and type(None) not in typing.get_args(hint):
+        is_needed = hint is not Any and type(None) not in typing.get_args(hint)
+        if is_needed and _gives_nothing(node[name]):
             raise InputError(f"metrics=none: there is nothing to compute {name} with; expected metrics=inception, say.")
         check_value(option, None if _gives_nothing(node[name]) else node[name], hint)
 

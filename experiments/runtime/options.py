@@ -19,7 +19,7 @@ from enat.errors import InputError
 CONF = Path(__file__).parents[2] / "conf"
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 ALL = "`python run.py --cfg job` prints all options"
-PACKAGES = {  # of groups that choose something for experiments that can't have it without an installation
+PACKAGES = {  # that bring choices of Hydra's own groups
     "joblib": "pip install -e '.[sweeps]'",
     "optuna": "pip install -e '.[sweeps]'",
     "submitit_local": "pip install -e '.[slurm]'",

@@ -134,6 +134,14 @@ def test_report_and_dashboard_have_the_same_panels(command, tmp_path):
     assert (nothing.status, "there is no run in it" in nothing.err) == (1, True)
 
 
+@pytest.mark.parametrize("choice", ["csv", "wandb", "tensorboard", "[wandb,tensorboard]"])
+def test_every_choice_keeps_the_csv(compose_config, choice):
+    """task=report reads it."""
+    loggers = compose_config(f"logger={choice}").logger
+    assert loggers.csv._target_ == "lightning.pytorch.loggers.CSVLogger"
+    assert set(loggers) == {"csv", *choice.strip("[]").split(",")}
+
+
 def test_the_terminal(command, tmp_path):
     """Sizes at the start; then lines with loss, speed and time left."""
     options = ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4", f"output={tmp_path}"]

@@ -62,7 +62,11 @@ def test_sampler_study(command, sweep, tmp_path):
     weights = f"weights={tmp_path}/run/checkpoints/last.ckpt"
     options = ["+sweep=sampler_study", "study=any", weights, "seed=3", f"hydra.sweep.dir={tmp_path}/study"]
     vary = ["sampler.num_steps=1,2", "sampler.guidance_scale=0,1"]
-    assert sweep(*options, *vary).status == 0
+    outcome = sweep(*options, *vary)
+    assert outcome.status == 0
+    assert f"python run.py task=report runs={tmp_path}/study" in outcome.out.splitlines()[-1]
+    table = [line.split()[:2] for line in outcome.out.splitlines()[-5:-1]]
+    assert table == [["1", "0"], ["1", "1"], ["2", "0"], ["2", "1"]]  # steps and guidance of each job
     by_options = {
         (sampler["num_steps"], sampler["guidance_scale"]): results
         for results in (json.loads(path.read_text()) for path in tmp_path.glob("study/*/results.json"))

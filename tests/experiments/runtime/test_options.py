@@ -62,7 +62,20 @@ def test_home_is_expanded(monkeypatch):
     assert prepare(["output=~/runs", "a=~", "b=x~"]) == ["output=/home/somebody/runs", "a=/home/somebody", "b='x~'"]
 
 
-def test_help_on_a_task(capsys):
+def test_a_launcher_without_its_cluster(monkeypatch):
+    monkeypatch.setattr("experiments.runtime.options.find_spec", lambda name: name == "submitit")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(InputError, match="there is no SLURM here, for srun is not found; expected submitit_local"):
+        prepare(["hydra/launcher=submitit_slurm"])
+
+
+def test_the_folder_of_a_run_is_its_last_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert prepare([f"weights={tmp_path}"]) == [f"weights={tmp_path}/checkpoints/last.ckpt"]
+
+
+def test_help_on_a_task():
     ran = subprocess.run(
         [sys.executable, "run.py", "task=sample", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
