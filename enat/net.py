@@ -121,7 +121,8 @@ class ENAT(nn.Module):
             is_dropped = torch.rand(class_ids.shape, device=class_ids.device) < self.class_dropout
             class_ids = class_ids.masked_fill(is_dropped, self.null_class_id)
         activated = F.silu(self.class_embedding(class_ids))  # SiLU(c), (B, D)
-        return [block.modulation(activated).unflatten(1, (1, -1, self.width)) for block in self.blocks]  # (B, 1, 8, D)
+        stacked = torch.stack([block.modulation(activated) for block in self.blocks])  # one tensor: blocks that a step
+        return list(stacked.unflatten(2, (1, -1, self.width)))  # skips get a gradient of zero, which AdamW counts
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Embeds tokens from their ids and positions, both (B, N): Dropout(LN(E[id] + E_pos[position])), (B, N, D)."""

@@ -67,3 +67,17 @@ def _fresh_compiler():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+def test_a_step_without_new_tokens_counts_for_the_modulations(make_net):
+    """Their gradient is zero and not None, so that AdamW's moments decay, as they did in all versions."""
+    net = make_net(dropout=0.0).train()
+    module = MaskedTokenModule(net, RandomMasking(), MaskedCrossEntropy(), torch.optim.SGD, lambda optimizer: None)
+    module.__dict__["ema_net"] = deepcopy(net).eval()
+    order = torch.rand(3, 16).argsort(dim=1)
+    partition = Partition(*order.split([9, 0, 7], dim=1))
+    batch = (torch.randint(net.codebook_size, (3, 16)), torch.tensor([0, 1, 2]))
+    module.group_loss(net, batch, partition)["loss"].backward()
+    assert all(not block.modulation.weight.grad.any() for block in net.encoder)
+    assert all(block.modulation.weight.grad.any() for block in net.decoder)
+    assert all(block.mlp[0].weight.grad is None for block in net.encoder)
