@@ -27,13 +27,13 @@ MAX_STRETCH = 8  # ratio of an image's sides up to which a crop resizes the whol
 
 
 def find_images(folder: Path) -> tuple[list[Path], list[str]]:
-    """Finds all image files below a folder, each file once; follows links, and leaves out names that begin with a dot.
+    """Finds all image files below a folder, each file once; follows links, and passes over names that begin with a dot.
 
     Returns:
-        The files in order, and the reasons why others were left out.
+        The files in order, and the reasons why others are ignored.
     """
     files: list[Path] = []
-    left_out: list[str] = []
+    ignored: list[str] = []
     seen: set[Path] = set()
     others: Counter[str] = Counter()
 
@@ -48,7 +48,7 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
             if path.is_dir():
                 walk(path)
             elif not path.exists():
-                left_out.append(f"{path}: a link to a file that does not exist")
+                ignored.append(f"{path}: a link to a file that does not exist")
             elif path.suffix.lower() not in SUFFIXES:
                 others[path.suffix.lower() or "without suffix"] += 1
             elif path.resolve() not in seen:
@@ -56,8 +56,8 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
                 files.append(path)
 
     walk(folder)
-    left_out += [f"{folder}: files {suffix} are no images: {count}" for suffix, count in others.items()]
-    return files, left_out
+    ignored += [f"{folder}: files {suffix} are no images: {count}" for suffix, count in others.items()]
+    return files, ignored
 
 
 @dataclass
@@ -68,7 +68,7 @@ class ImageList:
     files: list[str]  # relative to the folder
     class_ids: np.ndarray  # (files,)
     class_names: list[str]  # a class id is an index of this list
-    left_out: list[str] = field(default_factory=list)  # why other files were left out
+    ignored: list[str] = field(default_factory=list)  # why other files were ignored
 
     @classmethod
     def find(cls, folder: Path, labels: Path | None = None, classes: Path | None = None) -> "ImageList":
@@ -85,11 +85,11 @@ class ImageList:
         """
         if not folder.is_dir():
             raise InputError(f"images={folder}: there is no such folder.")
-        left_out: list[str] = []
-        listed = _list_class_folders(folder, left_out) if labels is None else _read_labels(folder, labels)
+        ignored: list[str] = []
+        listed = _list_class_folders(folder, ignored) if labels is None else _read_labels(folder, labels)
         files, names = zip(*listed, strict=True)
         class_names, class_ids = _number_classes(set(names), classes)
-        return cls(folder, list(files), np.array([class_ids[name] for name in names]), class_names, left_out)
+        return cls(folder, list(files), np.array([class_ids[name] for name in names]), class_names, ignored)
 
     def short_sides(self, at_most: int = 200) -> tuple[int, int]:
         """Returns the smallest and largest short side in pixels, of about `at_most` images that can be opened."""
@@ -130,7 +130,7 @@ def _read_classes(path: Path) -> list[str]:
     return names
 
 
-def _list_class_folders(folder: Path, left_out: list[str]) -> list[tuple[str, str]]:
+def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str]]:
     """Returns the file and the class of each image; all files of a class folder belong to the class."""
     class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if class_folders and {path.name.lower() for path in class_folders} <= SPLITS:
@@ -141,7 +141,7 @@ def _list_class_folders(folder: Path, left_out: list[str]) -> list[tuple[str, st
     files_and_classes = []
     for class_folder in class_folders:
         files, others = find_images(class_folder)
-        left_out += others
+        ignored += others
         if not files:
             raise InputError(f"images={folder}: the class folder {class_folder.name} has no images.")
         files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]

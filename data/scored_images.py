@@ -30,7 +30,7 @@ from enat.tokenizers.base import Tokenizer
 
 
 class FolderImages:
-    """Reads all image files below a folder. Unreadable files are reported in `Block.skipped`.
+    """Reads all image files below a folder. Unreadable files, and files that are no images, are in `Block.skipped`.
 
     Args:
         path: the folder.
@@ -46,7 +46,7 @@ class FolderImages:
     def __init__(self, path: str | None, resolution: Annotated[int, Ge(1)] | None, num_workers: Annotated[int, Ge(0)]):
         if path is None or not Path(path).is_dir():
             raise InputError(f"images={path}: expected a folder of images.")
-        self.files, self.left_out = find_images(Path(path))
+        self.files, self.ignored = find_images(Path(path))
         if len(self.files) < 2:
             raise InputError(f"images={path}: found {len(self.files)} images; expected at least 2.")
         self.num_images = len(self.files)
@@ -77,7 +77,7 @@ class FolderImages:
                 self._check_sizes(readable)
                 pixels = np.stack(list(readable.values()))
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 255
-            skipped = [image for image in read if isinstance(image, str)]
+            skipped = [image for image in read if isinstance(image, str)] + (self.ignored if place.start == 0 else [])
             yield Block(torch.tensor(list(readable), dtype=torch.int64), images, None, skipped)
 
     def _check_sizes(self, images: Mapping[int, np.ndarray]) -> None:

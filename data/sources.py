@@ -6,6 +6,7 @@ Shapes: `n` samples, `V` views of a sample, `L` tokens of a view, `S` height and
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -69,8 +70,9 @@ class ImageSource:
         self.digest = hashlib.sha256(listing.encode()).hexdigest()
 
     def content(self, numbers: np.ndarray) -> str:
-        paths = (self.images.folder / self.images.files[number] for number in numbers)
-        return hashlib.sha256("".join(sha256_of(path) for path in paths).encode()).hexdigest()
+        paths = [self.images.folder / self.images.files[number] for number in numbers]
+        with ThreadPoolExecutor() as pool:  # reading and hashing leave Python's lock
+            return hashlib.sha256("".join(pool.map(sha256_of, paths)).encode()).hexdigest()
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """See `Source`."""

@@ -52,10 +52,10 @@ def write_shards(
     shard_size: Annotated[int, Ge(1)],
     pack_size: Annotated[int, Ge(1)],
     seed: int,
+    tokenizer_settings: dict[str, Any] | None = None,
     rank: int = 0,
     world_size: int = 1,
     on_images: Callable[[int], None] = lambda count: None,
-    tokenizer_settings: dict[str, Any] | None = None,
 ) -> Manifest | None:
     """Encodes the samples of a source and writes them to shards; skips shards that are already finished.
 
@@ -64,9 +64,9 @@ def write_shards(
         folder: folder of the shards. Its subfolder `work/` records which shards are finished.
         held_out, shard_size, seed: see `plan_shards`.
         pack_size: number of samples of a pack.
+        tokenizer_settings: options that make the tokenizer, for the manifest.
         rank, world_size: number of this process, and of processes that share the work.
         on_images: is called with the number of images that have been done since the last call.
-        tokenizer_settings: options that make the tokenizer, for the manifest.
 
     Returns:
         The manifest, which is also saved; None if other ranks still have shards to write.
@@ -85,27 +85,39 @@ def write_shards(
         "seed": seed,
     }
     _check_settings(folder, work / "settings.json", settings)
-    plans = plan_shards(source.size, held_out, shard_size, seed)
-    records = [work / f"{plan.name}.json" for plan in plans]
-    for plan, record in list(zip(plans, records, strict=True))[rank::world_size]:
-        content = source.content(plan.numbers)
-        if record.exists() and (folder / plan.name).exists():
-            earlier = json.loads(record.read_text()).get("content", content)
-            if earlier == content:
-                on_images(len(plan.numbers))
-                continue
-            print(f"{folder / plan.name}: its images have changed, so that they are encoded again.")
-            (folder / "manifest.json").unlink(missing_ok=True)
-        encoded = source.encode(plan.numbers, tokenizer, on_images)
-        token_ids = encoded.token_ids.astype(token_dtype(tokenizer.codebook_size))
-        shard = write_shard(folder / plan.name, token_ids, encoded.class_ids, encoded.sources, pack_size)
-        write_atomically(
-            record, json.dumps({"shard": asdict(shard), "skipped": encoded.skipped, "content": content}).encode()
-        )
-    if not all(record.exists() for record in records):
-        return None
-    contents = [json.loads(record.read_text()) for record in records]
-    return _finish(source, tokenizer, folder, plans, contents, pack_size, tokenizer_settings)
+    for plan in plan_shards(source.size, held_out, shard_size, seed)[rank::world_size]:
+        _write_shard(source, tokenizer, folder, plan, pack_size, on_images)
+    return collect_shards(source, tokenizer, folder, held_out, shard_size, pack_size, seed, tokenizer_settings)
+
+
+def _write_shard(
+    source: Source,
+    tokenizer: Tokenizer,
+    folder: Path,
+    plan: ShardPlan,
+    pack_size: int,
+    on_images: Callable[[int], None],
+) -> None:
+    """Encodes and writes a shard, unless it is finished and its samples are still the same."""
+    path, record = folder / plan.name, _record(folder, plan)
+    content = source.content(plan.numbers)
+    if record.exists() and path.exists():
+        if json.loads(record.read_text()).get("content", content) == content:
+            on_images(len(plan.numbers))
+            return
+        print(f"{path}: its images have changed, so that they are encoded again.")
+        record.unlink()
+        (folder / "manifest.json").unlink(missing_ok=True)
+    encoded = source.encode(plan.numbers, tokenizer, on_images)
+    token_ids = encoded.token_ids.astype(token_dtype(tokenizer.codebook_size))
+    shard = write_shard(path, token_ids, encoded.class_ids, encoded.sources, pack_size)
+    facts = {"shard": asdict(shard), "skipped": encoded.skipped, "content": content}
+    write_atomically(record, json.dumps(facts).encode())
+
+
+def _record(folder: Path, plan: ShardPlan) -> Path:
+    """Returns the file that says that a shard is finished."""
+    return folder / "work" / f"{plan.name}.json"
 
 
 def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> None:
@@ -117,16 +129,28 @@ def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> Non
         write_atomically(record, json.dumps(settings).encode())
 
 
-def _finish(
+def collect_shards(
     source: Source,
     tokenizer: Tokenizer,
     folder: Path,
-    plans: list[ShardPlan],
-    records: list[dict[str, Any]],
+    held_out: float,
+    shard_size: int,
     pack_size: int,
-    tokenizer_settings: dict[str, Any] | None,
-) -> Manifest:
-    """Saves the manifest, from the records of all shards, and removes temporary files of killed processes."""
+    seed: int,
+    tokenizer_settings: dict[str, Any] | None = None,
+) -> Manifest | None:
+    """Saves the manifest, if all ranks have written their shards; removes temporary files of killed processes.
+
+    Its arguments and what it returns are described at `write_shards`.
+
+    Raises:
+        InputError: if no image could be read.
+    """
+    plans = plan_shards(source.size, held_out, shard_size, seed)
+    paths = [_record(folder, plan) for plan in plans]
+    if not all(path.exists() for path in paths):
+        return None
+    records = [json.loads(path.read_text()) for path in paths]
     splits: dict[str, list[Shard]] = {"train": [], "held_out": []}
     for plan, record in zip(plans, records, strict=True):
         splits[plan.split].append(Shard(**record["shard"]))

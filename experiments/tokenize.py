@@ -11,7 +11,7 @@ from rich.progress import Progress
 from data.images import ImageList, Views
 from data.shards import Manifest, check_shards
 from data.sources import ImageSource, Source, TokenCacheSource
-from data.tokenization import write_shards
+from data.tokenization import collect_shards, write_shards
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import Accelerator, device_for
@@ -85,24 +85,15 @@ def tokenize(
     source = open_source(images, labels, classes, num_classes, views, batch_size, num_workers)
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
-    sizes = {"held_out": held_out, "shard_size": shard_size, "pack_size": pack_size, "seed": seed}
-    sizes |= {"tokenizer_settings": settings["tokenizer"]}
     if rank == 0:
         print(describe(source, views.side, held_out))
+    plan = (source, tokenizer, folder, held_out, shard_size, pack_size, seed, settings["tokenizer"])
     with Progress(*COLUMNS, disable=rank > 0) as progress:
         bar = progress.add_task("tokenizing", total=source.size)
-        manifest = write_shards(
-            source,
-            tokenizer,
-            folder,
-            **sizes,  # type: ignore[arg-type]
-            rank=rank,
-            world_size=world_size,
-            on_images=lambda count: progress.advance(bar, count * world_size),
-        )
+        manifest = write_shards(*plan, rank, world_size, lambda count: progress.advance(bar, count * world_size))
     while manifest is None and rank == 0:  # which writes the results and so waits for the other ranks
         time.sleep(1)
-        manifest = write_shards(source, tokenizer, folder, **sizes, rank=0, world_size=world_size)  # type: ignore[arg-type]
+        manifest = collect_shards(*plan)
     if manifest is None:
         return {}  # other ranks still write their shards
     for image in manifest.skipped:
@@ -126,7 +117,7 @@ def describe(source: Source, side: int, held_out: float) -> str:
         empty = sorted(set(range(len(named))) - set(source.images.class_ids.tolist()))
         if empty:
             lines.append(f"Classes without images: {', '.join(named[class_id] for class_id in empty[:20])}.")
-        lines += [f"Left out: {reason}." for reason in source.images.left_out]
+        lines += [f"Ignored: {reason}." for reason in source.images.ignored]
         lines.append(f"Their short sides have {sides} pixels; they are {change} (tokenizer.resolution={side}).")
     return "\n".join(lines)
 

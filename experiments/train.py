@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
+from data.module import TokenDataModule
 from enat.errors import InputError
 from enat.generation import GeneratedImages
 from enat.images import Images
@@ -143,7 +144,7 @@ def record_settings(
 
 def train(
     module: MaskedTokenModule,
-    data: L.LightningDataModule,
+    data: TokenDataModule,
     tokenizer: Tokenizer,
     trainer: partial[L.Trainer],
     callbacks: Mapping[str, L.Callback | None],

@@ -139,9 +139,7 @@ def verify_forward(golden: Golden) -> Iterator[Row]:
         place, features, _ = step(net, token_ids, labels, nothing, None)
         yield from compare_step(net, forward, f"plain{number}", f"step {number} without reuse", place, features)
         place, features, visible = step(net, token_ids, labels, cached, cached_features)
-        yield from compare_step(
-            net, forward, f"chain{number}", f"step {number} with reuse of the step before", place, features
-        )
+        yield from compare_step(net, forward, f"chain{number}", f"step {number} with reuse", place, features)
         cached, cached_features = place[:, :visible], features[:, :visible]
 
 
@@ -153,27 +151,23 @@ def verify_training(golden: Golden) -> Iterator[Row]:
     cached = positions(forward["plain1.input"] != net.mask_token_id)
     with torch.no_grad():
         cached_features = ema.encode(forward["plain1.input"].gather(1, cached), cached, ema.modulations(labels))
-    for kind, earlier in {"plain": (nothing, None), "reuse": (cached, cached_features)}.items():
+    cases = [("plain", "without reuse", nothing, None), ("reuse", "with reuse", cached, cached_features)]
+    for kind, title, reused, reused_features in cases:
         net.zero_grad(set_to_none=True)
-        place, features, visible = step(net, token_ids, labels, *earlier)
+        place, features, visible = step(net, token_ids, labels, reused, reused_features)
         targets = forward["loss.target"].gather(1, place[:, visible:])
         loss = MaskedCrossEntropy()(net.logits(features[:, visible:]), targets)
         loss.backward()
-        title = {"plain": "without reuse", "reuse": "with reuse"}[kind]
         yield Row(f"loss {title}", worst(loss.detach(), forward[f"loss.{kind}"]), 1e-5)
         official = {name.removeprefix(f"{kind}."): x for name, x in gradients.items() if name.startswith(f"{kind}.")}
         ours = to_official({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
         ours = {name: gradient for name, gradient in ours.items() if not name.startswith("prev_embedder.")}
-        yield Row(f"parameters with a gradient here or there, not both, {title}", len(set(ours) ^ set(official)), 0)
+        yield Row(f"gradients that only one program has, {title}", len(set(ours) ^ set(official)), 0)
         relative = [
             worst(ours[name], official[name]) / max(float(official[name].abs().max()), 1e-12)
             for name in sorted(set(ours) & set(official))
         ]
-        yield Row(
-            f"{len(relative)} gradients {title}, relative to the largest entry",
-            max(relative, default=float("inf")),
-            1e-4,
-        )
+        yield Row(f"{len(relative)} relative gradients {title}", max(relative, default=float("inf")), 1e-4)
 
 
 def greedy(num_steps: int) -> Sampler:
@@ -228,9 +222,8 @@ def verify_tokenizer(golden: Golden) -> Iterator[Row]:
     load_exactly(vqgan, golden.load("vqgan"), golden.folder / "vqgan.safetensors")
     latents = vqgan.latents(io["images"])
     yield Row("vqgan latents", worst(latents, io["latents"].flatten(2).mT), 1e-4)
-    yield Row(
-        "vqgan, different indices", int((vqgan.quantize(latents) != io["indices"].view(len(latents), -1)).sum()), 0
-    )
+    different = vqgan.quantize(latents) != io["indices"].view(len(latents), -1)
+    yield Row("vqgan, different indices", int(different.sum()), 0)
     decoded = vqgan.pixels(vqgan.quantize.embedding(io["codes"].flatten(1)))
     yield Row("vqgan decoded images", worst(decoded, io["decoded"]), 1e-4)
 
@@ -299,10 +292,9 @@ def verify(golden: str) -> dict[str, Any]:
     Console().print(table)
     for num_steps, share in agreement.items():
         print(f"{num_steps} steps with weights in bfloat16: {share:.1%} of the official tokens.")
-    num_passed = sum(row.passed for row in rows)
-    print(f"{num_passed} of {len(rows)} pass.")
+    print(f"{sum(row.passed for row in rows)} of {len(rows)} pass.")
     return {
-        "passed": num_passed == len(rows),
+        "passed": all(row.passed for row in rows),
         "worst": [{**row._asdict(), "passed": row.passed} for row in rows],
         "bfloat16_agreement": agreement,
     }

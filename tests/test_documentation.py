@@ -80,9 +80,8 @@ def broken_links(markdown: str, folder: Path) -> list[str]:
 
 
 def broken_references(text: str) -> list[str]:
-    """Files and sections that a text names and that do not exist, and mentions of a specification outside of docs/."""
-    broken = [match.group() for match in re.finditer(r"\bSPEC\b( \d+)?", text)]
-    broken += [match.group() for match in FILE.finditer(text) if not (ROOT / match.group()).exists()]
+    """Files and sections that a text names and that do not exist."""
+    broken = [match.group() for match in FILE.finditer(text) if not (ROOT / match.group()).exists()]
     for match in PAGE.finditer(text):
         path, rest = ROOT / match.group().partition(",")[0], match.group(1)
         sections = headings(path.read_text()) if path.exists() else []
@@ -215,7 +214,6 @@ def test_broken_links_are_seen(markdown, broken):
         ("see docs/method.md, Masking; docs/method.md, which README.md names, and enat/net.py", []),
         ("see docs/method.md, Nothing.", ["docs/method.md, Nothing."]),
         ("see docs/nothing.md", ["docs/nothing.md"]),
-        ("(SPEC 3)", ["SPEC 3"]),
         ("see NOTES.md and enat/nothing.py", ["NOTES.md", "enat/nothing.py"]),
     ],
 )

@@ -83,11 +83,6 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     return {name.removeprefix("net."): tensor for name, tensor in state.items()}, "raw"
 
 
-def settings_of(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the settings of the run that wrote a checkpoint, as plain values; None for files that have none."""
-    return content.get("settings")
-
-
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Loads a state dict that must have exactly the names and shapes of the module.
 

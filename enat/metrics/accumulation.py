@@ -121,7 +121,7 @@ def accumulate(
                 record.add(block)
                 _update(metrics, block, real, count, device)
                 if processes.rank == 0:
-                    progress.on_images(len(block.numbers) + len(block.skipped))
+                    progress.on_images(min(block_size, count - (record.num_blocks - 1) * block_size))
         if folder is not None:
             # Rank 0 alone looks at the clock. A restart makes the last blocks of generated images again, so that each
             # metric sees some of them before it computes.

@@ -14,13 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from enat.errors import InputError
-from enat.files import by_full_name
 from experiments.runtime.multirun import JOB
+from experiments.runtime.provenance import options_that_matter
 
 UNFINISHED = "not finished"
-# Parts of a configuration that say where and how a run is done, and not what it computes.
-NO_OPTIONS = {"task", "output", "name", "logger", "resume", "debug", "objective", "fabric", "protocols"}
-NO_OPTIONS |= {"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.default_root_dir"}
 SCORES = {"fid": "FID", "inception_score": "Inception Score"}  # that the plots show and the rows are compared by
 
 
@@ -125,8 +122,7 @@ def read_run(folder: Path) -> Job:
         numbers, protocol = _numbers_of(results)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as wrong:
         raise InputError(f"{folder}: expected what a run writes ({wrong}).") from wrong
-    kept = by_full_name({name: value for name, value in settings.items() if name not in NO_OPTIONS})
-    options = {name: _number_or_text(value) for name, value in kept.items() if name not in NO_OPTIONS}
+    options = {name: _number_or_text(value) for name, value in options_that_matter(settings).items()}
     error = None if results else UNFINISHED
     return Job(folder, math.inf, options, numbers, protocol, error)
 

@@ -57,16 +57,15 @@ def read_study(*folders: Path) -> Study:
     Raises:
         InputError: if a file can't be read.
     """
-    root = common_folder(find_runs(*folders))
-    records = [path for folder in folders for path in folder.rglob(JOB)]
-    alone = [folder for folder in find_runs(*folders) if not (folder / JOB).exists()]
-    jobs = [read_job(path) for path in records] if not alone else [read_run(path.parent) for path in records]
-    jobs += [read_run(folder) for folder in alone]
+    runs = find_runs(*folders)
+    root = common_folder(runs)
+    is_multirun = all((run / JOB).exists() for run in runs)
+    jobs = [read_job(run / JOB) if is_multirun else read_run(run) for run in runs]
     jobs.sort(key=lambda job: (natural_sort_key(job.folder.parent), job.order, natural_sort_key(job.folder)))
     options = pd.DataFrame([job.options for job in jobs]).astype(object)
     options = options.where(options.notna(), "default").infer_objects()
     names = [name for name in options if name != "seed" and options[name].nunique() > 1]
-    if alone:  # each run is a row
+    if not is_multirun:  # each run is a row
         options[RUN] = [str(job.folder.relative_to(root)) for job in jobs]
         names = [RUN, *(names if len(names) <= MOST_OPTIONS else [])]
     count = Counter(name.rpartition(".")[2] for name in names)
@@ -75,7 +74,7 @@ def read_study(*folders: Path) -> Study:
     numbers = numbers.drop(columns=[*columns.values(), "seed"], errors="ignore")  # such as the number of images
     varied = list(columns.values())
     table = options[names].rename(columns=columns).assign(seed=options.get("seed", "default")).join(numbers)
-    table.insert(0, "job", [str(str(job.folder.relative_to(root))) for job in jobs])
+    table.insert(0, "job", [str(job.folder.relative_to(root)) for job in jobs])
     table["error"] = pd.Series([job.error for job in jobs], dtype=object)
     table["group"] = table.groupby(varied, sort=False).ngroup() if varied else 0
     protocols = {job.protocol for job in jobs if job.protocol}

@@ -79,13 +79,13 @@ def _store_checkpoint(weights: str) -> dict[str, Any]:
     Raises:
         InputError: for a file that can't be read, or has no settings.
     """
-    from enat.checkpoints.weights import read_file, settings_of  # here, since they import torch
+    from enat.checkpoints.weights import read_file  # here, since they import torch
 
-    settings = settings_of(read_file(weights))
-    if settings is None:
+    settings = read_file(weights).get("settings")
+    if settings is None or not {*COPIED, "sampler", "scores", "protocols", "trainer", "name"} <= settings.keys():
         raise InputError(
-            f"weights={weights}: the file does not say its network; expected experiment=NAME beside it, such as "
-            "experiment=enat_l_256 for official weights of ENAT-L."
+            f"weights={weights}: the file, which is an official one or of an older version, does not say its network; "
+            "expected experiment=NAME beside it, such as experiment=enat_l_256 for ENAT-L."
         )
     refuse_other_targets(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols")})
     store = ConfigStore.instance()

@@ -63,7 +63,7 @@ def cluster_plugins() -> list[Any]:
         # Lightning asks for this variable, which srun sets only with --ntasks-per-node.
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", f"{launched().per_machine}")  # type: ignore[union-attr]
         return [SLURMEnvironment(auto_requeue=False)]  # `LeaveOnSignal` requeues the job
-    if int(os.environ["SLURM_NTASKS"]) > 1 and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    if int(os.environ["SLURM_NTASKS"]) > 1 and "SLURM_STEP_NUM_TASKS" not in os.environ:
         raise InputError(
             f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}: this process was started without srun, so it is one alone; "
             "expected `srun python run.py ...`, or `--ntasks=1` in the job."

@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from enat.errors import InputError
 from experiments.runtime.ranks import is_first
@@ -20,15 +22,15 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         InputError: if another process holds the folder.
     """
-    path = folder / LOCK
-    if not is_first():  # which holds it for all
+    if not is_first():  # the first rank holds the folder for all
         yield
         return
+    path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
     own = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
     while True:
         try:
-            with path.open("x") as file:
+            with path.open("x") as file:  # which only one of two processes can do
                 json.dump({**own, "began": _beginning(os.getpid())}, file)
             break
         except FileExistsError:
@@ -39,29 +41,42 @@ def lock(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _remove_if_gone(path: Path, own: dict[str, object]) -> None:
+def _remove_if_gone(path: Path, own: dict[str, Any]) -> None:
     """Removes a lock whose process has ended.
 
     Raises:
-        InputError: if the process is at work, or is on another machine, where nobody can tell.
+        InputError: if the process is at work, or is on another machine, where this one can't look.
     """
-    try:
-        holder = json.loads(path.read_text())
-        host, process = holder["host"], holder["process"]
-    except FileNotFoundError:
+    holder = _read(path)
+    if holder is None:
         return
-    except (ValueError, KeyError, TypeError):  # cut off by a full disk
-        host, process, holder = own["host"], 0, {}
-    is_same_job = own["job"] is not None and holder.get("job") == own["job"]  # which SLURM has put into its queue again
-    is_here = host == own["host"]
-    began = _beginning(process)
-    is_at_work = is_here and process != os.getpid() and began is not None and began == holder.get("began")
+    is_same_job = own["job"] is not None and holder["job"] == own["job"]  # which SLURM has put into its queue again
+    is_here = holder["host"] == own["host"]
+    began = _beginning(holder["process"])
+    is_at_work = is_here and holder["process"] != os.getpid() and began is not None and began == holder["began"]
     if is_at_work or not (is_here or is_same_job):
         raise InputError(
-            f"{path.parent}: process {process} on {host} is at work in this folder; expected another output=DIR. If it "
-            f"is gone, delete {path}."
+            f"{path.parent}: process {holder['process']} on {holder['host']} is at work in this folder; expected "
+            f"another output=DIR. If it is gone, delete {path}."
         )
     path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Reads a lock, which its process may just be writing; None if it has been removed.
+
+    Raises:
+        InputError: if there is something else in the file.
+    """
+    for _ in range(20):
+        try:
+            content = json.loads(path.read_text())
+            return {name: content[name] for name in ("host", "process", "job", "began")}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            time.sleep(0.1)
+    raise InputError(f"{path}: this is no lock of a run; delete the file.")
 
 
 def _beginning(process: int) -> int | None:

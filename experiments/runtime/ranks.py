@@ -17,11 +17,12 @@ def is_of_torchrun() -> bool:
 
 
 def is_of_srun() -> bool:
-    """Says whether this is a task of a step of srun.
+    """Says whether this is one of several tasks of a step of srun.
 
-    It is not in the script around a step, nor in a shell that `srun --pty bash` has opened.
+    It is not in the script around a step. A single task, such as a shell that `srun --pty bash` has opened, may start
+    processes of its own.
     """
-    return "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def launched() -> Launched | None:

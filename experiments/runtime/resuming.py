@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from data.module import TokenDataModule
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import refuse_other_work
 from enat.module import MaskedTokenModule
+from experiments.runtime.provenance import options_that_matter
 
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
@@ -22,28 +23,29 @@ MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards"
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that must be the same when a run goes on."""
-    return {name: without_free(settings.get(name)) for name in FIXED}
+    return {name: without_changing(settings.get(name)) for name in FIXED}
 
 
-def without_free(options: Any) -> Any:
+def without_changing(options: Any) -> Any:
     """Returns options without those that may change when a run goes on."""
     if not isinstance(options, Mapping):
         return options
-    return {name: without_free(value) for name, value in options.items() if name not in MAY_CHANGE}
+    return {name: without_changing(value) for name, value in options.items() if name not in MAY_CHANGE}
 
 
-def refuse_other_data(folder: Path, earlier: str | None, data: L.LightningDataModule) -> None:
+def refuse_other_data(folder: Path, earlier: str | None, data: TokenDataModule) -> None:
     """Refuses to go on with other samples, or with samples of another tokenizer.
 
     Raises:
         InputError: if the hash of the samples is not the one in the checkpoint.
     """
-    if earlier is not None and hasattr(data, "sha256") and (now := data.sha256()) not in (None, earlier):
+    now = data.sha256()
+    if earlier is not None and now not in (None, earlier):
         refuse_other_work(folder, {"data.sha256": earlier}, {"data.sha256": now}, "a run on other samples")
 
 
 def resume_point(
-    folder: Path, settings: Mapping[str, Any], module: MaskedTokenModule, data: L.LightningDataModule
+    folder: Path, settings: Mapping[str, Any], module: MaskedTokenModule, data: TokenDataModule
 ) -> tuple[Path, dict[str, Any]] | None:
     """Finds the readable checkpoint of the latest step; returns its path and facts of its run, or None for a new run.
 
@@ -80,7 +82,8 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
     if not path.exists() or step < composition["trainer"]["max_steps"]:
         return None
     earlier = yaml.safe_load((folder / "config.yaml").read_text())
-    if any(earlier.get(name) != composition[name] for name in ("metrics", "sampler", "scores", "protocols")):
+    of_training = ("trainer", "callbacks", "data")
+    if options_that_matter(earlier, *of_training) != options_that_matter(composition, *of_training):
         return None  # it is scored again, in another way
     rank_zero_only(print)(
         f"{folder} is finished: {step} steps. trainer.max_steps=N trains on; resume=false starts anew."

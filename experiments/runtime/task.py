@@ -24,24 +24,10 @@ from experiments.runtime.command_line import explain
 from experiments.runtime.config_check import check_config
 from experiments.runtime.lock import lock
 from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
-from experiments.runtime.provenance import provenance
+from experiments.runtime.provenance import options_that_matter, provenance
 from experiments.runtime.ranks import processes
 from experiments.runtime.type_hints import check_value
 
-# Options that may change without a change of the results.
-WITHOUT_EFFECT = {
-    "resume",
-    "debug",
-    "logger",
-    "trainer",
-    "fabric",
-    "output",
-    "objective",
-    "callbacks",
-    "data",
-    "task",
-    "weights",
-}
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
 
@@ -131,8 +117,8 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     extra = {"settings": MappingProxyType(settings), "composition": MappingProxyType(composition)}
     parameters = inspect.signature(get_object(config.task._target_)).parameters
     extra = {name: value for name, value in extra.items() if name in parameters}
-    task = instantiate(config.task, _partial_=True, **extra)  # only builds the arguments, so that its errors stay apart
     with lock(output):
+        task = instantiate(config.task, _partial_=True, **extra)  # only builds the arguments: its errors stay apart
         results: dict[str, Any] = task()
     origin = {"seed": config.seed, **provenance()}
     results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own
@@ -146,17 +132,19 @@ def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
     Raises:
         InputError: naming what differs.
     """
-    if not (output / "results.json").exists() or composition["task"]["_target_"].endswith(
-        (".train", ".tokenize", ".report")
-    ):
+    results, config = output / "results.json", output / "config.yaml"
+    goes_on = composition["task"]["_target_"].endswith((".train", ".tokenize", ".report"))
+    if goes_on or not (results.exists() and config.exists()):
         return
-    earlier = yaml.safe_load((output / "config.yaml").read_text()) if (output / "config.yaml").exists() else {}
-    sha256 = json.loads((output / "results.json").read_text()).get("sha256")
+    elsewhere = ("trainer", "weights")  # the first is of training only; of the second, the content counts
+    earlier = options_that_matter(yaml.safe_load(config.read_text()), *elsewhere)
+    wanted = options_that_matter(composition, *elsewhere)
+    sha256 = json.loads(results.read_text()).get("sha256")
     weights = composition.get("weights")
-    before = {name: value for name, value in earlier.items() if name not in WITHOUT_EFFECT} | {"weights_sha256": sha256}
-    now = {name: value for name, value in composition.items() if name not in WITHOUT_EFFECT}
-    now["weights_sha256"] = sha256_of(weights) if sha256 and weights and Path(weights).is_file() else sha256
-    refuse_other_work(output, before if earlier else now, now, "results of other settings")
+    if sha256 and weights and Path(weights).is_file():
+        earlier["weights_sha256"] = sha256
+        wanted["weights_sha256"] = sha256_of(weights)
+    refuse_other_work(output, earlier, wanted, "results of other settings")
 
 
 def _finish(output: Path, composition: dict[str, Any], results: dict[str, Any]) -> None:

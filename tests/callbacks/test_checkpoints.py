@@ -21,7 +21,7 @@ from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from experiments.runtime.launch import starts_processes
 from experiments.runtime.ranks import launched, processes
-from experiments.runtime.resuming import fixed_settings, without_free
+from experiments.runtime.resuming import fixed_settings, without_changing
 from experiments.train import build_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +278,6 @@ def test_options_of_speed_do_not_keep_a_run_from_going_on():
     settings = {"net": {"width": 8, "attention": {"_target_": "enat.kernels.sdpa"}}, "compile": False}
     others = {"net": {"width": 8, "attention": {"_target_": "enat.kernels.auto"}}, "compile": True}
     before_there_was_a_choice = {"net": {"width": 8}}
-    assert without_free(settings) == without_free(others) == before_there_was_a_choice
-    assert without_free({"net": {"width": 16}}) != before_there_was_a_choice
+    assert without_changing(settings) == without_changing(others) == before_there_was_a_choice
+    assert without_changing({"net": {"width": 16}}) != before_there_was_a_choice
     assert fixed_settings({"module": settings, "trainer": {"max_steps": 3}}) == fixed_settings({"module": others})

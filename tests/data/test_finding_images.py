@@ -29,9 +29,9 @@ def test_each_file_is_found_once_through_links(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("x")
     save(tmp_path / "a" / ".ipynb_checkpoints" / "3.png")
     save(tmp_path / "a" / "._4.png")
-    files, left_out = find_images(tmp_path / "a")
+    files, ignored = find_images(tmp_path / "a")
     assert [str(path.relative_to(tmp_path / "a")) for path in files] == ["1.png", "linked/2.png"]
-    assert [reason.rpartition("/")[2] for reason in left_out] == [
+    assert [reason.rpartition("/")[2] for reason in ignored] == [
         "gone.png: a link to a file that does not exist",
         "a: files .txt are no images: 1",
     ]

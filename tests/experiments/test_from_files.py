@@ -142,7 +142,7 @@ def test_an_export_says_what_it_needs(command, run_folder):
 def test_a_file_without_settings_asks_for_its_experiment(command, run_folder, tmp_path):
     save_file(load_file(run_folder / "export" / "weights.safetensors"), tmp_path / "bare.safetensors")
     refused = command("task=sample", f"weights={tmp_path}/bare.safetensors")
-    assert "the file does not say its network; expected experiment=NAME beside it" in refused.err
+    assert "does not say its network; expected experiment=NAME beside it" in refused.err
 
 
 def test_a_checkpoint_builds_nothing_but_networks(command, run_folder, tmp_path):
