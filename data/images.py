@@ -77,7 +77,7 @@ class ImageList:
         Args:
             folder: has a folder of images for each class, named after the class.
             labels: a CSV file with the columns `file` and `class`, for a folder that is not sorted into classes.
-            classes: a text file with a class name a line, whose number is the class id. Without it, names that are all
+            classes: a text file with a class name on each line, in the order of the ids. Without it, names that are all
                 whole numbers are the ids themselves, and other names are numbered in sorted order.
 
         Raises:
@@ -123,7 +123,7 @@ def _read_classes(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"classes={path}: expected a text file with a class name a line.") from error
+        raise InputError(f"classes={path}: expected a text file with a class name on each line.") from error
     names = [line for line in lines if line]
     if len(set(names)) < len(names):
         raise InputError(f"classes={path}: a class is named twice.")

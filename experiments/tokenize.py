@@ -64,7 +64,7 @@ def tokenize(
     Args:
         images: a folder with a folder of images per class, a flat one with `labels`, or an official `train.npy`.
         labels: a CSV file with the columns file and class.
-        classes: a text file with a class name a line, in the order of their ids.
+        classes: a text file with a class name on each line, in the order of the ids.
         num_classes: the number of classes of a `train.npy`.
         tokenizer, views: make views of each image, such as its mirror image, and token ids of each view.
         held_out, shard_size, pack_size, seed: see `data.tokenization.write_shards`.

@@ -19,7 +19,7 @@ from callbacks.guard import NonFiniteGuard
 from enat.checkpoints.weights import read_file, select_state
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
-from experiments.runtime.launch import starts_processes
+from experiments.runtime.launch import cluster_plugins, starts_processes
 from experiments.runtime.ranks import launched, processes
 from experiments.runtime.resuming import fixed_settings, without_changing
 from experiments.train import build_trainer
@@ -234,6 +234,12 @@ def test_processes_of_srun(monkeypatch, command):
     assert refused.status == 1
     assert "SLURM_NTASKS=4: this process was started without srun" in refused.err
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # with several GPUs, perhaps, whose processes Lightning starts
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert launched() is None
+    assert [type(plugin) for plugin in cluster_plugins()] == [LightningEnvironment]
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "5")  # of torchrun, inside of it
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert processes() == (5, 8, 0)

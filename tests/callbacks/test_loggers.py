@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
+from callbacks.loggers import StepWandbLogger
 from experiments.dashboard import layout
 from experiments.reporting.figures import PANELS
 from experiments.reporting.runs import read_scalars
@@ -132,6 +133,16 @@ def test_report_and_dashboard_have_the_same_panels(command, tmp_path):
     assert all(name in shown for section in PANELS.values() for panel in section.values() for name in panel)
     nothing = command("task=report", f"runs={tmp_path}/a/samples", f"output={tmp_path}/none")
     assert (nothing.status, "there is no run in it" in nothing.err) == (1, True)
+
+
+def test_the_id_of_a_run_is_its_folders(tmp_path):
+    """Drawn once: a moved folder goes on with its run, and a new folder of the same name is a new run."""
+    options = {"project": "enat", "name": "any", "offline": True}
+    first = StepWandbLogger(save_dir=str(tmp_path / "a"), **options).version
+    assert StepWandbLogger(save_dir=str(tmp_path / "a"), **options).version == first
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert StepWandbLogger(save_dir=str(tmp_path / "b"), **options).version == first
+    assert StepWandbLogger(save_dir=str(tmp_path / "a"), **options).version != first
 
 
 @pytest.mark.parametrize("choice", ["csv", "wandb", "tensorboard", "[wandb,tensorboard]"])

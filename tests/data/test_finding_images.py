@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.images import SUFFIXES, ImageList, center_crop, find_images, load_rgb
+from data.scored_images import FolderImages
 from enat.errors import InputError
 
 TWELVE = [str(number) for number in range(12)]
@@ -127,3 +129,11 @@ def test_a_name_that_is_not_utf8(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xff.png")).write_bytes(b"broken")
     save(tmp_path / "a" / "b.png")
     assert len(find_images(tmp_path)[0]) == 2
+
+
+def test_what_is_ignored_is_said_with_the_scores(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("x")
+    blocks = list(FolderImages(str(tmp_path), None, 0).read([range(2), range(2, 3)], torch.device("cpu")))
+    assert [list(block.skipped) for block in blocks] == [[f"{tmp_path}: files .txt are no images: 1"], []]

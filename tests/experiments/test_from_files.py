@@ -129,8 +129,10 @@ def test_results_of_other_settings_are_not_replaced(command, run_folder, tmp_pat
     shutil.copy(run_folder / "checkpoints" / "step_0000002.ckpt", tmp_path / "other.ckpt")
     refused = command("task=evaluate", f"weights={tmp_path}/other.ckpt", f"output={tmp_path}/e")
     assert "the folder holds results of other settings (weights_sha256: " in refused.err
+    refused = command(*evaluate, "fabric.precision=bf16-true")
+    assert "(fabric.precision: 32-true before, bf16-true now); expected" in refused.err
     assert json.loads((tmp_path / "e" / "results.json").read_text()) == first
-    assert command(*evaluate).results["fid"] == first["fid"]
+    assert command(*evaluate, "trainer=ddp", "trainer.accelerator=cpu").results["fid"] == first["fid"]
 
 
 def test_an_export_says_what_it_needs(command, run_folder):
@@ -143,6 +145,15 @@ def test_a_file_without_settings_asks_for_its_experiment(command, run_folder, tm
     save_file(load_file(run_folder / "export" / "weights.safetensors"), tmp_path / "bare.safetensors")
     refused = command("task=sample", f"weights={tmp_path}/bare.safetensors")
     assert "does not say its network; expected experiment=NAME beside it" in refused.err
+
+
+def test_a_checkpoint_of_an_older_version_asks_for_its_experiment(command, run_folder, tmp_path):
+    """Its settings have no `scores`, as before scores were a group of their own."""
+    content = read_file(run_folder / "checkpoints" / "last.ckpt")
+    del content["settings"]["scores"]
+    torch.save(content, tmp_path / "older.ckpt")
+    refused = command("task=sample", f"weights={tmp_path}/older.ckpt")
+    assert (refused.status, "is an official one or of an older version" in refused.err) == (1, True)
 
 
 def test_a_checkpoint_builds_nothing_but_networks(command, run_folder, tmp_path):
@@ -160,6 +171,9 @@ def test_a_finished_run_says_so(command, run_folder):
     assert f"{run_folder} is finished: 4 steps. trainer.max_steps=N trains on; resume=false starts anew." in again.out
     assert "scoring" not in again.err
     assert again.results == json.loads(before)
+    other = command("experiment=debug", "variant=key_values", "module.net.width=48", "sampler.num_steps=5", "name=mine",
+                    "reference.path=another.npz", f"output={run_folder}")  # fmt: skip
+    assert "is finished" not in other.out  # it is scored again
     assert {"command", "commit", "versions", "seed", "sampler", "device", "processes"} <= set(again.results)
 
 

@@ -73,6 +73,26 @@ def test_killed_five_times_and_restarted(command, killed, photos, tmp_path):
     assert read_set(folder) == read_set(tmp_path / "whole")
 
 
+def test_replaced_images_are_encoded_again(command, photos, tmp_path):
+    """Of the same size in bytes, so that only the content differs; other shards are left alone."""
+    for number in range(20):
+        path = tmp_path / "images" / "any" / f"{number:02d}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number * 10, 0, 0)).save(path)
+    run = [*OPTIONS, f"images={tmp_path}/images", f"output={tmp_path}/shards"]
+    command(*run)
+    first = read_set(tmp_path / "shards")
+    Image.new("RGB", (40, 40), (0, 255, 255)).save(tmp_path / "images" / "any" / "07.bmp")
+    again = command(*run)
+    second = read_set(tmp_path / "shards")
+    changed = [name for name in first if first[name] != second[name]]
+    assert len(changed) == 2  # a shard, and the manifest
+    (shard,) = (name for name in changed if name.endswith(".tar"))
+    assert f"{shard}: its images have changed, so that they are encoded again." in again.out
+    command(*OPTIONS, f"images={tmp_path}/images", f"output={tmp_path}/fresh")
+    assert second == read_set(tmp_path / "fresh")
+
+
 def test_two_processes_share_the_work(command, monkeypatch, photos, tmp_path):
     """Rank 0 writes every second shard and waits; rank 1 does the rest while it waits."""
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")

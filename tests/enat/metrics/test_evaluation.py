@@ -9,7 +9,7 @@ from torchmetrics.image import KernelInceptionDistance, TotalVariation
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore as StockInceptionScore
 
-from data.references import TensorImages
+from data.references import StatisticsFile, TensorImages
 from enat.errors import InputError
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import Evaluation
@@ -116,6 +116,26 @@ def test_a_metric_that_does_not_fit_is_named():
         evaluation(real, {"variation": OnView("pool", TotalVariation())}).score(real, CPU, Processes())
     with pytest.raises(InputError, match=r"scores\.x\.view=depth: expected one of pool, logits, spatial, images"):
         evaluation(real, {"x": OnView("depth", TotalVariation())})
+
+
+@pytest.mark.parametrize("how", ["size", "arr_0"])
+def test_statistics_of_images_of_another_size(tmp_path, how):
+    """FID would be finite and mean nothing. Files of task=statistics say the size; in ADM's, the images do."""
+    facts = {"size": [9, 9]} if how == "size" else {"arr_0": np.zeros((2, 9, 9, 3), np.uint8)}
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(4), sigma=np.eye(4), protocol="pixels", **facts)
+    reference = StatisticsFile(str(tmp_path / "reference.npz"))
+    scores = {"fid": OnView("pool", FrechetDistance())}
+
+    class OneProtocol(FirstPixels):
+        protocols = ("pixels",)
+
+        def forward(self, images):
+            return {"pixels": {"pool": images.flatten(1)[:, :4]}}
+
+    judge = Evaluation(OneProtocol(), reference, scores, num_images=20, block_size=10, batch_size=10)
+    assert judge.score(TensorImages(noise(20, 3, 9, 9)), CPU, Processes()).scores["pixels"]["fid"] > 0
+    with pytest.raises(InputError, match="the images are 8x8, those of the reference 9x9; expected the same size"):
+        judge.score(TensorImages(noise(20, 3, 8, 8)), CPU, Processes())
 
 
 def test_few_images_are_remarked_on():
