@@ -26,6 +26,9 @@ class StepWandbLogger(WandbLogger):
         offline: True needs no account; `wandb sync` uploads the run later.
         group: the name of a group of runs, such as a sweep, whose runs have the job type `sweep`.
         job: tells the run from others of the group; is appended to the name.
+        entity: the user or team that the project is of; None for the default of the account.
+        tags: of the run.
+        notes: a text on the run.
     """
 
     def __init__(
@@ -36,6 +39,9 @@ class StepWandbLogger(WandbLogger):
         offline: bool,
         group: str | None = None,
         job: str | None = None,
+        entity: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
     ):
         folder = Path(save_dir).absolute()
         identity = _run_id(folder)
@@ -48,6 +54,9 @@ class StepWandbLogger(WandbLogger):
             resume="allow",
             group=group,
             job_type="train" if group is None else "sweep",
+            entity=entity,
+            tags=tags,
+            notes=notes,
         )
         self.record = folder / "wandb_steps.json"  # the last step that was logged of train/..., val/... and so on
         self.last_steps: dict[str, int] = json.loads(self.record.read_text()) if self.record.exists() else {}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from enat.errors import InputError
-from enat.generation import sample_classes
+from enat.generation import UNCONDITIONAL, sample_classes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
@@ -130,8 +130,9 @@ class SampleGrid(L.Callback):
         net, tokenizer = pl_module.averaged_net, trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         sampler = copy(self.sampler)
         sampler.compile = False  # for a batch of its own, while other ranks wait
-        class_ids = list(range(min(net.num_classes, 10))) if self.class_ids is None else list(self.class_ids)
-        names = [trainer.datamodule.class_names[class_id] for class_id in class_ids]  # type: ignore[attr-defined]
+        class_ids = list(range(min(max(net.num_classes, 1), 10))) if self.class_ids is None else list(self.class_ids)
+        all_names = [*trainer.datamodule.class_names, UNCONDITIONAL]  # type: ignore[attr-defined]
+        names = [all_names[class_id] for class_id in class_ids]
         with trainer.precision_plugin.forward_context():
             images, steps = sample_classes(net, sampler, tokenizer, class_ids, self.images_per_class, self.seed)
         name = f"step_{trainer.global_step:07d}"

@@ -50,5 +50,7 @@ def _download(url: str) -> bytes:
     try:
         with fsspec.open(url, "rb") as file:
             return file.read()
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: there is no such file on the server.") from error
     except (OSError, ImportError, ValueError, ClientError) as error:
         raise InputError(f"{url}: can't be read: {error}.") from error

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Lt
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset, default_convert
 
@@ -77,13 +77,19 @@ class TokenDataModule(L.LightningDataModule, ABC):
     tokenizer: Tokenizer  # made the token ids
     batch_size: Annotated[int, Ge(1)]  # of an optimiser step, over all devices and accumulated batches
     seed: int = 0  # determines the order, the views and the class dropout
-    class_dropout: Annotated[float, Ge(0), Le(1)] = 0.15  # share of null class ids (docs/method.md, Recipe)
+    class_dropout: Annotated[float, Ge(0), Lt(1)] = 0.15  # share of null class ids (docs/method.md, Recipe)
     num_workers: Annotated[int, Ge(0)] = 0  # processes on each rank that read ahead; 0 reads in the training process
-    num_classes: int = field(init=False)  # also the id of the null class
+    num_classes: int = field(init=False)  # also the id of the null class; 0 to train without classes
     class_names: Sequence[str] = field(init=False)  # one for each class id
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    def setup(self, stage: str) -> None:
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.lightning_module.net.num_classes == 0:
+            self.num_classes = 0
+            self.class_names = ()
 
     @abstractmethod
     def packs(self, split: str) -> Packs:
@@ -103,7 +109,8 @@ class TokenDataModule(L.LightningDataModule, ABC):
             trainer.world_size,
             first_batch=trainer.global_step * accumulate,
         )
-        stream = TokenStream(self.packs("train"), self.num_classes, self.class_dropout, self.seed)
+        class_dropout = self.class_dropout if self.num_classes else 1.0
+        stream = TokenStream(self.packs("train"), self.num_classes, class_dropout, self.seed)
         atexit.register(_kill_workers)
         return TimedLoader(
             stream,
@@ -124,6 +131,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
         samples = [packs.read(pack) for pack in range(len(packs.sizes))]
         token_ids = torch.cat([torch.from_numpy(token_ids[:, 0].astype("int64")) for token_ids, _ in samples])
         class_ids = torch.cat([torch.from_numpy(class_ids.astype("int64")) for _, class_ids in samples])
+        class_ids = class_ids.clamp(max=self.num_classes)  # without classes, all are the null class
         blocks = held_out_blocks(len(class_ids), trainer.global_rank, trainer.world_size)
         return DataLoader(TensorDataset(token_ids, class_ids), batch_sampler=blocks)  # type: ignore[arg-type]
 
@@ -163,6 +171,7 @@ class ShardsDataModule(TokenDataModule):
         self.manifest = Manifest.load(self.folder)
         self.class_names = self.manifest.class_names
         self.num_classes = len(self.class_names)
+        super().setup(stage)
         if self.manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
             raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
         if self.trainer is not None:

@@ -92,6 +92,8 @@ class StatisticsFile:
 
     def __init__(self, path: str, protocol: str = "adm"):
         self.path = path
+        if not Path(path).is_file():
+            raise self._error("there is no such file.")
         try:
             if not zipfile.is_zipfile(path):
                 raise ValueError("no archive")

@@ -25,7 +25,7 @@ from data.images import ImageFiles, center_crop, find_images, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards, write_array
 from enat.errors import InputError
 from enat.files import write_atomically
-from enat.images import Block, to_bytes
+from enat.images import Block, to_pil
 from enat.tokenizers.base import Tokenizer
 
 
@@ -157,9 +157,8 @@ class ImageWriter:
     def write(self, block: Block) -> None:
         """Writes the images of a block."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        pixels = to_bytes(block.images).permute(0, 2, 3, 1).cpu().numpy()
-        for number, image in zip(block.numbers.tolist(), pixels, strict=True):
-            Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(self._path(number))
+        for number, image in zip(block.numbers.tolist(), to_pil(block.images), strict=True):
+            image.save(self._path(number))
 
     def _pack(self, target: IO[bytes], num_images: int) -> None:
         """Writes an .npz archive image by image, so that not all images have to be in memory."""

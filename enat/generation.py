@@ -15,6 +15,9 @@ from enat.randomness import generator_for
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 
+UNCONDITIONAL = "unconditional"  # stands for the null class, where classes are given by name
+BATCH_SIZE = 16  # images that `sample_classes` draws at a time
+
 
 class GeneratedImages:
     """The images that a network generates, in balanced classes: image `i` has class `i` modulo their number.
@@ -63,7 +66,7 @@ class GeneratedImages:
         generators = [
             generator_for(device, "block of images", self.seed, place.start // self.block_size) for place in places
         ]
-        drawn = self.sampler(self.net, numbers % self.net.num_classes, generators).split(self.block_size)
+        drawn = self.sampler(self.net, balanced_classes(self.net, numbers), generators).split(self.block_size)
         return [token_ids[: len(place)] for token_ids, place in zip(drawn, places, strict=True)]
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
@@ -77,11 +80,17 @@ class GeneratedImages:
                 with self.context():
                     images = self.tokenizer.decode(token_ids).float()
                 numbers = torch.tensor(place)
-                yield Block(numbers, images, (numbers % self.net.num_classes).to(device))
+                class_ids = balanced_classes(self.net, numbers).to(device) if self.net.num_classes else None
+                yield Block(numbers, images, class_ids)
+
+
+def balanced_classes(net: ENAT, numbers: Tensor) -> Tensor:
+    """Returns the class ids of images by their numbers, each class as often; without classes, the null class."""
+    return numbers % max(net.num_classes, 1)
 
 
 def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
-    """Returns the ids of classes that are given by id or by name.
+    """Returns the ids of classes that are given by id or by name; `unconditional` is the null class.
 
     Raises:
         InputError: for a class that there is not.
@@ -92,6 +101,8 @@ def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> 
             ids.append(class_names.index(str(wanted)))
         elif isinstance(wanted, int) and 0 <= wanted < len(class_names):
             ids.append(wanted)
+        elif wanted == UNCONDITIONAL:
+            ids.append(len(class_names))
         else:
             near = difflib.get_close_matches(wanted, class_names, 3) if isinstance(wanted, str) else []
             names = f"did you mean {' or '.join(near)}?" if near else f"names such as {', '.join(class_names[:3])}."
@@ -102,22 +113,47 @@ def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> 
 
 
 @torch.no_grad()
-def sample_classes(
-    net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_ids: list[int], images_per_class: int, seed: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Draws images class by class, each class with a seed of its own: its images do not depend on the other classes.
+def sample_images(
+    net: ENAT,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    wanted: Sequence[tuple[int, int]],
+    seed: int,
+    steps: list[Tensor] | None = None,
+) -> Tensor:
+    """Draws images in one batch. What is drawn with an image does not change it.
+
+    Args:
+        net: the network, in evaluation mode.
+        sampler: draws token ids from the network.
+        tokenizer: makes images from token ids.
+        wanted: for each image, its class id and its number in the class. With the seed, they decide its noise.
+        seed: of the noise.
+        steps: a list to which each step adds the token ids (B, L) that it starts from.
 
     Returns:
-        Images (classes * images_per_class, channels, h, w), and, for the first image of each class, the token ids
-        (classes, L) that each of the T steps starts from.
+        Images (B, channels, h, w), in [0, 1].
     """
     device = net.head_bias.device
     tokenizer.to(device)
-    images, first = [], []
-    for class_id in class_ids:
-        steps: list[Tensor] = []
-        labels = torch.full((images_per_class,), class_id, device=device)
-        token_ids = sampler(net, labels, generator_for(device, "class of a grid", seed, class_id), steps)
-        images.append(tokenizer.decode(token_ids).float())
-        first.append(torch.stack([ids[0] for ids in steps]))  # (T, L)
-    return torch.cat(images), list(torch.stack(first, dim=1))
+    class_ids = torch.tensor([class_id for class_id, _ in wanted], device=device)
+    generators = [generator_for(device, "image of a class", seed, class_id, number) for class_id, number in wanted]
+    return tokenizer.decode(sampler(net, class_ids, generators, steps)).float()
+
+
+def sample_classes(
+    net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_ids: Sequence[int], images_per_class: int, seed: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Draws the first images of each class, all of which are kept in memory.
+
+    Returns:
+        Images (classes * images_per_class, channels, h, w), class by class, and, for the first image of each class,
+        the token ids (classes, L) that each of the T steps starts from.
+    """
+    wanted = [(class_id, number) for class_id in class_ids for number in range(images_per_class)]
+    images, steps = [], []
+    for start in range(0, len(wanted), BATCH_SIZE):
+        starts: list[Tensor] = []
+        images.append(sample_images(net, sampler, tokenizer, wanted[start : start + BATCH_SIZE], seed, starts))
+        steps.append(torch.stack(starts))  # (T, b, L)
+    return torch.cat(images), list(torch.cat(steps, dim=1)[:, ::images_per_class])

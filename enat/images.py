@@ -5,12 +5,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 
 def to_bytes(images: Tensor) -> Tensor:
     """Rounds images in [0, 1] half up to uint8 of the same shape, as torchvision saves them."""
     return images.float().mul(255).add(0.5).clamp(0, 255).to(torch.uint8)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Turns images (n, channels, H, W) in [0, 1], of one channel or three, into images of Pillow."""
+    pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()  # (n, H, W, channels)
+    return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
 
 
 class Block(NamedTuple):

@@ -36,7 +36,7 @@ class ENAT(nn.Module):
 
     Args:
         codebook_size: `K`; token id `K` is [MASK].
-        num_classes: `C`; class id `C` is the null class, for unconditional prediction.
+        num_classes: `C`; class id `C` is the null class, for unconditional prediction. 0 has no other class.
         num_tokens: `L`.
         width: `D`.
         num_heads: `H`, a divisor of `width`.
@@ -54,14 +54,14 @@ class ENAT(nn.Module):
     def __init__(
         self,
         codebook_size: Annotated[int, Ge(1)],
-        num_classes: Annotated[int, Ge(1)],
+        num_classes: Annotated[int, Ge(0)],
         num_tokens: Annotated[int, Ge(2)],
         width: Annotated[int, Ge(1)],
         num_heads: Annotated[int, Ge(1)],
         encoder_depth: Annotated[int, Ge(1)],
         decoder_depth: Annotated[int, Ge(1)],
         dropout: Annotated[float, Interval(ge=0, le=1)] = 0.1,
-        class_dropout: Annotated[float, Interval(ge=0, le=1)] = 0.1,
+        class_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1,
         attention: Kernel = sdpa,
         block: Callable[[int, int, Kernel], Block] = Block,
     ):

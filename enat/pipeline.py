@@ -17,7 +17,7 @@ from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.weights import load_exactly, read_file, select_state
 from enat.errors import InputError
 from enat.generation import find_class_ids, sample_classes
-from enat.images import to_bytes
+from enat.images import to_pil
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
@@ -57,18 +57,16 @@ class Pipeline:
         return self
 
     def generate(self, classes: Sequence[int | str], images_per_class: int = 1, seed: int = 0) -> list[Image.Image]:
-        """Draws images, class by class. Classes are ids or names; the null class id is for images of no class.
+        """Draws images, class by class. Classes are ids or names; `unconditional` is for images of no class.
 
         Raises:
             InputError: for a class that the network does not have.
         """
         if not classes:
             raise InputError("classes=[]: expected at least one class.")
-        null = self.net.null_class_id
-        ids = [null if wanted == null else find_class_ids([wanted], self.class_names)[0] for wanted in classes]
+        ids = find_class_ids(classes, self.class_names)
         images, _ = sample_classes(self.net, self.sampler, self.tokenizer, ids, images_per_class, seed)
-        pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()  # (n, height, width, channels)
-        return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
+        return to_pil(images)
 
 
 def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch.device | str = "cpu") -> Pipeline:

@@ -86,6 +86,10 @@ class Sampler:
         """Returns how many of the cached features a step reuses."""
         return round(self.reuse_share * num_cached)
 
+    def is_guided(self, num_classes: int) -> bool:
+        """Says whether a network with so many classes is guided, so that steps compute both branches."""
+        return num_classes > 0 and any(self.guidance_scales)
+
     @torch.no_grad()
     def __call__(
         self, net: ENAT, class_ids: Tensor, generator: Generators = None, record: list[Tensor] | None = None
@@ -98,9 +102,16 @@ class Sampler:
             generator: draws the noise, on the network's device. Several generators share the rows evenly, and each
                 draws the same noise as if its rows were the whole batch.
             record: a list to which each step adds the token ids (B, L) that it starts from.
+
+        Raises:
+            InputError: if the network is in training mode.
         """
+        if net.training:
+            raise InputError(
+                "the network is in training mode, so that dropout would change the images; call net.eval()."
+            )
         batch, device = len(class_ids), class_ids.device
-        guided = any(self.guidance_scales)
+        guided = self.is_guided(net.num_classes)
         if guided:
             class_ids = torch.cat([class_ids, torch.full_like(class_ids, net.null_class_id)])
         modulations = net.modulations(class_ids)  # conditional rows first

@@ -1,68 +1,25 @@
 """task=evaluate: generate images with a checkpoint and score them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from lightning.fabric import Fabric
 
 from data.scored_images import ImageWriter
-from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
-from enat.generation import GeneratedImages
 from enat.metrics.evaluation import Evaluation, Result
-from enat.net import ENAT
-from enat.processes import Processes
 from enat.sampler import Sampler
-from enat.tokenizers.base import Tokenizer
 from experiments.benchmarking.workload import sampling_cost
 from experiments.reporting.scores import notes_on, over_seeds, print_scores
+from experiments.runtime.checkpoint import Checkpoint
 from experiments.runtime.provenance import hardware, sampler_settings
 from experiments.runtime.scoring import Unfinished, score
 
 
-class Checkpoint:
-    """A network with a file's weights on the device of this process, and the processes that share the work.
-
-    Args:
-        net, tokenizer: make images, in the fabric's precision; features and scores are always in full precision.
-        weights: a checkpoint of ours, with its EMA weights, or an official one, or safetensors.
-        fabric: the processes, launched.
-
-    Raises:
-        InputError: for weights that do not fit.
-    """
-
-    def __init__(self, net: ENAT, tokenizer: Tokenizer, weights: str | None, fabric: Fabric):
-        tokenizer.check_sizes(net.codebook_size, net.num_tokens)
-        self.source = load_weights(net, weights)
-        self.device = fabric.device
-        self.processes = Processes()
-        precision = fabric.strategy.precision
-        self.facts = {
-            **self.source,
-            "net": net.sizes,
-            "network_precision": precision.precision,
-            "tokenizer_sha256": tokenizer.fingerprint(),
-        }
-        self.net = net
-        self.tokenizer = tokenizer
-        for part in (net, tokenizer):
-            precision.convert_module(part).to(self.device)
-        # With weights that are cast once, Fabric's context would change the default type, and that of the noise.
-        self.context = nullcontext if precision.precision.endswith("-true") else fabric.autocast
-
-    def images(self, evaluation: Evaluation, sampler: Sampler, seed: int) -> GeneratedImages:
-        """Returns the images of a seed."""
-        sizes = (evaluation.num_images, seed, evaluation.block_size, evaluation.batch_size)
-        return GeneratedImages(self.net, sampler, self.tokenizer, *sizes, self.context)
-
-
 def uneven_classes(num_images: int, num_classes: int) -> list[str]:
     """Returns a note where some classes have one image more than others."""
-    rest = num_images % num_classes
+    rest = num_images % max(num_classes, 1)
     note = (
         f"{num_images} images of {num_classes} classes: the first {rest} classes have one image more than the others."
     )

@@ -1,66 +1,169 @@
 """task=sample: draws images of chosen classes, as PNG files, as a grid, and as they are revealed step by step."""
 
 import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 from annotated_types import Ge, MinLen
-from torchvision.utils import save_image
 
-from callbacks.sample_grid import save_pictures
-from enat.checkpoints.weights import load_weights, read_file
-from enat.generation import find_class_ids, sample_classes
-from enat.net import ENAT
+from callbacks.sample_grid import save_grid, save_reveal
+from data.images import load_rgb
+from enat.checkpoints.weights import read_file
+from enat.errors import InputError
+from enat.files import write_atomically
+from enat.generation import UNCONDITIONAL, find_class_ids, sample_images
+from enat.images import to_pil
 from enat.sampler import Sampler
-from enat.tokenizers.base import Tokenizer
-from experiments.runtime.launch import Accelerator, device_for
+from experiments.runtime.checkpoint import Checkpoint
+from experiments.runtime.progress import ImageProgress
+from experiments.runtime.provenance import hardware, options_that_matter, sampler_settings
+from experiments.runtime.scoring import Unfinished
+
+MAX_ROWS = 16  # classes in the grid
+MAX_COLUMNS = 8  # images of a class in the grid
+
+Picture = tuple[int, int]  # class id, and number in the class
+
+
+def choose_classes(classes: Sequence[int | str] | int | str | None, names: Sequence[str]) -> list[int]:
+    """Returns the ids of the classes that a user chooses; without a choice, of all.
+
+    Raises:
+        InputError: for a class that there is not, or that is chosen twice.
+    """
+    if classes is None:
+        return list(range(len(names))) or [0]  # a network without classes has only the null class
+    class_ids = find_class_ids([classes] if isinstance(classes, int | str) else classes, names)
+    if len(set(class_ids)) < len(class_ids):
+        raise InputError(f"classes={classes}: a class is named twice; images_per_class=N draws more images of each.")
+    return class_ids
+
+
+def file_name(picture: Picture, names: Sequence[str], seed: int) -> str:
+    """Returns the name of an image's file, such as `class_0003_cat_seed_0_0007.png`."""
+    class_id, number = picture
+    label = f"{class_id:04d}"
+    if names[class_id] != str(class_id):
+        label += "_" + re.sub(r"[^\w-]+", "_", names[class_id])
+    return f"class_{label}_seed_{seed}_{number:04d}.png"
+
+
+def refuse_other_files(folder: Path, expected: Collection[Path]) -> None:
+    """Refuses a folder with other files than those expected, apart from what a stopped process left of one.
+
+    Raises:
+        InputError: naming the first of the other files.
+    """
+    others = [path for path in sorted(folder.glob("*")) if path not in expected and path.suffix != ".partial"]
+    if others:
+        raise InputError(f"{others[0]}: the folder holds other files; expected another output=DIR.")
+    for path in folder.glob("*.partial"):
+        path.unlink()
+
+
+def draw(checkpoint: Checkpoint, sampler: Sampler, files: Mapping[Picture, Path], seed: int, batch_size: int) -> None:
+    """Draws images and writes each to its file, on all processes; those whose files are there are not drawn again."""
+    processes = checkpoint.processes
+    missing = processes.on_first(lambda: [picture for picture, path in files.items() if not path.exists()])
+    own = missing[processes.rank :: processes.size]
+    with ImageProgress(processes.rank) as bars:
+        progress = bars.add("drawing")
+        progress.on_start(len(files), len(files) - len(missing))
+        for start in range(0, len(own), batch_size):
+            together = own[start : start + batch_size]
+            with checkpoint.context():
+                images = sample_images(checkpoint.net, sampler, checkpoint.tokenizer, together, seed)
+            for picture, image in zip(together, to_pil(images), strict=True):
+                write_atomically(files[picture], partial(image.save, format="PNG"))
+            progress.on_images(len(together) * processes.size)
+    processes.gather(None)  # waits for all
+
+
+def save_pictures(
+    checkpoint: Checkpoint, sampler: Sampler, files: Mapping[Picture, Path], names: Sequence[str], seed: int, to: Path
+) -> tuple[Path, Path]:
+    """Saves the grid of the first images of the first classes, and the steps in which the first of each appears.
+
+    Returns:
+        The paths of the two pictures, `grid.png` and `reveal.png` in the folder `to`.
+    """
+    rows = list(dict.fromkeys(class_id for class_id, _ in files))[:MAX_ROWS]
+    columns = min(MAX_COLUMNS, 1 + max(number for _, number in files))
+    row_names = [names[class_id] for class_id in rows]
+    pixels = [np.asarray(load_rgb(files[class_id, number])) for class_id in rows for number in range(columns)]
+    grid = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255  # (n, 3, H, W)
+    steps: list[torch.Tensor] = []
+    firsts = [(class_id, 0) for class_id in rows]
+    with checkpoint.context():
+        sample_images(checkpoint.net, sampler, checkpoint.tokenizer, firsts, seed, steps)
+    steps = [step.cpu() for step in steps]
+    return (
+        save_grid(grid, row_names, to / "grid.png"),
+        save_reveal(grid[::columns], steps, checkpoint.net.mask_token_id, row_names, to / "reveal.png"),
+    )
 
 
 def sample(
-    net: ENAT,
+    checkpoint: Checkpoint,
     sampler: Sampler,
-    tokenizer: Tokenizer,
-    weights: str | None,
     classes: Annotated[list[int | str], MinLen(1)] | int | str | None,
     images_per_class: Annotated[int, Ge(1)],
+    batch_size: Annotated[int, Ge(1)],
     seed: int,
     output: str,
-    accelerator: Accelerator,
+    settings: Mapping[str, Any],
+    composition: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Generates images with a checkpoint.
+    """Draws images with a checkpoint. An image depends on the seed, its class and its number in the class alone.
 
     Args:
-        net, weights: the network, and the file of its weights.
-        sampler, tokenizer: make token ids, and images of them.
-        classes: class ids or names, or a single one; None for all.
+        checkpoint, sampler: make the images.
+        classes: class ids or names, or a single one, or `unconditional`; None for all.
         images_per_class: the number of images of each class.
+        batch_size: images that are drawn at a time.
         seed: of the noise.
         output: the folder of the pictures.
-        accelerator: where the network runs.
+        settings: the whole configuration.
+        composition: the same with its references, such as `${seed}`.
 
     Returns:
-        `images` (the folder), `grid` and `reveal` (PNG files), and where the weights come from.
+        `images` (the folder), `num_images`, `grid` and `reveal` (PNG files), `classes`, and all that they depend on.
 
     Raises:
-        InputError: for a class that the network does not have.
+        InputError: for a class that the network does not have, and for a folder with other images.
     """
-    source = load_weights(net, weights)
-    names = read_file(str(weights)).get("class_names") or [str(class_id) for class_id in range(net.num_classes)]
-    chosen = [classes] if isinstance(classes, int | str) else classes
-    class_ids = find_class_ids(range(net.num_classes) if chosen is None else chosen, names)
-    tokenizer.check_sizes(net.codebook_size, net.num_tokens)
-    net.to(device_for(accelerator))
-    images, steps = sample_classes(net, sampler, tokenizer, class_ids, images_per_class, seed)
-    folder = Path(output)
-    files = folder / "images"
-    files.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        class_id = class_ids[index // images_per_class]
-        label = f"{class_id:04d}"
-        if names[class_id] != str(class_id):
-            label += "_" + re.sub(r"[^\w-]+", "_", names[class_id])
-        save_image(image, files / f"class_{label}_seed_{seed}_{index % images_per_class:04d}.png")
-    row_names = [names[class_id] for class_id in class_ids]
-    grid, reveal = save_pictures(images, steps, net, row_names, folder / "grid.png", folder / "reveal.png")
-    print(f"Pictures: {grid}, {reveal}")
-    return {"images": str(files), "grid": str(grid), "reveal": str(reveal), "classes": row_names, **source}
+    source = checkpoint.source
+    num_classes = checkpoint.net.num_classes
+    names = list(read_file(source["weights"]).get("class_names") or map(str, range(num_classes)))
+    class_ids = choose_classes(classes, names)
+    names.append(UNCONDITIONAL)  # has the null class id
+    folder = Path(output) / "images"
+    files = {
+        (class_id, number): folder / file_name((class_id, number), names, seed)
+        for class_id in class_ids
+        for number in range(images_per_class)
+    }
+    checkpoint.processes.on_first(lambda: refuse_other_files(folder, set(files.values())))
+    depends_on = options_that_matter(composition, "trainer", "weights", "batch_size")
+    identity = {"weights_sha256": source["sha256"], "tokenizer": checkpoint.tokenizer.fingerprint(), **depends_on}
+    Unfinished(output, identity, checkpoint.processes, has_begun=any(map(Path.exists, files.values())))
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(checkpoint, sampler, files, seed, batch_size)
+    if checkpoint.processes.rank > 0:
+        return {}
+    grid, reveal = save_pictures(checkpoint, sampler, files, names, seed, Path(output))
+    print(f"Pictures: {grid}, {reveal}; {len(files):,} images in {folder}")
+    return {
+        "images": str(folder),
+        "num_images": len(files),
+        "grid": str(grid),
+        "reveal": str(reveal),
+        "classes": [names[class_id] for class_id in class_ids],
+        "sampler": sampler_settings(settings),
+        **checkpoint.facts,
+        **hardware(checkpoint.device, checkpoint.processes.size),
+    }

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from enat.checkpoints.weights import load_weights
 from enat.errors import InputError
+from enat.generation import balanced_classes
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.variants import NAT
@@ -86,8 +87,9 @@ def similarity(
     images = torch.arange(num_images, device=device).split(batch_size)
     for numbers in track(images, "images", console=Console(stderr=True)):
         states: list[Tensor] = []
-        sampler(net, numbers % net.num_classes, generator, states)
-        compared += changes(net, states, numbers % net.num_classes)
+        class_ids = balanced_classes(net, numbers)
+        sampler(net, class_ids, generator, states)
+        compared += changes(net, states, class_ids)
     table = table_of(compared)
     csv = Path(output) / "similarity.csv"
     change_by(table, ["kind", "step", "distance"]).to_csv(csv, index=False)

@@ -96,7 +96,7 @@ def tokenize(
         manifest = collect_shards(*plan)
     if manifest is None:
         return {}  # other ranks still write their shards
-    for image in manifest.skipped:
+    for image in manifest.skipped if rank == 0 else []:
         print(f"Skipped {image['reason']}")
     return summary(manifest)
 

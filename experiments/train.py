@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import yaml
@@ -12,10 +12,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.changed_options import ChangedOptions
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from data.module import TokenDataModule
+from enat.checkpoints.warm_start import warm_start
 from enat.errors import InputError
 from enat.generation import GeneratedImages
 from enat.images import Images
@@ -142,6 +144,14 @@ def record_settings(
         log.log_hyperparams({**settings, "commit": commit()})
 
 
+@rank_zero_only
+def print_start(started_from: Mapping[str, Any]) -> None:
+    """Prints which weights a new run starts from, and what is changed of them."""
+    print(f"Training starts from {started_from['weights']} ({started_from['kind']} weights).")
+    for change in started_from["changes"]:
+        print(change)
+
+
 def train(
     module: MaskedTokenModule,
     data: TokenDataModule,
@@ -154,6 +164,8 @@ def train(
     held_out: Images | None,
     untrained: bool,
     resume: bool,
+    weights: str | None,
+    changed_on_resume: list[Literal["lr", "betas", "eps", "weight_decay"]],
     output: str,
     settings: Mapping[str, Any],
     composition: Mapping[str, Any],
@@ -167,6 +179,8 @@ def train(
         held_out: real images that were not trained on, scored like generated ones.
         untrained: whether the network before training is scored too.
         resume: whether a run that is in `output` already goes on.
+        weights: a file whose weights training starts from; None starts from random ones.
+        changed_on_resume: options of the optimiser that may differ from those in the checkpoint of a run that goes on.
         output: the run's folder.
         settings: the whole configuration, for the checkpoints and the loggers.
         composition: the same with its references, such as `${seed}`, for the folder.
@@ -177,7 +191,15 @@ def train(
     folder = Path(output)
     last = folder / "checkpoints" / "last.ckpt"
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    start = resume_point(folder / "checkpoints", settings, module, data) if resume else None
+    started_from: dict[str, Any] = {}
+    if weights is not None:
+        started_from = warm_start(module.net, weights)
+        settings = {**settings, "started_from": started_from["sha256"]}
+    start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
+    if changed_on_resume:
+        optimizer: Any = module.optimizer
+        changed: dict[str, Any] = {name: optimizer.keywords[name] for name in changed_on_resume}
+        callbacks = {**callbacks, "changed_options": ChangedOptions(changed)}
     fitter = build_trainer(trainer, callbacks, logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished
@@ -185,6 +207,8 @@ def train(
     untrained_nets = {"untrained network": deepcopy(module.net)} if untrained else {}
     if start is not None:
         announce(*start, fitter.world_size)
+    elif started_from:
+        print_start(started_from)
     fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
     if not isinstance(fitter.checkpoint_callback, Checkpoints):
         fitter.save_checkpoint(last)
@@ -196,7 +220,8 @@ def train(
     grids = (callback for callback in callbacks.values() if isinstance(callback, SampleGrid))
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
-    facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
+    facts: dict[str, Any] = {"started_from": started_from} if started_from else {}
+    facts |= {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
     facts |= {"sampler": sampler_settings(settings), **hardware(fitter.strategy.root_device, fitter.world_size)}
     batch_size = evaluation.block_size if evaluation else 1
     cost = sampling_cost(module.averaged_net.eval(), sampler, batch_size, fitter.precision_plugin.forward_context)

@@ -64,6 +64,8 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
         except SystemExit as leaving:
             status = int(leaving.code or 0)
         captured = capsys.readouterr()
+        if torch.distributed.is_initialized():  # by a strategy for several devices on the only one
+            torch.distributed.destroy_process_group()
         return Outcome(status, captured.out, captured.err)
 
     return call

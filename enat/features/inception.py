@@ -77,10 +77,7 @@ class InceptionFeatures(nn.Module):
     def __init__(self, weights: str, protocols: Mapping[str, Callable[[Tensor], Tensor]]):
         super().__init__()
         if not Path(weights).is_file():
-            raise InputError(
-                f"features.weights={weights}: there is no such file; fetch weights-inception-2015-12-05-6726825d.pth "
-                "from the releases of torch-fidelity (toshas/torch-fidelity) into assets/."
-            )
+            raise InputError(f"features.weights={weights}: there is no such file.")
         if not protocols:
             raise InputError("protocol=[]: expected at least one, such as protocol=[enat,adm,clean].")
         self.sha256 = sha256_of(weights)

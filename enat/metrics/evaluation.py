@@ -46,6 +46,7 @@ class Result(NamedTuple):
     sha256: str  # of the images at 8 bits, block by block
     reference: dict[str, Any]  # number and hash of what they were compared with, by protocol
     left_out: list[str]  # scores that the reference has nothing for
+    notes: Sequence[str] = ()  # what the metrics say of their scores
 
 
 class Evaluation:
@@ -188,6 +189,7 @@ class Evaluation:
             )
         scores: Scores = {}
         reference: dict[str, Any] = {}
+        notes: list[str] = []
         for protocol, collection in metrics.items():
             scores[protocol] = {"num_images": record.num_images}
             count = real.num_images or None
@@ -195,11 +197,12 @@ class Evaluation:
             for name in self.names:  # in the order that the user has chosen
                 if name in chosen and chosen[name].sees(record.has_class_ids):
                     scores[protocol] |= chosen[name].numbers(name)
+                    notes += getattr(chosen[name].metric, "notes", [])
             if isinstance(self.reference, Reference):
                 scores[protocol] |= self.reference.own_scores(protocol, chosen, self.features)
                 count = self.reference.num_images(protocol) or count
             reference[protocol] = {"num_images": count, "images_sha256": real.sha256 if real.num_images else None}
-        return Result(scores, [*real.skipped, *record.skipped], record.sha256, reference, sorted(self.left_out))
+        return Result(scores, [*real.skipped, *record.skipped], record.sha256, reference, sorted(self.left_out), notes)
 
 
 def no_evaluation(**options: Any) -> None:

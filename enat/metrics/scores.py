@@ -156,6 +156,7 @@ class KeptFeatures(Metric):
     def __init__(self, max_real: Annotated[int, Ge(2)] = 10_000):
         super().__init__()
         self.max_real = max_real
+        self.notes: list[str] = []  # what a reader of the scores has to be told
         self.add_state("real_features", [])
         self.add_state("fake_features", [])
 
@@ -196,6 +197,11 @@ class KernelDistance(KeptFeatures):
         """Returns the mean and the standard deviation; nothing if a side has fewer than two images."""
         fake, real = super().compute()
         size = min(self.subset_size, len(fake), len(real))
+        if size < self.subset_size:
+            self.notes = [
+                f"KID of subsets of {size} images instead of {self.subset_size}, for there are no more: compare it "
+                "with KIDs of as many only."
+            ]
         if size < 2:
             return {}
         options = {"kid_subsets": self.subsets, "kid_subset_size": size, "rng_seed": RNG_SEED, "verbose": False}
@@ -219,6 +225,7 @@ class PrecisionRecall(KeptFeatures):
         """Returns precision and recall; nothing if a side has no more images than `neighbours`."""
         fake, real = super().compute()
         if min(len(fake), len(real)) <= self.neighbours:
+            self.notes = [f"Without precision and recall, which need more than {self.neighbours} images of each kind."]
             return {}
         options = {"prc_neighborhood": self.neighbours, "prc_batch_size": 2000, "save_cpu_ram": True, "verbose": False}
         scores = prc_features_to_metric(fake, real, **options)

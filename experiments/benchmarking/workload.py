@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from enat.compilation import compile_blocks
 from enat.flops import product_speeds, training_flops
+from enat.generation import balanced_classes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.randomness import rng_for
@@ -100,7 +101,7 @@ class Generation:
 
     def __init__(self, net: Any, sampler: Callable[..., Any], batch_size: int, device: torch.device):
         self.net, self.sampler = net, sampler
-        self.class_ids = torch.arange(batch_size, device=device) % net.num_classes
+        self.class_ids = balanced_classes(net, torch.arange(batch_size, device=device))
         self.generator = torch.Generator(device).manual_seed(0)
 
     def __call__(self) -> torch.Tensor:
@@ -167,7 +168,7 @@ class TrainingSteps:
         if module.is_compiled:
             compile_blocks(self.net, self.averaged)
         token_ids = torch.randint(self.net.codebook_size, (batch_size, self.net.num_tokens), device=clock.device)
-        self.batch = token_ids, torch.arange(batch_size, device=clock.device) % self.net.num_classes
+        self.batch = token_ids, balanced_classes(self.net, torch.arange(batch_size, device=clock.device))
 
     def changed(self, **attributes: Any) -> "TrainingSteps":
         """Copies the work, on the same weights, with some attributes changed."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
 from experiments.runtime.multirun import JobError, fixed_options, is_job
-from experiments.runtime.options import explain_option
+from experiments.runtime.options import CONF, explain_option
 from experiments.runtime.ranks import processes
 
 MAX_NAME = 150  # characters of a folder's name
@@ -122,8 +123,19 @@ def explain_errors(arguments: Sequence[str], inside: bool = False) -> Iterator[N
         sentence, status = explain(error, arguments)
         if sentence is None or (inside and isinstance(error, JobError)):
             raise
-        print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
+        print(f"Error: {' '.join(sentence.split())}{_how_to_fetch(sentence)}", file=sys.stderr)
         raise SystemExit(status) from error
+
+
+def _how_to_fetch(sentence: str) -> str:
+    """Returns a further sentence for one that names a missing file, if the file is a public one."""
+    if "no such file" not in sentence.lower():
+        return ""
+    public_files = yaml.safe_load((CONF / "task" / "download.yaml").read_text())["public_files"]
+    for name, public in public_files.items():
+        if public["file"] in sentence:
+            return f" `python run.py task=download files=[{name}]` fetches it."
+    return " `python run.py task=download` lists public files to fetch." if "=assets/" in sentence else ""
 
 
 def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str | None, int]:
@@ -137,6 +149,13 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str | 
         return (None if cause is None else f"{key}: {cause}" if key else str(cause)), 1
     if isinstance(error, _misconfiguration()):
         return f"trainer: {error}", 1
+    if isinstance(error, _wandb_errors()):
+        return f"logger=wandb: {error}; `wandb login` signs in, and logger.wandb.offline=true needs no account.", 1
+    if isinstance(error, NotImplementedError) and "MPS" in str(error):
+        return (
+            f"trainer.accelerator=mps: {str(error).partition('.')[0]}; expected cpu, or PYTORCH_ENABLE_MPS_FALLBACK=1.",
+            1,
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = _cause(error, (InputError,))
         return (explain_option(error, arguments) if cause is None else str(cause)), 2
@@ -149,6 +168,12 @@ def _misconfiguration() -> tuple[type[BaseException], ...]:
     """Returns Lightning's class of errors on options; nothing before Lightning was imported."""
     module = sys.modules.get("lightning.fabric.utilities.exceptions")
     return () if module is None else (module.MisconfigurationException,)
+
+
+def _wandb_errors() -> tuple[type[BaseException], ...]:
+    """Returns the class of the errors of W&B; nothing before it was imported."""
+    module = sys.modules.get("wandb.errors")
+    return () if module is None else (module.Error,)
 
 
 def _cause(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:

@@ -21,6 +21,7 @@ from experiments.runtime.options import CONF
 PRIMARY = "config"
 OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
 OF_SHARDS = "of_shards"
+FINETUNE = "finetune"  # an experiment whose network is that of the checkpoint
 IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
 # What the settings of a file may have built, since the file may come from anybody.
@@ -42,10 +43,12 @@ def primary_config(arguments: Sequence[str]) -> str:
     given = _given(arguments)
     primary = yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
     defaults = primary["defaults"]
-    weights = None if {"experiment", "net@module.net"} & given.keys() else given.get("weights")
+    has_network = given.get("experiment", FINETUNE) != FINETUNE or "net@module.net" in given
+    weights = None if has_network else given.get("weights")
     shards = given.get("data.shards")
     if weights:
-        _replace(defaults, _store_checkpoint(str(weights)))
+        choices = _store_checkpoint(str(weights))
+        _replace(defaults, {name: choice for name, choice in choices.items() if name not in given})
     if shards:
         _store_shards(defaults, str(shards), given)
     if not weights and not shards:

@@ -19,7 +19,7 @@ from enat.errors import InputError
 from experiments.runtime.multirun import is_job
 from experiments.runtime.ranks import is_of_srun, is_of_torchrun, launched, processes
 
-Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Strategy = fabric_strategies.Strategy | trainer_strategies.Strategy
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed"]
 
@@ -27,9 +27,15 @@ Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed"]
 def device_for(accelerator: Accelerator) -> torch.device:
     """Returns the device of this process: a GPU for each process on a machine that has GPUs, or the CPU.
 
+    The GPU of an Apple computer is taken only where `mps` asks for it, since nothing was run there yet.
+
     Raises:
         InputError: if a GPU is asked for and there is none.
     """
+    if accelerator == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError("trainer.accelerator=mps: there is no Apple GPU here; expected cpu or auto.")
+        return torch.device("mps")
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", processes()[2] % torch.cuda.device_count())  # srun may show each process one GPU
     if accelerator in ("gpu", "cuda"):

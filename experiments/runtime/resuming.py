@@ -1,7 +1,7 @@
 """Finds where a run goes on, and refuses to go on with another one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from data.module import TokenDataModule
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
-from enat.files import refuse_other_work
+from enat.files import by_full_name, refuse_other_work
 from enat.module import MaskedTokenModule
 from experiments.runtime.provenance import options_that_matter
 
-FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
+# Options that may not change when a run goes on. The last is the sha256 of the weights that training started from.
+FIXED = ("seed", "module", "data", "tokenizer", "started_from")
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
 MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "weights")
 
@@ -45,11 +46,21 @@ def refuse_other_data(folder: Path, earlier: str | None, data: TokenDataModule) 
 
 
 def resume_point(
-    folder: Path, settings: Mapping[str, Any], module: MaskedTokenModule, data: TokenDataModule
+    folder: Path,
+    settings: Mapping[str, Any],
+    module: MaskedTokenModule,
+    data: TokenDataModule,
+    changed: Collection[str] = (),
 ) -> tuple[Path, dict[str, Any]] | None:
     """Finds the readable checkpoint of the latest step; returns its path and facts of its run, or None for a new run.
 
     The step is the one in the file: a copied folder has other file times, and a moved file another name.
+
+    Args:
+        folder: of the checkpoints.
+        settings: the whole configuration.
+        module, data: of the run that is to go on.
+        changed: options of the optimiser that may differ from those in the checkpoint.
 
     Raises:
         InputError: if no checkpoint can be read, or the run had other settings or another network.
@@ -63,8 +74,12 @@ def resume_point(
             rank_zero_only(print)(f"{error} Taking another checkpoint.")
     if readable:
         path, content = max(readable.items(), key=lambda item: (item[1].get("global_step", -1), item[0].name))
-        earlier = fixed_settings(content.get("settings", {}))
-        refuse_other_work(folder.parent, earlier, fixed_settings(settings), "another run")
+        may_change = {f"module.optimizer.{name}" for name in changed}
+        earlier, wanted = (by_full_name(fixed_settings(part)) for part in (content.get("settings", {}), settings))
+        for part in (earlier, wanted):
+            for name in may_change & part.keys():
+                del part[name]
+        refuse_other_work(folder.parent, earlier, wanted, "another run")
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         weights = split_blocks(content["state_dict"], module.net.encoder_depth)
         if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
@@ -82,7 +97,7 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
     if not path.exists() or step < composition["trainer"]["max_steps"]:
         return None
     earlier = yaml.safe_load((folder / "config.yaml").read_text())
-    of_training = ("trainer", "callbacks", "data")
+    of_training = ("trainer", "callbacks", "data", "weights", "changed_on_resume")
     if options_that_matter(earlier, *of_training) != options_that_matter(composition, *of_training):
         return None  # it is scored again, in another way
     rank_zero_only(print)(

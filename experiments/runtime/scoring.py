@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from data.scored_images import ImageWriter
+from enat.errors import InputError
 from enat.files import refuse_other_work, write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import STATE
@@ -27,14 +28,16 @@ class Unfinished:
         output: the task's folder; `run_task` removes the unfinished work from it in the end.
         identity: plain values that the work depends on.
         processes: share the work.
+        has_begun: whether there is work of this task already that is kept elsewhere, such as images.
 
     Raises:
-        InputError: naming what differs, if the folder holds work with another identity.
+        InputError: naming what differs, if the folder holds work with another identity, or with an unknown one.
     """
 
     output: str
     identity: Mapping[str, Any]
     processes: Processes
+    has_begun: bool = False
 
     def __post_init__(self) -> None:
         self.folder = Path(self.output) / UNFINISHED
@@ -43,13 +46,15 @@ class Unfinished:
     def _open(self) -> None:
         path = self.folder / "work.json"
         wanted = json.loads(json.dumps(self.identity))
-        has_begun = any(self.folder.glob(f"*/{STATE}")) or len(list(self.folder.glob("*.json"))) > 1
-        if not has_begun:  # or was stopped before there was anything to lose
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            write_atomically(path, json.dumps(wanted, indent=1).encode())
+        scored = any(self.folder.glob(f"*/{STATE}")) or len(list(self.folder.glob("*.json"))) > 1
+        if path.exists() and (self.has_begun or scored):
+            refuse_other_work(self.folder, json.loads(path.read_text()), wanted, "unfinished work")
             return
-        refuse_other_work(self.folder, json.loads(path.read_text()), wanted, "unfinished work")
+        if self.has_begun and not (self.folder.parent / "results.json").exists():
+            raise InputError(f"{self.output}: holds images of unknown settings; expected another output=DIR.")
+        shutil.rmtree(self.folder, ignore_errors=True)  # was stopped before there was anything to lose
+        self.folder.mkdir(parents=True)
+        write_atomically(path, json.dumps(wanted, indent=1).encode())
 
     def recall(self, name: str) -> tuple[Result, list[str]] | None:
         """Returns the result under a name and the files that belong to it, if they are finished already."""

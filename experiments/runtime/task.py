@@ -127,13 +127,15 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
 
 
 def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
-    """Refuses to replace results of other settings or weights. Training and tokenising go on; a report is made anew.
+    """Refuses to replace results of other settings or weights. Training, tokenising and downloads go on.
+
+    A report is made anew.
 
     Raises:
         InputError: naming what differs.
     """
     results, config = output / "results.json", output / "config.yaml"
-    goes_on = composition["task"]["_target_"].endswith((".train", ".tokenize", ".report"))
+    goes_on = composition["task"]["_target_"].endswith((".train", ".tokenize", ".download", ".report"))
     if goes_on or not (results.exists() and config.exists()):
         return
     elsewhere = ("trainer", "weights")  # the first is of training only; of the second, the content counts

@@ -205,7 +205,7 @@ def test_http(folder, tmp_path):
         url = f"http://127.0.0.1:{server.server_port}"
         place = fetch(url, tmp_path / "cache")
         check_shards(place, Manifest.load(place), deep=True)
-        with pytest.raises(InputError, match=r"nothing/manifest\.json: can't be read"):
+        with pytest.raises(InputError, match=r"nothing/manifest\.json: there is no such file on the server"):
             fetch(f"{url}/nothing", tmp_path / "cache")
         server.shutdown()
 

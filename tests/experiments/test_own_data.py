@@ -23,7 +23,7 @@ def test_features_are_torch_fidelitys(inception):
 
 
 def test_weights_that_are_not_inceptions(inception, tmp_path):
-    with pytest.raises(InputError, match="fetch weights-inception-2015-12-05-6726825d"):
+    with pytest.raises(InputError, match="there is no such file"):
         InceptionFeatures(str(tmp_path / "none.pth"), {"adm": adm})
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="not the weights of the FID Inception"):
@@ -36,7 +36,7 @@ def test_files_that_hold_no_statistics(tmp_path):
     for name, sentence in {
         "wrong": "expected mu and sigma in it, found mean",
         "text": r"expected an \.npz file with mu and sigma",
-        "none": r"expected an \.npz file with mu and sigma",
+        "none": "there is no such file",
     }.items():
         with pytest.raises(InputError, match=sentence):
             StatisticsFile(str(tmp_path / f"{name}.npz"))

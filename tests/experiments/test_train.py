@@ -55,7 +55,7 @@ def test_the_grid_compiles_nothing(compose_config, monkeypatch, tmp_path):
     grid = SampleGrid(instantiate(config.sampler), [3], 2, 0, str(tmp_path))
     trainer = SimpleNamespace(is_global_zero=True, global_step=7, loggers=[], datamodule=instantiate(config.data))
     trainer.precision_plugin = SimpleNamespace(forward_context=nullcontext)
-    grid.on_validation_epoch_end(trainer, instantiate(config.module))
+    grid.on_validation_epoch_end(trainer, instantiate(config.module).eval())
     assert [path.name for path in grid.pictures] == ["step_0000007.png", "step_0000007_reveal.png"]
     assert all(path.stat().st_size > 1000 for path in grid.pictures)
 

@@ -40,6 +40,7 @@ EXTRA = {  # what else a choice needs
     "features/inception": ["task=statistics", "scored.path=images"],
     "fabric/default": ["task=score", "scored.path=images"],
     "task/evaluate": ["weights=digits.safetensors"],
+    "task/sample": ["weights=digits.safetensors"],
     "task/report": ["runs=images"],
     "task/statistics": ["scored.path=images"],
     "task/score": ["scored.path=images"],
@@ -113,7 +114,7 @@ def test_no_yaml_is_forgotten():
 @pytest.mark.parametrize("task", [file.name for file in FILES if file.parts[0] == "task"])
 def test_every_task_fits_every_experiment(compose_config, experiment, task):
     config = compose_config(f"experiment={experiment}", f"task={task}")
-    if experiment in ("photos", "own_images") and task in ("evaluate", "score"):
+    if experiment in ("photos", "own_images", "finetune") and task in ("evaluate", "score"):
         with pytest.raises(InputError, match="metrics=none: there is nothing to compute evaluation with"):
             check_config(config, "task")
     else:

@@ -45,7 +45,7 @@ SENTENCES = [
     (["module.optimizer.betas=[0.9]"], "module.optimizer.betas=[0.9]: expected more items."),
     (["task=sample", "images_per_class=0"], "images_per_class=0: expected a value greater than or equal to 1."),
     (["task=sample", "classes=[]"], "classes=[]: expected at least 1 item, an integer, a text or null."),
-    (["task=sample", "trainer.accelerator=fly"], "trainer.accelerator=fly: expected auto, cpu, gpu or cuda."),
+    (["task=sample", "trainer.accelerator=fly"], "trainer.accelerator=fly: expected auto, cpu, gpu, cuda or mps."),
     (["task=tokenize", "held_out=1"], "held_out=1: expected a value less than 1."),
     (["task=tokenize", "held_out=-0.1"], "held_out=-0.1: expected a value greater than or equal to 0."),
     (["task=tokenize", "shard_size=0"], "shard_size=0: expected a value greater than or equal to 1."),

@@ -1,0 +1,76 @@
+"""Downloads a single file over http(s), which goes on where it was stopped."""
+
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from enat.errors import InputError
+from enat.files import sha256_of
+
+TIMEOUT = 60  # seconds without a byte
+CHUNK = 2**20  # bytes
+
+
+def download(
+    url: str, path: Path, sha256: str | None = None, on_progress: Callable[[int, int | None], None] = lambda *_: None
+) -> str:
+    """Downloads a file. What an earlier call has fetched of the same version of the file is not fetched again.
+
+    Args:
+        url: of http or https.
+        path: where the file goes; until it is complete, it is called PATH.partial.
+        sha256: of the file, or the first digits of it; None checks nothing.
+        on_progress: is called with the number of bytes that are there, and of all of them if the server says it.
+
+    Returns:
+        The file's sha256.
+
+    Raises:
+        InputError: if the file can't be fetched, is a web page, or has another sha256.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"{url}: expected an address of http or https.")
+    partial = path.with_name(f"{path.name}.partial")
+    version = path.with_name(f"{path.name}.version")  # the server's mark of the version that the part is of
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = partial.stat().st_size if partial.exists() and version.exists() else 0
+    headers = {"Range": f"bytes={done}-", "If-Range": version.read_text()} if done else {}
+    try:
+        with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
+            if response.headers.get_content_type() == "text/html":
+                raise InputError(f"{url}: the server gives a web page instead of the file; open it in a browser.")
+            done = done if response.status == 206 else 0  # 206: the rest; 200: the whole file
+            length = response.headers.get("Content-Length")
+            total = None if length is None else done + int(length)
+            version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
+            with partial.open("ab" if done else "wb") as file:
+                done = _copy(response, file, done, total, on_progress)
+    except HTTPError as error:
+        raise InputError(f"{url}: the server answers {error.code} ({error.reason}).") from error
+    except (OSError, HTTPException) as error:
+        raise InputError(f"{url}: the download stopped ({error}); the same command goes on with it.") from error
+    if total is not None and done < total:
+        raise InputError(
+            f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command goes on with it."
+        )
+    digest = sha256_of(partial)
+    version.unlink()
+    if sha256 is not None and not digest.startswith(sha256):
+        partial.unlink()
+        raise InputError(f"{url}: the sha256 of the file is {digest}; expected {sha256}. It was removed.")
+    partial.replace(path)
+    return digest
+
+
+def _copy(
+    response: BinaryIO, file: BinaryIO, done: int, total: int | None, on_progress: Callable[[int, int | None], None]
+) -> int:
+    """Copies what a server sends to a file; returns how many bytes are there then."""
+    while chunk := response.read(CHUNK):
+        file.write(chunk)
+        done += len(chunk)
+        on_progress(done, total)
+    return done

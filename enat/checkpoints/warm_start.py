@@ -1,0 +1,78 @@
+"""Starts a network from the weights of another one, of another number of classes, codebook or resolution perhaps.
+
+Shapes: `L` tokens of an image, `D` width.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from enat.checkpoints.names import split_blocks
+from enat.checkpoints.weights import load_exactly, read_file, select_state
+from enat.errors import InputError
+from enat.files import sha256_of
+from enat.net import ENAT
+
+# Weights with a row for each class or codebook entry and one more, with the option that says how many, and two names.
+TABLES = {
+    "class_embedding.weight": ("num_classes", "embedding of classes", "null class"),
+    "token_embedding.weight": ("codebook_size", "embedding of tokens", "mask"),
+    "head_bias": ("codebook_size", "bias of the head", "mask"),
+}
+
+
+def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
+    """Gives a network the weights of a file where they fit, and leaves it as it was initialised where they do not.
+
+    A table of classes or tokens of another size is drawn anew, but for the null class or the mask. Embeddings of
+    positions of another grid are interpolated. All other weights must fit.
+
+    Returns:
+        Where the weights come from: `weights` (the path), `kind` (EMA, official or raw), `sha256`, and `changes`, a
+        sentence for each weight that does not come from the file as it is.
+
+    Raises:
+        InputError: for a file that can't be read, or a network of another width or depth.
+    """
+    try:
+        state, kind = select_state(read_file(path))
+    except InputError as error:
+        raise InputError(f"weights={path}: {error}" if "weights=" not in str(error) else str(error)) from error
+    state = dict(split_blocks(state, net.encoder_depth))
+    own = net.state_dict()
+    changes = []
+    for name, (option, table, last) in TABLES.items():
+        if name in state and state[name].shape[1:] == own[name].shape[1:] and len(state[name]) != len(own[name]):
+            sizes = f"{len(own[name]) - 1} instead of {len(state[name]) - 1}"
+            changes.append(f"The {table} is drawn anew, but for the {last}: module.net.{option} is {sizes}.")
+            drawn = own[name].clone()
+            drawn[-1] = state[name][-1]
+            state[name] = drawn
+    name = "position_embedding.weight"
+    if name in state and state[name].shape != own[name].shape:
+        changes.append(
+            f"The embedding of positions is interpolated: module.net.num_tokens is {len(own[name])} instead of "
+            f"{len(state[name])}."
+        )
+        state[name] = interpolate_positions(state[name], len(own[name]), path)
+    try:
+        load_exactly(net, state, path)
+    except InputError as error:
+        raise InputError(f"{error} Fine-tuning keeps width, heads, depth and variant of the network.") from error
+    return {"weights": str(path), "kind": kind, "sha256": sha256_of(path), "changes": changes}
+
+
+def interpolate_positions(embedding: Tensor, num_tokens: int, path: str | Path) -> Tensor:
+    """Interpolates embeddings (L, D) of a square grid to a square grid of another size, bicubically.
+
+    Raises:
+        InputError: if one of the grids is not square.
+    """
+    before, now = math.isqrt(len(embedding)), math.isqrt(num_tokens)
+    if before**2 != len(embedding) or now**2 != num_tokens:
+        raise InputError(f"{path}: {len(embedding)} tokens before, {num_tokens} now; expected square grids.")
+    grid = embedding.float().T.unflatten(1, (before, before)).unsqueeze(0)  # (1, D, rows, columns)
+    return F.interpolate(grid, size=(now, now), mode="bicubic", antialias=True)[0].flatten(1).T.contiguous()

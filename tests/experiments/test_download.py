@@ -1,0 +1,127 @@
+"""task=download, from a server of the test's own."""
+
+import hashlib
+import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from data.download import download
+from enat.errors import InputError
+
+CONTENT = bytes(range(256)) * 12_000  # 3 MB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves CONTENT, its first bytes only the first time, and ranges of it; remembers the requests."""
+
+    requests: list
+    content = CONTENT
+    tag = '"1"'
+    stops_after: int | None = None
+    page = False
+    knows_ranges = True
+
+    def do_GET(self):
+        kind = type(self)
+        kind.requests.append(self.headers.get("Range"))
+        if self.path != "/file":
+            self.send_error(404, "Not Found")
+            return
+        match = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(match[1]) if match and kind.knows_ranges and self.headers["If-Range"] == kind.tag else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", "text/html; charset=utf-8" if kind.page else "application/octet-stream")
+        self.send_header("Content-Length", str(len(kind.content) - start))
+        self.send_header("ETag", kind.tag)
+        self.end_headers()
+        self.wfile.write(kind.content[start : kind.stops_after])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    kind = type("ServerOfTest", (Server,), {"requests": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield kind, f"http://127.0.0.1:{running.server_address[1]}/file"
+        running.shutdown()
+
+
+def test_a_stopped_download_goes_on(server, tmp_path):
+    kind, url = server
+    kind.stops_after = 2_000_000
+    with pytest.raises(InputError, match=r"the download stopped at 2,000,000 of 3,072,000 bytes; the same"):
+        download(url, tmp_path / "file")
+    kind.stops_after = None
+    seen = []
+    assert download(url, tmp_path / "file", SHA256[:8], lambda *bytes_: seen.append(bytes_)) == SHA256
+    assert kind.requests == [None, "bytes=2000000-"]
+    assert seen[-1] == (3_072_000, 3_072_000)
+    assert seen[0][0] > 2_000_000
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("change", [{"tag": '"2"', "content": CONTENT[::-1]}, {"knows_ranges": False}])
+def test_a_part_of_another_version_is_fetched_anew(server, tmp_path, change):
+    kind, url = server
+    kind.stops_after = 2_000_000
+    with pytest.raises(InputError, match="stopped"):
+        download(url, tmp_path / "file")
+    kind.stops_after = None
+    for name, value in change.items():
+        setattr(kind, name, value)
+    download(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == kind.content
+
+
+def test_what_is_not_the_file(server, tmp_path):
+    kind, url = server
+    with pytest.raises(InputError, match=r"the sha256 of the file is .*; expected 1234. It was removed"):
+        download(url, tmp_path / "file", "1234")
+    kind.page = True
+    with pytest.raises(InputError, match="the server gives a web page instead of the file"):
+        download(url, tmp_path / "file")
+    with pytest.raises(InputError, match=r"other: the server answers 404 \(Not Found\)"):
+        download(url.replace("/file", "/other"), tmp_path / "file")
+    with pytest.raises(InputError, match="expected an address of http or https"):
+        download(f"file://{tmp_path}/x", tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+def test_the_task(command, server, tmp_path):
+    _, url = server
+    options = ["task=download", f"output={tmp_path}/o", f"folder={tmp_path}/assets", f"public_files.vqgan.url={url}"]
+    outcome = command(*options, "files=[vqgan]")
+    path = tmp_path / "assets" / "vqgan_jax_strongaug.ckpt"
+    assert outcome.results["files"] == {"vqgan": {"path": str(path), "sha256": SHA256}}
+    assert path.read_bytes() == CONTENT
+    assert "is there already" in command(*options, "files=[vqgan]").err
+    refused = command(*options, "files=[vqgan]", "public_files.vqgan.sha256=12")
+    assert f"its sha256 is {SHA256}; expected 12. Remove it first." in refused.err
+    assert "files=gan: there is no such file; there are vqgan, enat_l_256," in command(*options, "files=[gan]").err
+    assert "expected names of files to fetch, such as files=[vqgan]; there are vqgan" in command(*options).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["task=sample", "experiment=enat_l_256", "weights=assets/nnet_ema_256.pth"], "vqgan"),
+        (["task=sample", "weights=assets/nnet_ema_256.pth"], "enat_l_256"),
+        (["task=statistics", "scored.path={photos}", "scored.resolution=32"], "inception"),
+        (["task=score", "metrics=inception", "scored.path={photos}", "features.weights={inception}"], "adm_256"),
+    ],
+)
+def test_a_missing_public_file_says_how_to_fetch_it(command, photos, inception, tmp_path, arguments, name):
+    filled = [argument.format(photos=photos, inception=inception) for argument in arguments]
+    if name == "adm_256":
+        filled[-1] = f"metrics.evaluation.{filled[-1]}"
+    outcome = command(*filled, f"output={tmp_path}/o")
+    assert outcome.status == 1
+    assert "there is no such file. `python run.py task=download " in outcome.err
+    assert f"files=[{name}]` fetches it." in outcome.err

@@ -1,0 +1,75 @@
+"""Training that starts from a checkpoint, and a run that goes on with another learning rate."""
+
+import pandas as pd
+import pytest
+
+from enat.checkpoints.weights import read_file
+
+DEBUG = ["experiment=debug", "metrics=none", "callbacks.sample_grid=null"]
+
+
+@pytest.fixture(scope="module")
+def trained(separate_command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert separate_command(*DEBUG, f"output={folder}").status == 0
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def learning_rates(folder) -> list[float]:
+    tables = [pd.read_csv(path) for path in sorted(folder.glob("metrics/*/metrics.csv"))]
+    return pd.concat(tables)["train/learning_rate"].dropna().to_list()
+
+
+def test_digits_to_other_images(command, separate_command, trained, photos, tmp_path):
+    """The network of a run on digits, on photos: another codebook, grid and number of classes."""
+    tokenized = ["task=tokenize", "tokenizer=vqgan_tiny", "num_workers=0", "held_out=0.1", f"images={photos}"]
+    separate_command(*tokenized, f"output={tmp_path}/shards")
+    options = ["experiment=finetune", f"weights={trained}", f"data.shards={tmp_path}/shards", "data.num_workers=0"]
+    options += ["trainer.max_steps=2", "trainer.val_check_interval=1", "callbacks.sample_grid.images_per_class=1"]
+    outcome = command(*options, f"output={tmp_path}/a")
+    assert outcome.status == 0, outcome.err
+    assert f"Training starts from {trained} (EMA weights)." in outcome.out
+    assert "module.net.num_classes is 4 instead of 10." in outcome.out
+    assert len(outcome.results["started_from"]["changes"]) == 3  # the digits have as many tokens
+    width = read_file(trained)["net_sizes"]["width"]
+    tuned = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")
+    assert tuned["net_sizes"]["width"] == width
+    assert tuned["settings"]["started_from"] == outcome.results["started_from"]["sha256"]
+    again = command(*options, f"output={tmp_path}/a", "trainer.max_steps=3")
+    assert "Going on from" in again.out
+    assert "Training starts from" not in again.out
+
+
+def test_a_run_of_random_weights_does_not_go_on_as_one_of_others(command, trained, tmp_path):
+    command(*DEBUG, f"output={tmp_path}/a")
+    refused = command(*DEBUG, f"weights={trained}", f"output={tmp_path}/a", "trainer.max_steps=6")
+    assert "the folder holds another run (started_from: null before, " in refused.err
+
+
+def test_training_starts_where_the_file_is(command, trained, tmp_path):
+    """Nothing is trained at a rate of zero, so that the weights stay those that training started from."""
+    options = [*DEBUG, f"weights={trained}", "module.optimizer.lr=0", f"output={tmp_path}/a"]
+    assert command(*options).status == 0
+    before = read_file(trained)["callbacks"]["EMA"]["net"]
+    now = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")
+    assert all((now["state_dict"][f"net.{name}"] == tensor).all() for name, tensor in before.items())
+    assert all((now["callbacks"]["EMA"]["net"][name] == tensor).all() for name, tensor in before.items())
+    assert now["global_step"] == 4
+
+
+def test_another_learning_rate_where_it_is_asked_for(command, tmp_path):
+    run = [*DEBUG, f"output={tmp_path}/a", "trainer.log_every_n_steps=1", "module.scheduler.total_iters=8"]
+    command(*run, "trainer.max_steps=4")
+    rate = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")["settings"]["module"]["optimizer"]["lr"]
+    changed = [*run, "trainer.max_steps=12", f"module.optimizer.lr={rate / 2}"]
+    refused = command(*changed)
+    assert f"module.optimizer.lr: {rate} before, {rate / 2} now" in refused.err
+    assert command(*changed, "changed_on_resume=[lr]").status == 0
+    group = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"][0]
+    assert group["lr"] == pytest.approx(rate / 2)
+    command(*[option.replace("/a", "/b") for option in run], "trainer.max_steps=12")
+    whole, parts = learning_rates(tmp_path / "b"), learning_rates(tmp_path / "a")
+    assert parts[:4] == pytest.approx(whole[:4])
+    assert parts[4:] == pytest.approx([value / 2 for value in whole[4:]])
+    refused = command(*run, "changed_on_resume=[momentum]")
+    assert "changed_on_resume[0]=momentum: expected lr, betas, eps or weight_decay" in refused.err

@@ -1,0 +1,104 @@
+"""task=sample: each image by itself, in bounded memory, resumable, and never mixed with others in its folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import experiments.sample as task
+from enat.checkpoints.weights import read_file
+
+
+@pytest.fixture(scope="module")
+def weights(separate_command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert separate_command("experiment=debug", "metrics=none", f"output={folder}").status == 0
+    return f"weights={folder}/checkpoints/last.ckpt"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: np.asarray(Image.open(path)).tobytes() for path in (folder / "images").iterdir()}
+
+
+def test_an_image_depends_on_seed_class_and_number_alone(command, weights, tmp_path):
+    draw = ["task=sample", weights]
+    command(*draw, "classes=[3,7]", "images_per_class=3", "batch_size=4", f"output={tmp_path}/a")
+    command(*draw, "classes=[7]", "images_per_class=5", "batch_size=1", f"output={tmp_path}/b")
+    several, alone = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert (len(several), len(alone)) == (6, 5)
+    common = several.keys() & alone.keys()
+    assert len(common) == 3
+    assert all(several[name] == alone[name] for name in common)
+    assert len(set(several.values()) | set(alone.values())) == 8
+    command(*draw, "classes=[7]", "images_per_class=1", "seed=1", f"output={tmp_path}/c")
+    assert not set(contents(tmp_path / "c").values()) & set(alone.values())
+
+
+def test_no_more_than_a_batch_is_in_memory(command, weights, tmp_path, monkeypatch):
+    drawn = []
+
+    def counted(net, sampler, tokenizer, wanted, *rest):
+        drawn.append(len(wanted))
+        return original(net, sampler, tokenizer, wanted, *rest)
+
+    original = task.sample_images
+    monkeypatch.setattr(task, "sample_images", counted)
+    results = command("task=sample", weights, "batch_size=7", f"output={tmp_path}/a").results
+    assert results["num_images"] == 80
+    assert drawn == [7] * 11 + [3] + [10]  # the last are drawn again for the steps in which they appear
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stopped_and_started_again(command, killed, separate_command, weights, tmp_path, ranks):
+    options = ["task=sample", weights, "images_per_class=2", "batch_size=3"]
+    killed(*options, f"output={tmp_path}/a", at="experiments.sample:write_atomically", number=5, ranks=ranks)
+    first = contents(tmp_path / "a")
+    assert 4 <= len(first) < 20
+    again = separate_command(*options, f"output={tmp_path}/a", ranks=ranks)
+    assert f"{len(first)} of 20 images are there already" in again.err
+    command(*options, f"output={tmp_path}/b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    for picture in ("grid.png", "reveal.png"):
+        assert (tmp_path / "a" / picture).read_bytes() == (tmp_path / "b" / picture).read_bytes()
+
+
+def test_images_are_never_mixed_with_others(command, killed, weights, tmp_path):
+    options = ["task=sample", weights, "classes=[1,2]", "images_per_class=2"]
+    killed(*options, f"output={tmp_path}/a", at="experiments.sample:write_atomically", number=3)
+    before = contents(tmp_path / "a")
+    content = read_file(weights.removeprefix("weights="))
+    content["callbacks"]["EMA"]["net"]["head_bias"] += 1
+    torch.save(content, tmp_path / "other.ckpt")
+    for other, sentence in {
+        "sampler.num_steps=7": "sampler.num_steps: 3 before, 7 now",
+        f"weights={tmp_path}/other.ckpt": "weights_sha256: ",
+    }.items():
+        arguments = [*options, other] if "weights" not in other else ["task=sample", other, *options[2:]]
+        refused = command(*arguments, f"output={tmp_path}/a")
+        assert (refused.status, sentence in refused.err) == (1, True), refused.err
+    (tmp_path / "a" / "images" / "holiday.png").write_text("a user's file")
+    refused = command(*options, f"output={tmp_path}/a")
+    assert "holiday.png: the folder holds other files; expected another output=DIR." in refused.err
+    (tmp_path / "a" / "images" / "holiday.png").unlink()
+    assert contents(tmp_path / "a") == before
+    done = command(*options, f"output={tmp_path}/a").results
+    assert len(contents(tmp_path / "a")) == 4
+    assert done["sampler"]["num_steps"] == 3
+    (tmp_path / "a" / "results.json").unlink()
+    refused = command(*options, f"output={tmp_path}/a")
+    assert "holds images of unknown settings; expected another output=DIR." in refused.err
+
+
+def test_classes_that_are_named_twice(command, weights, tmp_path):
+    refused = command("task=sample", weights, "classes=[3,3]", f"output={tmp_path}/a")
+    assert "classes=[3, 3]: a class is named twice; images_per_class=N draws more" in refused.err
+
+
+def test_images_of_no_class(command, weights, tmp_path):
+    results = command("task=sample", weights, "classes=unconditional", "images_per_class=2", f"output={tmp_path}/a")
+    assert results.results["classes"] == ["unconditional"]
+    assert {path.name for path in (tmp_path / "a" / "images").iterdir()} == {
+        f"class_0010_unconditional_seed_0_000{number}.png" for number in (0, 1)
+    }

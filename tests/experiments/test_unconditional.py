@@ -1,0 +1,51 @@
+"""Networks without classes: the classes of the data have no influence, and nothing is guided."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+import data.toy.digits as digits
+from enat.checkpoints.weights import read_file
+from enat.errors import InputError
+from enat.flops import sampling_steps
+
+RUN = ["experiment=debug", "module.net.num_classes=0"]
+
+
+def test_classes_of_the_data_have_no_influence(command, same_training, tmp_path, monkeypatch):
+    results = command(*RUN, f"output={tmp_path}/a").results
+    labels = digits.digit_labels
+    monkeypatch.setattr(digits, "digit_labels", lambda split: labels(split).flip(0))
+    command(*RUN, f"output={tmp_path}/b")
+    assert same_training(tmp_path / "a", tmp_path / "b")
+    assert read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")["net_sizes"]["num_classes"] == 0
+    assert "fid" in results
+    assert "class_accuracy" not in results
+
+
+def test_such_a_network_draws_without_guidance(command, tmp_path):
+    weights = f"weights={tmp_path}/a/checkpoints/last.ckpt"
+    command(*RUN, f"output={tmp_path}/a", "metrics=none")
+    drawn = command("task=sample", weights, f"output={tmp_path}/s").results
+    assert (drawn["classes"], drawn["num_images"]) == (["unconditional"], 8)
+    scored = command("task=evaluate", weights, "metrics=digits", "metrics.evaluation.num_images=50").results
+    for other in ("sampler.guidance_scale=0", "sampler.guidance_scale=9"):
+        again = command("task=evaluate", weights, "metrics=digits", "metrics.evaluation.num_images=50", other).results
+        assert again["images_sha256"] == scored["images_sha256"]
+
+
+def test_operations_are_those_of_one_branch(make_net, compose_config):
+    sampler = instantiate(compose_config().sampler)
+    assert {row["branches"] for row in sampling_steps(make_net(num_classes=0), sampler)} == {1}
+    assert {row["branches"] for row in sampling_steps(make_net(), sampler)} == {1, 2}
+
+
+def test_a_share_of_one_without_classes_is_refused(command):
+    for option in ("data.class_dropout=1", "module.net.class_dropout=1"):
+        assert f"{option}: expected a value less than 1" in command("experiment=debug", option).err
+
+
+def test_a_network_in_training_mode_does_not_sample(small_net, compose_config):
+    sampler = instantiate(compose_config().sampler)
+    with pytest.raises(InputError, match=r"the network is in training mode, so that dropout would change the images"):
+        sampler(small_net.train(), torch.zeros(1, dtype=torch.int64))
