@@ -70,7 +70,8 @@ def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
     for step, (masked, left) in enumerate(pairwise([net.num_tokens, *sampler.mask_counts(net.num_tokens)])):
         if not masked:
             break
-        branches = 2 if sampler.is_guided(net.num_classes) and (step > 0 or sampler.guidance_scales[0]) else 1
+        guided = net.num_classes > 0 and any(sampler.guidance_scales)
+        branches = 2 if guided and (step > 0 or sampler.guidance_scales[0]) else 1
         reused = sampler.num_reused(cached)
         encoded = new + cached - reused
         flops = branches * step_flops(net, masked, encoded, reused)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from enat.kernels import MLP, Kernel, Linear, sdpa
+from enat.kernels import MLP, Kernel, Linear, sdpa, unwrapped
 
 EPS = 1e-6  # of every layer norm except those of the head
 
@@ -33,7 +33,7 @@ class SelfCrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
         super().__init__()
         self.num_heads = num_heads
-        self.kernel = kernel
+        self.kernel = unwrapped(kernel)
         self.query = Linear(width, width)
         self.context_kv = Linear(width, 2 * width)
         self.self_kv = Linear(width, 2 * width)

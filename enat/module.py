@@ -77,20 +77,18 @@ class MaskedTokenModule(L.LightningModule):
     def on_fit_start(self) -> None:
         if self.cache_from_ema and self.ema_net is None and self.masking.reuse_prob:
             raise InputError("callbacks.ema=null: expected module.cache_from_ema=false, for there is no EMA network.")
-        devices, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        groups = self.mask_groups or devices * accumulated
-        if groups % (devices * accumulated):
-            expected = f"expected a multiple of {devices} devices x {accumulated} accumulated batches."
-            raise InputError(f"module.mask_groups={groups}: {expected}")
-        self.groups_per_batch = groups // (devices * accumulated)
+        batches = self.trainer.world_size * self.trainer.accumulate_grad_batches  # of a step, on all devices
+        groups = self.mask_groups or batches
+        if groups % batches:
+            raise InputError(f"module.mask_groups={groups}: expected a multiple of {batches}, the batches of a step.")
+        self.groups_per_batch = groups // batches
         if self.is_compiled:
             compile_blocks(self.net, self.averaged_net)
 
     def group_loss(self, net: ENAT, batch: Batch, partition: Partition) -> dict[str, Tensor]:
         """Computes the loss of one group, and the accuracy on masked tokens and the mask ratio for the logs."""
-        # `cache_net` encodes the cached tokens, `net` predicts the masked ones (docs/method.md, Reuse in training).
-        cache_net = self.averaged_net if self.cache_from_ema else net
-        logits, targets = predict(net, cache_net, *batch, partition)
+        # The averaged network encodes the cached tokens, `net` the others (docs/method.md, Reuse in training).
+        logits, targets = predict(net, self.averaged_net if self.cache_from_ema else net, *batch, partition)
         return {
             "loss": self.loss(logits, targets),
             "accuracy": (logits.detach().argmax(dim=2) == targets).float().mean(),

@@ -67,13 +67,11 @@ class Sampler:
     ):
         progress = [(step + 1) / num_steps for step in range(num_steps)]  # r
         self.mask_shares = [mask_schedule(r) for r in progress]
-        rises = any(after > before for before, after in pairwise([1.0, *self.mask_shares]))
-        if rises or abs(self.mask_shares[-1]) > 1e-9:
+        if any(b > a for a, b in pairwise([1.0, *self.mask_shares])) or abs(self.mask_shares[-1]) > 1e-9:
             raise InputError(f"mask_schedule={mask_schedule}: expected one that falls from 1 to 0.")
         self.num_steps = num_steps
         self.guidance_scales = [guidance_scale * guidance_schedule(step / num_steps) for step in range(num_steps)]
-        temperatures = [sampling_temperature * sampling_temperature_schedule(r) for r in progress]
-        self.sampling_temperatures = [max(temperature, 1e-3) for temperature in temperatures]
+        self.sampling_temperatures = [sampling_temperature * sampling_temperature_schedule(r) for r in progress]
         self.gumbel_temperatures = [gumbel_temperature * gumbel_temperature_schedule(r) for r in progress]
         self.reuse_share = reuse_share
         self.compile = compile
@@ -85,10 +83,6 @@ class Sampler:
     def num_reused(self, num_cached: int) -> int:
         """Returns how many of the cached features a step reuses."""
         return round(self.reuse_share * num_cached)
-
-    def is_guided(self, num_classes: int) -> bool:
-        """Says whether a network with so many classes is guided, so that steps compute both branches."""
-        return num_classes > 0 and any(self.guidance_scales)
 
     @torch.no_grad()
     def __call__(
@@ -102,16 +96,13 @@ class Sampler:
             generator: draws the noise, on the network's device. Several generators share the rows evenly, and each
                 draws the same noise as if its rows were the whole batch.
             record: a list to which each step adds the token ids (B, L) that it starts from.
-
-        Raises:
-            InputError: if the network is in training mode.
         """
         if net.training:
             raise InputError(
                 "the network is in training mode, so that dropout would change the images; call net.eval()."
             )
         batch, device = len(class_ids), class_ids.device
-        guided = self.is_guided(net.num_classes)
+        guided = net.num_classes > 0 and any(self.guidance_scales)
         if guided:
             class_ids = torch.cat([class_ids, torch.full_like(class_ids, net.null_class_id)])
         modulations = net.modulations(class_ids)  # conditional rows first
@@ -128,8 +119,8 @@ class Sampler:
             branches = 2 if guided and (step > 0 or self.guidance_scales[0]) else 1
             token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
             order_noise = gumbel((batch, num_masked), device, generator)
-            step_modulations = [modulation[: branches * batch] for modulation in modulations]
-            state = run_step(net, state, step_modulations, (token_noise, order_noise), step, num_left)
+            rows = [modulation[: branches * batch] for modulation in modulations]
+            state = run_step(net, state, rows, (token_noise, order_noise), step, num_left)
         return state.token_ids
 
     def _step(
@@ -157,7 +148,7 @@ class Sampler:
         log_probs = logits.log_softmax(dim=2)  # (B, M, K)
 
         # 4. Draw each masked token from softmax(log p / temperature), by the Gumbel-max trick.
-        drawn = (log_probs / self.sampling_temperatures[step] + token_noise).argmax(dim=2)  # (B, M)
+        drawn = (log_probs / max(self.sampling_temperatures[step], 1e-3) + token_noise).argmax(dim=2)  # (B, M)
 
         # 5. Its confidence is its log-probability plus Gumbel noise.
         confidence = log_probs.gather(2, drawn.unsqueeze(2)).squeeze(2)

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from enat.errors import InputError
-from enat.kernels import Kernel, Linear, sdpa
+from enat.kernels import Kernel, Linear, sdpa, unwrapped
 from enat.layers import Block, modulate, normalize
 from enat.net import ENAT
 
@@ -144,7 +144,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
         super().__init__()
         self.num_heads = num_heads
-        self.kernel = kernel
+        self.kernel = unwrapped(kernel)
         self.query = Linear(width, width)
         self.context_kv = Linear(width, 2 * width)
         self.out = Linear(width, width)

@@ -1,6 +1,7 @@
 """The documentation refers to files and sections that exist, and each of its commands composes."""
 
 import ast
+import functools
 import importlib.util
 import io
 import re
@@ -128,7 +129,8 @@ def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
         return compose("config", overrides, return_hydra_config=hydra)
 
 
-def compose_command(arguments: list[str]) -> None:
+@functools.cache
+def compose_command(arguments: tuple[str, ...]) -> None:
     """Composes the configuration of a command, of the first job if there are several, and checks it."""
     multirun = "-m" in arguments
     overrides = without_missing_launcher([word for word in arguments if word not in ("-m", "--cfg", "job")])
@@ -179,7 +181,7 @@ def test_choices_and_extras_exist():
 def test_commands_compose(page):
     for arguments in commands(page.read_text()):
         try:
-            compose_command(arguments)
+            compose_command(tuple(arguments))
         except Exception as error:
             raise AssertionError(f"python run.py {shlex.join(arguments)}: {error}") from error
 
@@ -252,7 +254,7 @@ def test_commands_are_found():
 )
 def test_wrong_commands_are_seen(line):
     with pytest.raises(Exception, match=r"nothing|width|seed|\.\.\."):
-        compose_command(line.split())
+        compose_command(tuple(line.split()))
 
 
 def test_missing_choices_are_seen():

@@ -31,7 +31,7 @@ def print_scores(rows: Mapping[str, Scores], notes: Iterable[str], skipped: Iter
 
 def notes_on(result: Result, num_features: int) -> list[str]:
     """Returns what a reader of scores has to be told; `num_features` is the width of the pool features."""
-    notes = list(result.notes)
+    notes = []
     for count in {int(row["num_images"]) for row in result.scores.values()}:
         if count <= num_features:
             notes.append(
@@ -43,7 +43,7 @@ def notes_on(result: Result, num_features: int) -> list[str]:
             notes.append(f"The reference has {facts['num_images']} images, no more than {num_features} features.")
     if result.left_out:
         notes.append(f"Without {', '.join(result.left_out)}: the reference has no images or single features for that.")
-    return list(dict.fromkeys(notes))
+    return list(dict.fromkeys([*notes, *result.notes]))
 
 
 def over_seeds(by_seed: Sequence[Scores]) -> Scores:

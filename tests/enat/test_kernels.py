@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from enat import kernels
 from enat.errors import InputError
 from enat.kernels import Linear, auto, cudnn_first, sdpa, xformers
 
@@ -120,3 +122,14 @@ def test_rows_do_not_depend_on_their_number():
     layer, x = Linear(1024, 512), torch.randn(300, 1024)
     with torch.no_grad():
         assert torch.equal(layer(x)[:7], layer(x[:7]))
+
+
+@pytest.mark.parametrize("name", ["sdpa", "auto", "xformers"])
+@pytest.mark.parametrize("variant", ["enat", "separate"])
+def test_a_configuration_gives_the_plain_function(compose_config, name, variant):
+    """Hydra's partials check each call, which is slower than the attention, and which torch can't compile."""
+    config = compose_config("experiment=debug", f"attention@module.net.attention={name}", f"variant={variant}")
+    net = instantiate(config.module.net)
+    parts = [part for part in net.modules() if hasattr(part, "kernel")]
+    assert len(parts) >= len(net.blocks)
+    assert all(part.kernel is getattr(kernels, name) for part in parts)

@@ -26,8 +26,7 @@ def train(command, separate_command):
         if devices == 1:
             outcome = command(*arguments)
         else:
-            ddp = [*DDP, f"trainer.devices={devices}"]
-            outcome = separate_command(*ddp, *arguments, environment={"OMP_NUM_THREADS": "1"})
+            outcome = separate_command(*DDP, *arguments, ranks=devices, environment={"OMP_NUM_THREADS": "1"})
         assert outcome.status == 0, outcome.err
         return folder
 
@@ -58,7 +57,7 @@ def test_groups_that_can_not_be_shared(command, tmp_path):
     options = ["experiment=debug", f"output={tmp_path}", "module.mask_groups=3"]
     outcome = command(*options, "trainer.accumulate_grad_batches=2")
     assert outcome.status == 1
-    assert "module.mask_groups=3: expected a multiple of 1 devices x 2" in outcome.err
+    assert "module.mask_groups=3: expected a multiple of 2, the batches of a step." in outcome.err
     outcome = command(*options)
     assert outcome.status == 1
     assert "module.mask_groups=3: expected a divisor of data.batch_size" in outcome.err

@@ -142,9 +142,16 @@ def test_few_images_are_remarked_on():
     judge = evaluation(TensorImages(noise(100, 1, 3, 3)))
     few = judge.score(TensorImages(noise(4, 1, 3, 3)), CPU, Processes())
     assert "FID of 4 images with 4 features: the covariance is singular" in notes_on(few, 4)[0]
-    assert notes_on(judge.score(TensorImages(noise(5, 1, 3, 3)), CPU, Processes()), 4) == []
+    kid = "KID of subsets of {} images instead of 20, for there are no more: compare it with KIDs of as many only."
+    assert notes_on(few, 4)[1] == kid.format(4)
+    assert notes_on(judge.score(TensorImages(noise(5, 1, 3, 3)), CPU, Processes()), 4) == [kid.format(5)]
+    assert notes_on(judge.score(TensorImages(noise(20, 1, 3, 3)), CPU, Processes()), 4) == []
     few_real = evaluation(TensorImages(noise(3, 1, 3, 3))).score(TensorImages(noise(60, 1, 3, 3)), CPU, Processes())
-    assert notes_on(few_real, 4) == ["The reference has 3 images, no more than 4 features."]
+    assert notes_on(few_real, 4) == [
+        "The reference has 3 images, no more than 4 features.",
+        kid.format(3),
+        "Without precision and recall, which need more than 3 images of each kind.",
+    ]
     assert "precision" not in few_real.scores["pixels"]
     with pytest.raises(InputError, match="the images are 3x2, those of the reference 3x3; expected the same size"):
         judge.score(TensorImages(noise(60, 1, 2, 3)), CPU, Processes())
