@@ -14,6 +14,7 @@ import torch
 
 from enat.kernels import ONEDNN_TYPES
 from enat.net import ENAT
+from enat.reuse import LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
@@ -28,12 +29,19 @@ def block_flops(net: ENAT, tokens: Number, context: Number) -> Number:
     return 2 * net.width**2 * projections + 4 * net.width * tokens * (tokens + context)
 
 
+def num_projections(net: ENAT) -> int:
+    """Returns how many projections R each reused token passes."""
+    if isinstance(net, LayerToLayerReuse):
+        return len(net.reuses)
+    return 0 if isinstance(net, ReuseWithoutProjection) else 1
+
+
 def encode_flops(net: ENAT, new: Number, cached: Number) -> Number:
     """Counts the operations of `ENAT.encode` for each image; without new tokens, the encoder does no work."""
     blocks = net.encoder_depth * block_flops(net, new, cached) * (new > 0)
     if isinstance(net, KeyValueReuse):
         return blocks - net.encoder_depth * 4 * net.width**2 * cached * (new > 0)
-    return blocks + 16 * net.width**2 * cached
+    return blocks + 16 * net.width**2 * cached * num_projections(net)
 
 
 def step_flops(net: ENAT, masked: Number, new: Number, cached: Number) -> Number:
@@ -41,7 +49,8 @@ def step_flops(net: ENAT, masked: Number, new: Number, cached: Number) -> Number
     head = 2 * net.width * masked * (net.width + net.codebook_size)
     if isinstance(net, NAT):
         return len(net.blocks) * block_flops(net, masked + new, 0 * masked) + head
-    return encode_flops(net, new, cached) + net.decoder_depth * block_flops(net, masked, new + cached) + head
+    visible = net.num_tokens - masked
+    return encode_flops(net, new, cached) + net.decoder_depth * block_flops(net, masked, visible) + head
 
 
 def modulation_flops(net: ENAT) -> int:
@@ -58,8 +67,14 @@ def training_flops(net: ENAT, counts: tuple[Number, Number, Number], batch_size:
         batch_size: number of images.
     """
     masked, new, cached = counts
+    if net.caches_masked:
+        cached = net.num_tokens * (cached > 0)
     forward = modulation_flops(net) + step_flops(net, masked, new, cached)
-    cache = (modulation_flops(net) + encode_flops(net, cached, 0 * cached)) * np.any(cached)
+    if net.caches_masked:  # the cache takes a whole step, with the logits of the tokens that were masked then
+        cache = step_flops(net, masked + new, counts[2], 0 * cached)
+    else:
+        cache = encode_flops(net, cached, 0 * cached)
+    cache = (modulation_flops(net) + cache) * np.any(cached)
     return int(np.broadcast_to(3 * forward + cache, batch_size).sum())
 
 
@@ -71,16 +86,18 @@ def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
         if not masked:
             break
         guided = net.num_classes > 0 and any(sampler.guidance_scales)
-        branches = 2 if guided and (step > 0 or sampler.guidance_scales[0]) else 1
-        reused = sampler.num_reused(cached)
+        branches = 2 if guided and (step > 0 or sampler.guidance_scales[0] or net.caches_masked) else 1
+        reused = round(sampler.reuse_share * cached)
         encoded = new + cached - reused
+        if net.caches_masked and step and sampler.reuse_share == 1:
+            reused = net.num_tokens
         flops = branches * step_flops(net, masked, encoded, reused)
         rows.append(
             {"step": step, "encoded": encoded, "reused": reused, "decoded": masked, "branches": branches}
             | {"gflop": flops / 1e9}
         )
         new = masked - left
-        cached = encoded + reused
+        cached = net.num_tokens - masked
     return rows
 
 
@@ -88,6 +105,21 @@ def sampling_flops(net: ENAT, sampler: Sampler) -> float:
     """Counts the operations for an image, including attention and the modulations of both branches."""
     steps = sampling_steps(net, sampler)
     return sum(1e9 * row["gflop"] for row in steps) + max(row["branches"] for row in steps) * modulation_flops(net)
+
+
+def paper_operations(net: ENAT, sampler: Sampler) -> int:
+    """Counts the operations for an image as the paper does, with what the official program computes in vain.
+
+    A multiply-add is one operation. Both branches of the guidance are counted in every step, and so are the logits of
+    all tokens and the modulations. The decoder of the tokenizer is not counted.
+    """
+    size = net.width * (net.width + net.codebook_size)
+    total = 0
+    for row in sampling_steps(net, sampler):
+        masked, encoded, reused = (int(row[name]) for name in ("decoded", "encoded", "reused"))
+        step = step_flops(net, masked, encoded, reused) + modulation_flops(net)
+        total += 2 * (step // 2 + (net.num_tokens - masked) * size)
+    return total
 
 
 @torch.no_grad()

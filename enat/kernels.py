@@ -35,6 +35,18 @@ def unwrapped(kernel: Kernel) -> Kernel:
     return kernel.func if is_bare else kernel  # type: ignore[attr-defined]
 
 
+def with_padded_heads(attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Computes attention with heads of a multiple of 8 dimensions, which kernels for GPUs want.
+
+    Zeros are added to narrower heads, such as those of ENAT-S, and the scale stays d^-1/2, so that the result is the
+    same. `attend` takes query, key, value and `scale`.
+    """
+    dimensions = query.shape[-1]
+    if missing := -dimensions % 8:
+        query, key, value = (F.pad(x, (0, missing)) for x in (query, key, value))
+    return attend(query, key, value, scale=dimensions**-0.5)[..., :dimensions]
+
+
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Computes attention by PyTorch, on GPUs without cuDNN's kernel.
 
@@ -43,7 +55,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.device.type != "cuda":
         return F.scaled_dot_product_attention(query, key, value)
     with sdpa_kernel(WITHOUT_CUDNN, set_priority=True):
-        return F.scaled_dot_product_attention(query, key, value)
+        return with_padded_heads(F.scaled_dot_product_attention, query, key, value)
 
 
 def cudnn_first(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -52,7 +64,7 @@ def cudnn_first(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Where that kernel can't be used (on a CPU, in float32), PyTorch chooses the next one that can.
     """
     with sdpa_kernel(CUDNN_FIRST, set_priority=True):
-        return F.scaled_dot_product_attention(query, key, value)
+        return with_padded_heads(F.scaled_dot_product_attention, query, key, value)
 
 
 def auto(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -73,8 +85,7 @@ def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     except ImportError as error:
         raise InputError("attention=xformers: it is not installed; expected pip install 'enat[xformers]'.") from error
     transposed = (x.transpose(1, 2) for x in (query, key, value))  # (B, N, H, d)
-    attended: Tensor = operations.memory_efficient_attention(*transposed)
-    return attended.transpose(1, 2)
+    return with_padded_heads(operations.memory_efficient_attention, *transposed).transpose(1, 2)
 
 
 # Linear layers by oneDNN. Two operations that are used here are private in torch and have no public equivalent yet:

@@ -51,6 +51,8 @@ class ENAT(nn.Module):
         InputError: if `width` is not a multiple of `num_heads`.
     """
 
+    caches_masked = False  # whether features of masked tokens are reused too (`enat.reuse.AllTokensReuse`)
+
     def __init__(
         self,
         codebook_size: Annotated[int, Ge(1)],

@@ -19,6 +19,7 @@ from enat.errors import InputError
 from enat.generation import find_class_ids, sample_classes
 from enat.images import to_pil
 from enat.net import ENAT
+from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from enat.tokenizers.pixels import PixelTokenizer
@@ -26,7 +27,8 @@ from enat.tokenizers.vqgan import VQGAN
 from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
 # What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
-CLASSES = (ENAT, NAT, KeyValueReuse, SeparateBlock, Sampler, PixelTokenizer, VQGAN)
+NETS = (ENAT, NAT, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
+CLASSES = (*NETS, SeparateBlock, Sampler, PixelTokenizer, VQGAN)
 KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
 SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])
 BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES)}

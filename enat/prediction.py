@@ -36,8 +36,12 @@ def predict(
     cached_features = None
     if partition.cached is not None:
         with torch.no_grad():
-            cached_ids = token_ids.gather(1, partition.cached)
-            cached_features = cache_net.encode(cached_ids, partition.cached, cache_net.modulations(class_ids))
+            modulations = cache_net.modulations(class_ids)
+            if cache_net.caches_masked:
+                masked = torch.cat([partition.new, partition.masked], dim=1)
+                _, cached_features = cache_net(token_ids, partition.cached, masked, modulations)
+            else:
+                cached_features = cache_net.encode(token_ids.gather(1, partition.cached), partition.cached, modulations)
     modulations = net.modulations(class_ids)
     logits, _ = net(token_ids, partition.new, partition.masked, modulations, cached_features)
     return logits, token_ids.gather(1, partition.masked)

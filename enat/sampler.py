@@ -80,10 +80,6 @@ class Sampler:
         """Returns the number of tokens that are still masked after each step; the last is 0."""
         return [max(math.floor(num_tokens * share), 0) for share in self.mask_shares]
 
-    def num_reused(self, num_cached: int) -> int:
-        """Returns how many of the cached features a step reuses."""
-        return round(self.reuse_share * num_cached)
-
     @torch.no_grad()
     def __call__(
         self, net: ENAT, class_ids: Tensor, generator: Generators = None, record: list[Tensor] | None = None
@@ -116,7 +112,7 @@ class Sampler:
             if not num_masked:
                 continue  # all tokens are revealed already
             # A first step of guidance 0 needs no unconditional branch: nothing is visible, so it caches nothing either.
-            branches = 2 if guided and (step > 0 or self.guidance_scales[0]) else 1
+            branches = 2 if guided and (step > 0 or self.guidance_scales[0] or net.caches_masked) else 1
             token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
             order_noise = gumbel((batch, num_masked), device, generator)
             rows = [modulation[: branches * batch] for modulation in modulations]
@@ -130,11 +126,11 @@ class Sampler:
         token_noise, order_noise = noise  # Gumbel noise, (B, M, K) and (B, M)
         branches = len(modulations[0]) // len(state.token_ids)  # 2 with guidance, else 1
 
-        # 1. Choose the visible tokens whose features are reused; the others are encoded.
-        num_reused = self.num_reused(state.cached_positions.shape[1])
-        reused = state.cached_positions[:, :num_reused]
-        new = torch.cat([state.cached_positions[:, num_reused:], state.new_positions], dim=1)
-        cached_features = None if state.cached_features is None else state.cached_features[:, :num_reused]
+        # 1. Choose the visible tokens whose features are reused, without an end all; the others are encoded.
+        end = None if self.reuse_share == 1 else round(self.reuse_share * state.cached_positions.shape[1])
+        reused = state.cached_positions[:, :end]
+        new = torch.cat([state.cached_positions[:, reused.shape[1] :], state.new_positions], dim=1)
+        cached_features = None if state.cached_features is None else state.cached_features[:, :end]
 
         # 2. Predict the masked tokens, both branches in one batch.
         per_image = (state.token_ids, new, state.masked_positions)  # the same in both branches

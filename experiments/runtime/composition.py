@@ -26,8 +26,8 @@ IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
 # What the settings of a file may have built, since the file may come from anybody.
 TARGETS = (
-    *(f"enat.{part}." for part in ("net", "variants", "packed", "kernels", "masking", "loss", "module", "sampler")),
-    *(f"enat.{part}." for part in ("schedules", "tokenizers", "features", "metrics")),
+    *(f"enat.{part}." for part in ("net", "variants", "reuse", "packed", "kernels", "masking", "loss", "module")),
+    *(f"enat.{part}." for part in ("sampler", "schedules", "tokenizers", "features", "metrics")),
     *("data.references.", "data.scored_images.", "data.toy.digits.", "torchmetrics.", "torch.optim."),
 )
 # Nodes of a configuration to which others refer, such as `${tokenizer}`.

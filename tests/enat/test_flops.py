@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from enat.flops import measured_peak, modulation_flops, step_flops, training_flops
+from enat.flops import measured_peak, modulation_flops, paper_operations, step_flops, training_flops
 from enat.masking import Partition
 
 
@@ -41,6 +42,65 @@ def test_training_with_numbers_of_each_image(small_net):
     alone = [training_flops(small_net, tuple(map(int, numbers)), 1) for numbers in zip(*counts, strict=True)]
     # the first, without reuse, is in the batch that makes the cache all the same, for its modulations
     assert training_flops(small_net, counts, 3) == sum(alone) + modulation_flops(small_net)
+
+
+# Networks of the paper at 256 px, with 8 steps: experiment, variant, and the paper's G operations for an image.
+PAPER = [
+    ("nat_256", None, 39.6),
+    ("disentangled_8_8_256", None, 40.2),
+    ("disentangled_12_4_256", None, 38.2),
+    ("disentangled_15_1_256", None, 39.8),
+    ("enat_s_256", None, 22.6),
+    ("enat_s_256", "separate", 25.0),
+    ("enat_s_256", "all_tokens", 37.5),
+    ("enat_s_256", "layer_to_layer", 36.1),
+    ("enat_s_256", "without_projection", 20.8),
+]
+NOT_QUITE = {"nat_256": 39.08, "without_projection": 21.69}  # where the count gives more than half a per cent else
+
+
+@pytest.fixture
+def build(compose_config):
+    """Builds the network, without memory, and the sampler of an experiment."""
+
+    def call(experiment, *overrides):
+        config = compose_config(f"experiment={experiment}", *overrides)
+        with torch.device("meta"):
+            return instantiate(config.module.net), instantiate(config.sampler)
+
+    return call
+
+
+@pytest.mark.parametrize(("experiment", "variant", "published"), PAPER)
+def test_operations_that_the_paper_counts(build, experiment, variant, published):
+    counted = paper_operations(*build(experiment, *([] if variant is None else [f"variant={variant}"]))) / 1e9
+    expected = NOT_QUITE.get(variant or experiment)
+    if expected is None:
+        assert counted == pytest.approx(published, rel=0.005)
+    else:
+        assert abs(counted / published - 1) > 0.005
+        assert counted == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "steps", "published"),
+    [("enat_b_256", 4, 0.1), ("enat_b_256", 8, 0.2), ("enat_l_256", 4, 0.2), ("enat_l_256", 8, 0.3)],
+)
+def test_operations_with_the_decoder(build, experiment, steps, published):
+    """The paper gives one digit, in T operations, and its decoder takes 93 G."""
+    counted = paper_operations(*build(experiment, f"sampler.num_steps={steps}")) / 1e9 + 93
+    assert counted == pytest.approx({("enat_b_256", 4): 147.4, ("enat_b_256", 8): 186.4, ("enat_l_256", 4): 241.4,
+                                     ("enat_l_256", 8): 347.1}[experiment, steps], rel=1e-3)  # fmt: skip
+    assert abs(counted / 1000 - published) <= 0.05
+
+
+@pytest.mark.parametrize(("experiment", "millions"), [("enat_s_256", 49), ("enat_b_256", 219), ("enat_l_256", 574)])
+def test_parameters_are_the_papers(build, experiment, millions):
+    """Of ENAT-B and ENAT-L with the MLP that the official file has and never uses; ENAT-S was counted without it."""
+    net, _ = build(experiment)
+    unused = 8 * net.width**2 + 5 * net.width
+    count = sum(parameter.numel() for parameter in net.parameters())
+    assert (count + (experiment != "enat_s_256") * unused) // 10**6 == millions
 
 
 def test_peak():

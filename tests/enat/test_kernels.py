@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from enat import kernels
 from enat.errors import InputError
-from enat.kernels import Linear, auto, cudnn_first, sdpa, xformers
+from enat.kernels import Linear, auto, cudnn_first, sdpa, with_padded_heads, xformers
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
@@ -49,8 +49,9 @@ def test_formula_on_a_gpu(backend):
 def test_xformers_is_given_its_own_order_of_dimensions(monkeypatch):
     """xformers wants (B, N, H, d); a stand-in that computes by the formula shows what it is handed."""
 
-    def memory_efficient_attention(query, key, value):
+    def memory_efficient_attention(query, key, value, scale):
         assert (query.shape, key.shape) == ((2, 7, 3, 16), (2, 19, 3, 16))
+        assert scale == 16**-0.5
         return by_formula(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
 
     stand_in = SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
@@ -73,6 +74,21 @@ class _OnGPU:
         return self.tensor.transpose(*dims)
 
 
+@pytest.mark.parametrize("dimensions", [61, 53, 48, 64])
+def test_heads_of_any_size(dimensions):
+    """The paper's small networks have heads of 61, 53 and 48 dimensions; kernels for GPUs see multiples of 8."""
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(2, 3, n, dimensions, generator=generator, dtype=torch.float64) for n in (7, 19, 19)]
+    seen = []
+
+    def attend(query, key, value, scale):
+        seen.extend(x.shape[-1] for x in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+    torch.testing.assert_close(with_padded_heads(attend, *heads), by_formula(*heads), rtol=1e-12, atol=1e-12)
+    assert seen == [{61: 64, 53: 56}.get(dimensions, dimensions)] * 3
+
+
 def test_xformers_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="GPU only"):
         xformers(*random_heads())
@@ -82,10 +98,13 @@ def test_xformers_on_a_cpu_is_refused():
 def test_on_gpus_cudnn_is_for_sampling(monkeypatch, backend, expected):
     """cuDNN prepares a plan for each new number of tokens, so that the default leaves its kernel out."""
     seen = []
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
-    )
-    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+
+    def attend(query, *_, **__):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return torch.zeros(query.shape)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), shape=(2, 3, 7, 16))
     backend(on_gpu, on_gpu, on_gpu)
     assert seen == [expected]
 

@@ -18,7 +18,7 @@ class KnownNet:
     """Stands in for the network: fixed logits per class and position; remembers how it was called."""
 
     num_tokens, codebook_size, mask_token_id, null_class_id, num_classes = L, K, K, 2, 2
-    training = False
+    training = caches_masked = False
 
     def __init__(self, seed=0, scale=1.0):
         self.table = torch.randn(3, L, K, generator=torch.Generator().manual_seed(seed)) * scale

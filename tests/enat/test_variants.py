@@ -15,6 +15,7 @@ from enat.masking import Partition, RandomMasking
 from enat.net import ENAT
 from enat.packed import PerSampleMasking
 from enat.prediction import predict
+from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler, State
 from enat.schedules import cosine, falling, rising
 from enat.variants import INTERACTIONS, NAT, KeyValueReuse, SeparateBlock
@@ -24,6 +25,11 @@ VARIANTS = {
     "nat, visible tokens alone": (NAT, {"interactions": INTERACTIONS[:2]}, 0.0),
     "separate": (ENAT, {"block": SeparateBlock}, 1.0),
     "keys and values": (KeyValueReuse, {}, 1.0),
+    "without projection": (ReuseWithoutProjection, {}, 1.0),
+    "layer to layer": (LayerToLayerReuse, {}, 1.0),
+    "layer to layer, half": (LayerToLayerReuse, {}, 0.5),
+    "all tokens": (AllTokensReuse, {}, 1.0),
+    "all tokens, nothing": (AllTokensReuse, {}, 0.0),
     "half": (ENAT, {}, 0.5),
     "nothing": (ENAT, {}, 0.0),
 }
@@ -257,7 +263,88 @@ def test_without_a_cache_keys_and_values_are_enat(tokens, make_net):
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["separate", "keys and values"])
+def test_without_the_projection_features_stay_as_they_are(tokens, make_net):
+    token_ids, class_ids, visible, _ = tokens
+    net = make_net(ReuseWithoutProjection)
+    assert not [name for name, _ in net.named_parameters() if name.startswith("reuse")]
+    cached = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        new = visible[:, 4:]
+        features = net.encode(token_ids.gather(1, new), new, net.modulations(class_ids), cached)
+        alone = net.encode(token_ids.gather(1, new), new, net.modulations(class_ids))
+    assert torch.equal(features[:, :4], cached)
+    assert not torch.allclose(features[:, 4:], alone)  # the new tokens attend to them
+
+
+def test_features_of_masked_tokens_reach_the_encoder_alone(tokens, make_net):
+    """Without them the network is ENAT, to the bit; without new tokens to attend to them, they have no influence."""
+    token_ids, class_ids, visible, masked = tokens
+    enat, net = make_net(), make_net(AllTokensReuse)
+    cached, others = (torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    new = visible[:, 4:]
+    with torch.no_grad():
+        modulations = net.modulations(class_ids)
+        of_enat, _ = enat(token_ids, new, masked, modulations, cached[:, :4])
+        assert torch.equal(net(token_ids, new, masked, modulations, cached[:, :4])[0], of_enat)
+        logits, features = net(token_ids, new, masked, modulations, cached)
+        assert features.shape == (3, 16, 32)
+        assert not torch.allclose(logits, of_enat)
+        changed = torch.cat([cached[:, :7], others[:, 7:]], dim=1)
+        without_new = [net(token_ids, visible[:, :0], masked, modulations, x)[0] for x in (cached, changed)]
+        assert torch.equal(*without_new)
+
+
+def test_the_first_step_caches_both_branches(make_net, monkeypatch):
+    """Features of masked tokens are reused already in the second step, so that guidance needs both branches of them."""
+    net = make_net(AllTokensReuse)
+    seen = []
+
+    def forward(token_ids, new, masked, modulations, cached=None):
+        seen.append((len(token_ids), None if cached is None else tuple(cached.shape)))
+        return AllTokensReuse.forward(net, token_ids, new, masked, modulations, cached)
+
+    monkeypatch.setattr(net, "forward", forward)
+    sampler(1.0, num_steps=3)(net, torch.tensor([0, 1]))
+    assert seen == [(4, None), (4, (4, 16, 32)), (4, (4, 16, 32))]
+
+
+def test_training_caches_what_sampling_would(tokens, make_net):
+    """The cache of a training batch is that of a step in which the cached tokens alone were visible."""
+    token_ids, class_ids, visible, masked = tokens
+    net = make_net(AllTokensReuse)
+    part = Partition(masked, visible[:, 4:], visible[:, :4])
+    with torch.no_grad():
+        modulations = net.modulations(class_ids)
+        others = torch.cat([part.new, part.masked], dim=1)
+        _, cached = net(token_ids, part.cached, others, modulations)
+        expected, _ = net(token_ids, part.new, masked, modulations, cached)
+        assert torch.equal(predict(net, net, token_ids, class_ids, part)[0], expected)
+
+
+def test_layer_to_layer(tokens, make_net):
+    """What one block gave in the step before reaches the same block and those after it, and no earlier one."""
+    token_ids, class_ids, visible, _ = tokens
+    net = make_net(LayerToLayerReuse, encoder_depth=3)
+    cached = torch.randn(3, 4, 4 * 32, generator=torch.Generator().manual_seed(0))
+    new = visible[:, 4:]
+
+    def features(cache):
+        with torch.no_grad():
+            return net.encode(token_ids.gather(1, new), new, net.modulations(class_ids), cache)
+
+    before = features(cached)
+    assert before.shape == (3, 7, 4 * 32)
+    assert torch.equal(before[:, 4:, 64:96], before[:, 4:, 96:])  # the decoder attends to what the last block gives
+    for layer in range(4):
+        changed = cached.clone()
+        changed[..., 32 * layer : 32 * layer + 32] += 1 + torch.arange(32.0)
+        difference = features(changed) - before
+        changes = [bool(part.any()) for part in difference[:, 4:].split(32, dim=2)]  # of each block's new tokens
+        assert changes == [layer < 3 and block >= layer for block in range(4)]
+        assert [bool(part.any()) for part in difference[:, :4].split(32, dim=2)] == [i == layer for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["separate", "keys and values", "without projection", "layer to layer", "all tokens"])
 def test_every_weight_learns(name, tokens, make_net):
     kind, options, _ = VARIANTS[name]
     token_ids, class_ids, visible, masked = tokens
