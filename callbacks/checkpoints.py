@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.generation_metrics import GenerationMetrics
 from enat.errors import InputError
 from enat.files import write_atomically
 
@@ -55,8 +56,8 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.monitor = monitor
-        self.settings: Mapping[str, Any] = {}  # the whole configuration as plain values, for the files
         self.best: float | None = None
+        self.best_of: list[Any] | None = None  # what is compared: its name, and the number of images of a score
         self.saved_step = -1
         self.is_due = False  # a checkpoint, before the next batch
         self.is_best = False  # the state that is due
@@ -75,6 +76,11 @@ class Checkpoints(Checkpoint):
         if monitor not in logged:
             raise InputError(f"callbacks.checkpoint.monitor={monitor}: nothing of that name is logged.")
         value = float(logged[monitor])
+        scorers = [part for part in trainer.callbacks if isinstance(part, GenerationMetrics)]  # type: ignore[attr-defined]
+        compared = [monitor, *(scorer.num_images for scorer in scorers if monitor not in ("val/loss", "val/accuracy"))]
+        if self.best_of != compared:
+            self.best = None if self.best_of else self.best  # checkpoints of older versions do not say it
+            self.best_of = compared
         if not math.isnan(value) and (self.best is None or math.isnan(self.best) or value < self.best):
             self.best = value
             self.is_best = True
@@ -119,19 +125,34 @@ class Checkpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         forget_started_batch(checkpoint)
-        checkpoint["settings"] = dict(self.settings)
-        checkpoint["world_size"] = trainer.world_size
-        checkpoint["class_names"] = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
-        checkpoint["data_sha256"] = trainer.datamodule.sha256()  # type: ignore[attr-defined]
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        count_batches(checkpoint, trainer.accumulate_grad_batches)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "best_of": self.best_of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+        self.best_of = state_dict.get("best_of")
+
+
+class RunFacts(L.Callback):
+    """Adds to each checkpoint what it has to say of its run: the configuration, the processes, classes and samples.
+
+    Args:
+        settings: the whole configuration as plain values.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self.settings = settings
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["settings"] = dict(self.settings)
+        checkpoint["world_size"] = trainer.world_size
+        checkpoint["class_names"] = list(data.class_names)
+        checkpoint["data_sha256"] = data.sha256()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        count_batches(checkpoint, trainer.accumulate_grad_batches)
 
 
 def count_batches(checkpoint: dict[str, Any], accumulated: int) -> None:
@@ -212,8 +233,10 @@ class LeaveOnSignal(L.Callback):
         path = checkpoints.save(trainer) if isinstance(checkpoints, Checkpoints) else None
         if trainer.is_global_zero:
             name = signal.Signals(int(flag)).name
-            what = "nothing is saved" if path is None else f"saved {path}"
-            print(f"\n{name}: {what}; the same command goes on from there.", file=sys.stderr)
+            what = f"saved {path}; the same command goes on from there."
+            if path is None:
+                what = "nothing is saved, for callbacks.checkpoint=null; the same command starts anew."
+            print(f"\n{name}: {what}", file=sys.stderr)
             if flag == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time limit is near
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         raise SystemExit(LEFT_ON_SIGNAL)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import lightning as L
 from annotated_types import Interval
+from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from enat.checkpoints.names import split_blocks
@@ -25,6 +26,7 @@ class EMA(L.Callback):
         self.decay = decay
         self.average = get_ema_multi_avg_fn(decay)
         self.last_step = 0
+        self.is_restored = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, MaskedTokenModule)
@@ -37,6 +39,9 @@ class EMA(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MaskedTokenModule)
         self.last_step = trainer.global_step  # a resumed run's step is not yet restored in on_fit_start
+        if self.last_step and not self.is_restored:
+            rank_zero_only(print)("The run had no average so far (callbacks.ema): it starts from the trained weights.")
+            self.net.load_state_dict(pl_module.net.state_dict())
         self.parameters = list(self.net.parameters()), list(pl_module.net.parameters())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -49,3 +54,4 @@ class EMA(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.net.load_state_dict(split_blocks(state_dict["net"], self.net.encoder_depth))
+        self.is_restored = True

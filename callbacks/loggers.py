@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+IDENTITY = "wandb_id.txt"  # in the run's folder
+STEPS = "wandb_steps.json"
 BEST = {"val/fid": "min", "val/inception_score": "max", "val/loss": "min", "val/accuracy": "max"}
 
 
@@ -44,6 +46,9 @@ class StepWandbLogger(WandbLogger):
         notes: str | None = None,
     ):
         folder = Path(save_dir).absolute()
+        if not any(folder.glob("checkpoints/*.ckpt")):  # training starts anew
+            for name in (STEPS, IDENTITY):
+                rank_zero_only((folder / name).unlink)(missing_ok=True)
         identity = _run_id(folder)
         super().__init__(
             name=name if job is None else f"{name}-{job}",
@@ -58,7 +63,7 @@ class StepWandbLogger(WandbLogger):
             tags=tags,
             notes=notes,
         )
-        self.record = folder / "wandb_steps.json"  # the last step that was logged of train/..., val/... and so on
+        self.record = folder / STEPS  # the last step that was logged of train/..., val/... and so on
         self.last_steps: dict[str, int] = json.loads(self.record.read_text()) if self.record.exists() else {}
         self.last_steps_before = dict(self.last_steps)  # when the run was last interrupted
         self.has_axis = False
@@ -70,7 +75,8 @@ class StepWandbLogger(WandbLogger):
             self.experiment.log(dict(metrics))
             return
         step = int(step)
-        new = {name: value for name, value in metrics.items() if step > self.last_steps_before.get(_section(name), -1)}
+        before = {**self.last_steps_before, "final": -1}  # scores after training may be computed again
+        new = {name: value for name, value in metrics.items() if step > before.get(_section(name), -1)}
         if not new:
             return
         run = self.experiment
@@ -87,11 +93,11 @@ class StepWandbLogger(WandbLogger):
 
 def _run_id(folder: Path) -> str:
     """Returns the id of a run on W&B: from its folder or, the first time, drawn at random."""
-    path = folder / "wandb_id.txt"
+    path = folder / IDENTITY
     if path.exists():
         return path.read_text().strip()
     identity = secrets.token_hex(8)
-    if (folder / "wandb_steps.json").exists():  # of an earlier version, which made the id from the path
+    if (folder / STEPS).exists():  # of an earlier version, which made the id from the path
         identity = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     rank_zero_only(path.write_text)(identity)

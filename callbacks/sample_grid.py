@@ -33,7 +33,7 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     images = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     height, width, gap = images.shape[2], images.shape[3], 4
     picture = make_grid(images, nrow=columns, padding=gap, pad_value=1.0).permute(1, 2, 0)
-    row_names = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..." for name in row_names]
+    row_names = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..." for name in map(_drawable, row_names)]
     left = 16 + 9 * max(3, *map(len, row_names))  # pixels; a letter has fewer than nine
     top = 30 if column_names else 0
     dpi = 100
@@ -42,12 +42,17 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     axes = figure.add_axes((left / size[0], 0, picture.shape[1] / size[0], picture.shape[0] / size[1]))
     axes.imshow(picture.numpy(), interpolation="nearest")
     axes.set_xticks([gap + width / 2 + i * (width + gap) for i in range(len(column_names))], column_names)
-    axes.set_yticks([gap + height / 2 + i * (height + gap) for i in range(len(row_names))], row_names)
+    axes.set_yticks([gap + height / 2 + i * (height + gap) for i in range(len(row_names))], row_names, parse_math=False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def _drawable(name: str) -> str:
+    """Replaces what is no text in a name, such as the bytes of a folder's name in another encoding."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def save_grid(images: Tensor, names: list[str], path: Path) -> Path:

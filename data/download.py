@@ -4,7 +4,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from enat.errors import InputError
@@ -12,6 +12,7 @@ from enat.files import sha256_of
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20  # bytes
+RANGE_NOT_SATISFIABLE = 416
 
 
 def download(
@@ -49,7 +50,14 @@ def download(
             with partial.open("ab" if done else "wb") as file:
                 done = _copy(response, file, done, total, on_progress)
     except HTTPError as error:
-        raise InputError(f"{url}: the server answers {error.code} ({error.reason}).") from error
+        if error.code != RANGE_NOT_SATISFIABLE:
+            raise InputError(f"{url}: the server answers {error.code} ({error.reason}).") from error
+        total = int((error.headers.get("Content-Range") or "*/0").rpartition("/")[2])
+        if done != total:  # or else all of it is there, and only its name is missing
+            partial.unlink()
+            raise InputError(f"{url}: the file has changed since a part of it was fetched; try again.") from error
+    except URLError as error:
+        raise InputError(f"{url}: can't be reached ({error.reason}).") from error
     except (OSError, HTTPException) as error:
         raise InputError(f"{url}: the download stopped ({error}); the same command goes on with it.") from error
     if total is not None and done < total:

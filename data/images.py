@@ -162,6 +162,10 @@ def _read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
             raise InputError(f"labels={labels}: {name} has no class or is not in {folder}.")
     if not files_and_classes:
         raise InputError(f"labels={labels}: the file lists no images.")
+    counts = Counter((folder / name).resolve() for name, _ in files_and_classes)
+    twice = [name for name, _ in files_and_classes if counts[(folder / name).resolve()] > 1]
+    if twice:
+        raise InputError(f"labels={labels}: {twice[0]} is listed twice; expected one class for each file.")
     return files_and_classes
 
 

@@ -95,6 +95,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def packs(self, split: str) -> Packs:
         """Opens the samples of the split `train` or `held_out`."""
 
+    def known_class_names(self) -> Sequence[str] | None:
+        """Returns the names of the classes before training; None where they are not known yet."""
+        return getattr(self, "class_names", None)
+
     def sha256(self) -> str | None:
         """Returns a hash of the samples, wherever they are stored; None where there is nothing to compare."""
         return None
@@ -182,6 +186,10 @@ class ShardsDataModule(TokenDataModule):
                 if getattr(net, name) != size:
                     raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
             self.describe()
+
+    def known_class_names(self) -> Sequence[str] | None:
+        folder = local_folder(str(self.shards), Path(self.cache))
+        return Manifest.load(folder).class_names if (folder / "manifest.json").exists() else None
 
     def sha256(self) -> str | None:
         folder = local_folder(str(self.shards), Path(self.cache))

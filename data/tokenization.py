@@ -121,8 +121,9 @@ def _record(folder: Path, plan: ShardPlan) -> Path:
 
 
 def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> None:
-    """Records the settings of the shards in a folder; refuses to add shards of other settings to them."""
-    if record.exists():
+    """Records the settings of the shards in a folder; refuses to add shards of other settings to those there are."""
+    has_shards = any(path != record for path in record.parent.glob("*.json"))
+    if record.exists() and has_shards:
         earlier = json.loads(record.read_text())
         refuse_other_work(folder, earlier, settings, "shards made with other settings", "or another output=DIR")
     else:

@@ -89,14 +89,20 @@ def balanced_classes(net: ENAT, numbers: Tensor) -> Tensor:
     return numbers % max(net.num_classes, 1)
 
 
-def find_class_ids(classes: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
+def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names: Sequence[str]) -> list[int]:
     """Returns the ids of classes that are given by id or by name; `unconditional` is the null class.
+
+    Args:
+        classes: ids or names, or a single one; None for all.
+        class_names: one for each class id. A network without classes has none, and all its images are unconditional.
 
     Raises:
         InputError: for a class that there is not.
     """
+    if classes is None:
+        return list(range(max(len(class_names), 1)))
     ids = []
-    for wanted in classes:
+    for wanted in [classes] if isinstance(classes, int | str) else classes:
         if wanted in class_names:  # a name may be a number: the digit "3"
             ids.append(class_names.index(str(wanted)))
         elif isinstance(wanted, int) and 0 <= wanted < len(class_names):

@@ -58,13 +58,20 @@ class Pipeline:
         self.tokenizer.to(device)
         return self
 
-    def generate(self, classes: Sequence[int | str], images_per_class: int = 1, seed: int = 0) -> list[Image.Image]:
-        """Draws images, class by class. Classes are ids or names; `unconditional` is for images of no class.
+    def generate(
+        self, classes: Sequence[int | str] | int | str | None = None, images_per_class: int = 1, seed: int = 0
+    ) -> list[Image.Image]:
+        """Draws images, class by class.
+
+        Args:
+            classes: ids or names, or a single one, or `unconditional` for images of no class; None for all classes.
+            images_per_class: the number of images of each class.
+            seed: of the noise.
 
         Raises:
             InputError: for a class that the network does not have.
         """
-        if not classes:
+        if isinstance(classes, list | tuple) and not classes:
             raise InputError("classes=[]: expected at least one class.")
         ids = find_class_ids(classes, self.class_names)
         images, _ = sample_classes(self.net, self.sampler, self.tokenizer, ids, images_per_class, seed)

@@ -36,7 +36,7 @@ def download(files: list[str] | None, public_files: Mapping[str, PublicFile], fo
     """
     names = ", ".join(public_files)
     if not files:
-        raise InputError(f"files={files}: expected names of files to fetch, such as files=[vqgan]; there are {names}.")
+        raise InputError(f"files=null: expected names of files to fetch, such as files=[vqgan]; there are {names}.")
     for name in files:
         if name not in public_files:
             raise InputError(f"files={name}: there is no such file; there are {names}.")

@@ -35,9 +35,7 @@ def choose_classes(classes: Sequence[int | str] | int | str | None, names: Seque
     Raises:
         InputError: for a class that there is not, or that is chosen twice.
     """
-    if classes is None:
-        return list(range(len(names))) or [0]  # a network without classes has only the null class
-    class_ids = find_class_ids([classes] if isinstance(classes, int | str) else classes, names)
+    class_ids = find_class_ids(classes, names)
     if len(set(class_ids)) < len(class_ids):
         raise InputError(f"classes={classes}: a class is named twice; images_per_class=N draws more images of each.")
     return class_ids

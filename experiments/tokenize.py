@@ -104,7 +104,9 @@ def tokenize(
 def describe(source: Source, side: int, held_out: float) -> str:
     """Says before the work what will become of the images: their number and size, and how many are held out."""
     num_held_out = round(source.size * held_out)
-    share = f"{num_held_out} of them are held out from training (held_out={held_out})"
+    share = (
+        f"{num_held_out} of them {'is' if num_held_out == 1 else 'are'} held out from training (held_out={held_out})"
+    )
     if not num_held_out:
         share = f"held_out={held_out} holds none of them out to watch the training; a larger share would"
     lines = [f"{source.size} images in {len(source.class_names)} classes; {share}."]

@@ -13,12 +13,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.changed_options import ChangedOptions
-from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, RunFacts
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from data.module import TokenDataModule
 from enat.checkpoints.warm_start import warm_start
 from enat.errors import InputError
+from enat.files import write_atomically
 from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
@@ -36,7 +37,7 @@ from experiments.runtime.launch import (
     sets_find_unused_parameters,
 )
 from experiments.runtime.provenance import commit, hardware, sampler_settings
-from experiments.runtime.resuming import announce, finished_results, resume_point
+from experiments.runtime.resuming import announce, finished_results, refuse_other_start, resume_point
 from experiments.runtime.scoring import score
 
 
@@ -53,9 +54,16 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         )
     if not isinstance(steps := options.get("max_steps", 1), int) or steps < 1:
         raise InputError(f"trainer.max_steps={steps}: expected at least 1, for the data have no end.")
-    for name in ("limit_train_batches", "overfit_batches", "max_epochs", "max_time"):
+    if not isinstance(batches := options.get("accumulate_grad_batches", 1), int) or batches < 1:
+        raise InputError(f"trainer.accumulate_grad_batches={batches}: expected at least 1.")
+    for name in ("limit_train_batches", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "max_time"):
         if options.get(name) is not None:
             raise InputError(f"trainer.{name}={options[name]}: the data have no epochs; expected trainer.max_steps=N.")
+    if options.get("fast_dev_run"):
+        raise InputError("trainer.fast_dev_run: it would end without the steps asked for; expected experiment=debug.")
+    for name, group in {"callbacks": "callbacks", "logger": "logger", "plugins": "trainer"}.items():
+        if name in options:
+            raise InputError(f"trainer.{name}: it would be replaced; expected an option of the group {group}.")
 
 
 def build_trainer(
@@ -135,21 +143,24 @@ def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: in
 def record_settings(
     fitter: L.Trainer, settings: Mapping[str, Any], composition: Mapping[str, Any], folder: Path
 ) -> None:
-    """Gives the settings to the checkpoints and the loggers, and writes the configuration into the run's folder."""
-    if isinstance(fitter.checkpoint_callback, Checkpoints):
-        fitter.checkpoint_callback.settings = dict(settings)
+    """Gives the settings to the loggers, and writes the configuration into the run's folder."""
     if fitter.is_global_zero:
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(composition), sort_keys=False))
+        if (folder / "results.json").exists():  # of fewer steps, or of other scores
+            (folder / "results.json").replace(folder / "results_before.json")
+        write_atomically(folder / "config.yaml", yaml.safe_dump(dict(composition), sort_keys=False).encode())
     for log in fitter.loggers:
         log.log_hyperparams({**settings, "commit": commit()})
 
 
 @rank_zero_only
-def print_start(started_from: Mapping[str, Any]) -> None:
+def print_start(started_from: Mapping[str, Any], data: TokenDataModule) -> None:
     """Prints which weights a new run starts from, and what is changed of them."""
     print(f"Training starts from {started_from['weights']} ({started_from['kind']} weights).")
     for change in started_from["changes"]:
         print(change)
+    before, now = started_from["class_names"], data.known_class_names()
+    if before and now and len(before) == len(now) and list(before) != list(now):
+        print(f"The embedding of classes is kept, though the classes have other names: {before[0]} becomes {now[0]}.")
 
 
 def train(
@@ -191,11 +202,13 @@ def train(
     folder = Path(output)
     last = folder / "checkpoints" / "last.ckpt"
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    started_from: dict[str, Any] = {}
-    if weights is not None:
-        started_from = warm_start(module.net, weights)
-        settings = {**settings, "started_from": started_from["sha256"]}
     start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
+    if start is not None:
+        started_from = refuse_other_start(folder, weights, start[1]["settings"])
+    else:
+        started_from = {} if weights is None else warm_start(module.net, weights)
+    settings = {**settings, "started_from": started_from}
+    callbacks = {**callbacks, "facts": RunFacts(settings)}
     if changed_on_resume:
         optimizer: Any = module.optimizer
         changed: dict[str, Any] = {name: optimizer.keywords[name] for name in changed_on_resume}
@@ -208,7 +221,7 @@ def train(
     if start is not None:
         announce(*start, fitter.world_size)
     elif started_from:
-        print_start(started_from)
+        print_start(started_from, data)
     fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
     if not isinstance(fitter.checkpoint_callback, Checkpoints):
         fitter.save_checkpoint(last)

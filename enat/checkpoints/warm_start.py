@@ -4,6 +4,7 @@ Shapes: `L` tokens of an image, `D` width.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from enat.checkpoints.weights import load_exactly, read_file, select_state
 from enat.errors import InputError
 from enat.files import sha256_of
 from enat.net import ENAT
+from enat.variants import INTERACTIONS
 
 # Weights with a row for each class or codebook entry and one more, with the option that says how many, and two names.
 TABLES = {
@@ -22,6 +24,9 @@ TABLES = {
     "token_embedding.weight": ("codebook_size", "embedding of tokens", "mask"),
     "head_bias": ("codebook_size", "bias of the head", "mask"),
 }
+
+
+KEPT = "Fine-tuning keeps width, heads, depth and variant of the network."
 
 
 def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
@@ -32,13 +37,15 @@ def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
 
     Returns:
         Where the weights come from: `weights` (the path), `kind` (EMA, official or raw), `sha256`, and `changes`, a
-        sentence for each weight that does not come from the file as it is.
+        sentence for each weight that does not come from the file as it is. Also its `class_names`, if it has any.
 
     Raises:
         InputError: for a file that can't be read, or a network of another width or depth.
     """
+    content = read_file(path)
+    refuse_other_network(net, content, path)
     try:
-        state, kind = select_state(read_file(path))
+        state, kind = select_state(content)
     except InputError as error:
         raise InputError(f"weights={path}: {error}" if "weights=" not in str(error) else str(error)) from error
     state = dict(split_blocks(state, net.encoder_depth))
@@ -61,8 +68,26 @@ def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
     try:
         load_exactly(net, state, path)
     except InputError as error:
-        raise InputError(f"{error} Fine-tuning keeps width, heads, depth and variant of the network.") from error
-    return {"weights": str(path), "kind": kind, "sha256": sha256_of(path), "changes": changes}
+        raise InputError(f"{error} {KEPT}") from error
+    names = list(content.get("class_names") or [])
+    return {"weights": str(path), "kind": kind, "sha256": sha256_of(path), "changes": changes, "class_names": names}
+
+
+def refuse_other_network(net: ENAT, content: Mapping[str, Any], path: str | Path) -> None:
+    """Refuses a file that says that its network is another one in what the shapes of its weights do not show.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    before = dict(content.get("net_sizes", {}))
+    settings = ((content.get("settings") or {}).get("module") or {}).get("net") or {}
+    if "_target_" in settings:
+        before["variant"] = str(settings["_target_"]).rpartition(".")[2]
+        before["interactions"] = tuple(settings.get("interactions") or INTERACTIONS)
+    now = {**net.sizes, "variant": type(net).__name__, "interactions": getattr(net, "interactions", INTERACTIONS)}
+    for name in ("width", "num_heads", "encoder_depth", "decoder_depth", "variant", "interactions"):
+        if name in before and before[name] != now[name]:
+            raise InputError(f"weights={path}: its network has {name} {before[name]}, this one {now[name]}. {KEPT}")
 
 
 def interpolate_positions(embedding: Tensor, num_tokens: int, path: str | Path) -> Tensor:

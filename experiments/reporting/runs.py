@@ -117,7 +117,7 @@ def read_run(folder: Path) -> Job:
     """
     config, results_file = folder / "config.yaml", folder / "results.json"
     try:
-        settings = yaml.safe_load(config.read_text()) if config.exists() else {}
+        settings = (yaml.safe_load(config.read_text()) or {}) if config.exists() else {}
         results = json.loads(results_file.read_text()) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as wrong:

@@ -119,6 +119,9 @@ def explain_errors(arguments: Sequence[str], inside: bool = False) -> Iterator[N
     os.environ["ENAT_PLAIN_ERRORS"] = "1"  # tells the processes of other ranks that HYDRA_FULL_ERROR was set here
     try:
         yield
+    except BrokenPipeError:  # the program that reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (Exception, KeyboardInterrupt) as error:
         sentence, status = explain(error, arguments)
         if sentence is None or (inside and isinstance(error, JobError)):

@@ -46,6 +46,9 @@ def primary_config(arguments: Sequence[str]) -> str:
     has_network = given.get("experiment", FINETUNE) != FINETUNE or "net@module.net" in given
     weights = None if has_network else given.get("weights")
     shards = given.get("data.shards")
+    trains = given.get("task", "train") == "train"
+    if given.get("experiment") == FINETUNE and trains and not given.get("weights"):
+        raise InputError("experiment=finetune: expected weights=FILE, the checkpoint that training starts from.")
     if weights:
         choices = _store_checkpoint(str(weights))
         _replace(defaults, {name: choice for name, choice in choices.items() if name not in given})
@@ -155,8 +158,8 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     Raises:
         InputError: for a folder without a manifest, or with one that can't be read.
     """
-    if "experiment" not in given:
-        _replace(defaults, {"experiment": "own_images"})
+    if "experiment" not in given and given.get("task", "train") == "train":
+        _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
     path = Path(shards) / "manifest.json"
     if "://" in shards:
         return  # fetched later

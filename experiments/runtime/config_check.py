@@ -51,7 +51,10 @@ def check_config(config: DictConfig, key: str) -> None:
         hint = hints.get(name, Any)
         is_needed = hint is not Any and type(None) not in typing.get_args(hint)
         if is_needed and _gives_nothing(node[name]):
-            raise InputError(f"metrics=none: there is nothing to compute {name} with; expected metrics=inception, say.")
+            raise InputError(
+                f"metrics=none: there is nothing to compute {name} with; expected metrics=inception with a reference, "
+                "such as reference=images reference.path=DIR (docs/evaluation.md)."
+            )
         check_value(option, None if _gives_nothing(node[name]) else node[name], hint)
 
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from enat.errors import InputError
 
 CONF = Path(__file__).parents[2] / "conf"
+PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 ALL = "`python run.py --cfg job` prints all options"
 PACKAGES = {  # that bring choices of Hydra's own groups
@@ -53,7 +54,10 @@ def _prepare(argument: str) -> str:
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     try:
-        OverridesParser.create().parse_override(f"{name}={value}")
+        parsed = OverridesParser.create().parse_override(f"{name}={value}")
+        is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), int | float)
+        if is_number and name.rpartition(".")[2] in PATHS:
+            return f"{name}='{value}'"  # a folder 2024_01 is no number
     except HydraException:
         if value.startswith(("[", "{", "'", '"')):
             return argument
@@ -96,6 +100,9 @@ def _explain_choice(path: str) -> str:
 def _explain_name(name: str, arguments: Sequence[str]) -> str:
     """Explains that the composed configuration has no option of a name."""
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    for option, value in given.items():
+        if value == "null" and name.startswith(f"{option}."):
+            return f"{name}: {option}=null leaves it out with all of its options; expected one or the other."
     # Groups that exist, with the choice that the command line makes: they decide which options there are.
     choices = [f"{group}={choice}" for group, choice in given.items() if (CONF / group / f"{choice}.yaml").is_file()]
     with initialize_config_dir(str(CONF), version_base="1.3"):

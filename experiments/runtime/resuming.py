@@ -12,12 +12,11 @@ from data.module import TokenDataModule
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
-from enat.files import by_full_name, refuse_other_work
+from enat.files import by_full_name, refuse_other_work, sha256_of
 from enat.module import MaskedTokenModule
 from experiments.runtime.provenance import options_that_matter
 
-# Options that may not change when a run goes on. The last is the sha256 of the weights that training started from.
-FIXED = ("seed", "module", "data", "tokenizer", "started_from")
+FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
 MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "weights")
 
@@ -45,6 +44,21 @@ def refuse_other_data(folder: Path, earlier: str | None, data: TokenDataModule) 
         refuse_other_work(folder, {"data.sha256": earlier}, {"data.sha256": now}, "a run on other samples")
 
 
+def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuses to go on with a run that started from other weights; returns what its checkpoint says of its start.
+
+    Weights that are not named, or no longer there, are not compared: they are not needed any more.
+
+    Raises:
+        InputError: if the run started from other weights, or from random ones.
+    """
+    earlier = settings.get("started_from") or {}
+    if weights is not None and Path(weights).is_file():
+        before, now = {"weights.sha256": earlier.get("sha256")}, {"weights.sha256": sha256_of(weights)}
+        refuse_other_work(folder, before, now, "a run that started from other weights")
+    return dict(earlier)
+
+
 def resume_point(
     folder: Path,
     settings: Mapping[str, Any],
@@ -65,7 +79,8 @@ def resume_point(
     Raises:
         InputError: if no checkpoint can be read, or the run had other settings or another network.
     """
-    files = {path.stat().st_ino: path for path in sorted(folder.glob("*.ckpt"), reverse=True)}  # links count once
+    whole = [path for path in sorted(folder.glob("*.ckpt"), reverse=True) if path.exists()]  # a link may lead nowhere
+    files = {path.stat().st_ino: path for path in whole}  # links count once
     readable: dict[Path, dict[str, Any]] = {}
     for path in files.values():
         try:
@@ -96,14 +111,17 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
     path = folder / "results.json"
     if not path.exists() or step < composition["trainer"]["max_steps"]:
         return None
-    earlier = yaml.safe_load((folder / "config.yaml").read_text())
+    results = dict(json.loads(path.read_text()))
+    earlier = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+    if results.get("steps") != step:
+        return None
     of_training = ("trainer", "callbacks", "data", "weights", "changed_on_resume")
     if options_that_matter(earlier, *of_training) != options_that_matter(composition, *of_training):
         return None  # it is scored again, in another way
     rank_zero_only(print)(
         f"{folder} is finished: {step} steps. trainer.max_steps=N trains on; resume=false starts anew."
     )
-    return dict(json.loads(path.read_text()))
+    return results
 
 
 @rank_zero_only

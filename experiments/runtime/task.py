@@ -122,7 +122,10 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
         results: dict[str, Any] = task()
     origin = {"seed": config.seed, **provenance()}
     results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own
-    rank_zero_only(_finish)(output, composition, results)
+    if composition.get("check"):  # of shards: their results stay those of the command that made them
+        rank_zero_only(print)(json.dumps(results))
+    else:
+        rank_zero_only(_finish)(output, composition, results)
     return results
 
 
@@ -139,7 +142,7 @@ def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
     if goes_on or not (results.exists() and config.exists()):
         return
     elsewhere = ("trainer", "weights")  # the first is of training only; of the second, the content counts
-    earlier = options_that_matter(yaml.safe_load(config.read_text()), *elsewhere)
+    earlier = options_that_matter(yaml.safe_load(config.read_text()) or {}, *elsewhere)
     wanted = options_that_matter(composition, *elsewhere)
     sha256 = json.loads(results.read_text()).get("sha256")
     weights = composition.get("weights")

@@ -98,6 +98,16 @@ def test_a_csv_of_numbers_too(tmp_path):
     assert ImageList.find(tmp_path / "images", tmp_path / "labels.csv").class_ids.tolist() == list(range(11))
 
 
+@pytest.mark.parametrize("again", ["0.png", "./0.png"])
+def test_a_csv_that_names_a_file_twice(tmp_path, again):
+    """Under two classes, it would have two labels, and could be trained on and held out."""
+    for number in range(2):
+        save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "labels.csv").write_text(f"file,class\n0.png,cat\n1.png,cat\n{again},dog\n")
+    with pytest.raises(InputError, match=r"labels\.csv: 0\.png is listed twice; expected one class for each file"):
+        ImageList.find(tmp_path / "images", tmp_path / "labels.csv")
+
+
 def test_splits_are_no_classes(tmp_path):
     for split in ("train", "val"):
         save(tmp_path / split / "cat" / "x.png")

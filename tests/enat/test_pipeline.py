@@ -39,6 +39,10 @@ def test_a_checkpoint_draws_what_its_parts_draw(checkpoint, tmp_path):
     ):
         model.generate(classes=[11])
     assert len(model.generate(classes=["unconditional"])) == 1
+    assert len(model.generate("unconditional")) == len(model.generate(3)) == len(model.generate("3")) == 1
+    assert len(model.generate()) == 10
+    with pytest.raises(InputError, match=r"classes=\[\]: expected at least one class"):
+        model.generate([])
 
 
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "enat.checkpoints.weights.torch.load", None])

@@ -32,6 +32,11 @@ class Server(BaseHTTPRequestHandler):
             return
         match = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(match[1]) if match and kind.knows_ranges and self.headers["If-Range"] == kind.tag else 0
+        if start >= len(kind.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(kind.content)}")
+            self.end_headers()
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", "text/html; charset=utf-8" if kind.page else "application/octet-stream")
         self.send_header("Content-Length", str(len(kind.content) - start))
@@ -125,3 +130,22 @@ def test_a_missing_public_file_says_how_to_fetch_it(command, photos, inception, 
     assert outcome.status == 1
     assert "there is no such file. `python run.py task=download " in outcome.err
     assert f"files=[{name}]` fetches it." in outcome.err
+
+
+def test_a_part_that_is_complete_gets_its_name(server, tmp_path):
+    """The task was stopped between the last byte and the check of the sha256; servers answer 416 then."""
+    kind, url = server
+    (tmp_path / "file.partial").write_bytes(CONTENT)
+    (tmp_path / "file.version").write_text(kind.tag)
+    assert download(url, tmp_path / "file", SHA256) == SHA256
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    (tmp_path / "other.partial").write_bytes(CONTENT + b"more")
+    (tmp_path / "other.version").write_text(kind.tag)
+    with pytest.raises(InputError, match="the file has changed since a part of it was fetched; try again"):
+        download(url, tmp_path / "other")
+    assert download(url, tmp_path / "other") == SHA256
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/file: can't be reached \("):
+        download("http://127.0.0.1:9/file", tmp_path / "file")

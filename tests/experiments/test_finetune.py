@@ -1,5 +1,7 @@
 """Training that starts from a checkpoint, and a run that goes on with another learning rate."""
 
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -34,7 +36,7 @@ def test_digits_to_other_images(command, separate_command, trained, photos, tmp_
     width = read_file(trained)["net_sizes"]["width"]
     tuned = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")
     assert tuned["net_sizes"]["width"] == width
-    assert tuned["settings"]["started_from"] == outcome.results["started_from"]["sha256"]
+    assert tuned["settings"]["started_from"] == outcome.results["started_from"]
     again = command(*options, f"output={tmp_path}/a", "trainer.max_steps=3")
     assert "Going on from" in again.out
     assert "Training starts from" not in again.out
@@ -43,7 +45,31 @@ def test_digits_to_other_images(command, separate_command, trained, photos, tmp_
 def test_a_run_of_random_weights_does_not_go_on_as_one_of_others(command, trained, tmp_path):
     command(*DEBUG, f"output={tmp_path}/a")
     refused = command(*DEBUG, f"weights={trained}", f"output={tmp_path}/a", "trainer.max_steps=6")
-    assert "the folder holds another run (started_from: null before, " in refused.err
+    assert "the folder holds a run that started from other weights (weights.sha256: null before, " in refused.err
+
+
+def test_finetuning_needs_weights(command):
+    refused = command("experiment=finetune", "data.shards=any")
+    assert (
+        refused.err == "Error: experiment=finetune: expected weights=FILE, the checkpoint that training starts from.\n"
+    )
+
+
+def test_a_checkpoint_and_shards_alone_are_finetuning(command, separate_command, trained, photos, tmp_path):
+    """As many classes of other names: their embeddings are kept, and that is said."""
+    tokenized = ["task=tokenize", "tokenizer=vqgan_tiny", "num_workers=0", "held_out=0.1"]
+    for name, folders in {"a": ["astronaut", "coffee"], "b": ["chelsea", "rocket"]}.items():
+        for folder in folders:
+            shutil.copytree(photos / folder, tmp_path / name / folder)
+        separate_command(*tokenized, f"images={tmp_path}/{name}", f"output={tmp_path}/shards_{name}")
+    short = ["trainer.max_steps=1", "trainer.val_check_interval=1", "data.num_workers=0", "callbacks.sample_grid=null"]
+    first = command(f"data.shards={tmp_path}/shards_a", *short, "module.net.width=32", f"output={tmp_path}/r").results
+    tuned = command(
+        f"weights={first['checkpoint']}", f"data.shards={tmp_path}/shards_b", *short, f"output={tmp_path}/t"
+    )
+    assert tuned.status == 0, tuned.err
+    assert "kept, though the classes have other names: astronaut becomes chelsea." in tuned.out
+    assert tuned.results["started_from"]["changes"] == []
 
 
 def test_training_starts_where_the_file_is(command, trained, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import experiments.sample as task
+from callbacks.sample_grid import save_grid
 from enat.checkpoints.weights import read_file
 
 
@@ -102,3 +103,10 @@ def test_images_of_no_class(command, weights, tmp_path):
     assert {path.name for path in (tmp_path / "a" / "images").iterdir()} == {
         f"class_0010_unconditional_seed_0_000{number}.png" for number in (0, 1)
     }
+
+
+def test_any_name_can_be_drawn(tmp_path):
+    """Names with a dollar sign are no formulas, and the bytes of another encoding no text."""
+    names = ["cash_$1_$", "x$^$", b"caf\xe9".decode("utf-8", "surrogateescape"), "plain"]
+    picture = save_grid(torch.zeros(8, 1, 8, 8), names, tmp_path / "grid.png")
+    assert np.asarray(Image.open(picture)).std() > 10

@@ -171,6 +171,23 @@ def test_bad_input(command, photos, tmp_path):
         assert sentence in outcome.err
 
 
+def test_an_attempt_without_shards_stands_in_no_way(command, photos, tmp_path):
+    """The tokenizer of digits can't encode photos; the right command then finds nothing to refuse."""
+    wrong = ["task=tokenize", "num_workers=0", f"images={photos}", f"output={tmp_path}/a"]
+    assert "expected images of 1 channel" in command(*wrong).err
+    assert command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a").status == 0
+
+
+def test_a_check_leaves_the_results(command, photos, tmp_path):
+    command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a")
+    before = (tmp_path / "a" / "results.json").read_text()
+    assert command("task=tokenize", f"output={tmp_path}/a", "check=true").results["samples"] == {
+        "train": 54,
+        "held_out": 6,
+    }
+    assert (tmp_path / "a" / "results.json").read_text() == before
+
+
 def test_photos_train_and_other_shards_are_refused(command, monkeypatch, tmp_path):
     monkeypatch.setattr("data.toy.photos.CROPS", 15)
     options = ["experiment=photos", "trainer.max_steps=1", "trainer.val_check_interval=1"]

@@ -1,0 +1,138 @@
+"""What a run that goes on may not carry over in silence: scores, averages, best values and records of before."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from enat.checkpoints.weights import read_file
+from experiments.runtime.options import prepare
+
+DEBUG = ["experiment=debug", "callbacks.sample_grid=null"]
+NO_SCORES = ["metrics=none"]
+
+
+def test_scores_of_fewer_steps_are_no_results_of_more(command, killed, tmp_path):
+    """Killed while it scores after eight steps, in a folder with the results of four."""
+    run = [*DEBUG, "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss", f"output={tmp_path}"]
+    first = command(*run).results
+    longer = [*run, "trainer.max_steps=8", "metrics.evaluation.num_images=60"]
+    killed(*longer, at="experiments.train:score_all")
+    assert json.loads((tmp_path / "results_before.json").read_text()) == first
+    again = command(*longer)
+    assert (again.results["steps"], again.results["num_images"]) == (8, 60)
+    assert again.results["fid"] != first["fid"]
+    assert "is finished: 8 steps" in command(*longer).out
+
+
+def test_an_average_that_is_added_starts_from_the_trained_weights(command, tmp_path):
+    run = [*DEBUG, *NO_SCORES, "module.cache_from_ema=false", f"output={tmp_path}"]
+    command(*run, "callbacks.ema=null", "trainer.max_steps=6")
+    trained = read_file(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
+    outcome = command(*run, "callbacks.ema.decay=1.0", "trainer.max_steps=8")
+    assert "The run had no average so far (callbacks.ema): it starts from the trained weights." in outcome.out
+    average = read_file(tmp_path / "checkpoints" / "last.ckpt")["callbacks"]["EMA"]["net"]
+    assert all(torch.equal(trained[f"net.{name}"], tensor) for name, tensor in average.items())
+
+
+@pytest.mark.parametrize("change", [[], ["callbacks.generation_metrics.num_images=60"]])
+def test_the_best_checkpoint_is_the_best_of_what_is_watched_now(command, tmp_path, change):
+    """A loss of 2.8 is below any FID, and an FID of more images is below one of fewer."""
+    first = NO_SCORES if not change else []
+    command(*DEBUG, *first, f"output={tmp_path}")
+    command(*DEBUG, *change, f"output={tmp_path}", "trainer.max_steps=8")
+    best = read_file(tmp_path / "checkpoints" / "best.ckpt")
+    assert best["global_step"] in (6, 8)
+    state = next(state for name, state in best["callbacks"].items() if name.startswith("Checkpoints"))
+    assert state["best_of"] == ["val/fid", 60 if change else 40]
+
+
+def test_a_run_without_the_checkpoint_callback_says_what_it_is(command, tmp_path):
+    run = [*DEBUG, *NO_SCORES, "callbacks.checkpoint=null", f"output={tmp_path}"]
+    command(*run)
+    assert command("task=sample", f"weights={tmp_path}", "classes=1", "images_per_class=1").status == 0
+    outcome = command(*run, "trainer.max_steps=6")
+    assert "Going on from" in outcome.out
+    assert outcome.results["steps"] == 6
+
+
+def test_weights_that_training_started_from_may_be_gone(command, tmp_path):
+    command(*DEBUG, *NO_SCORES, f"output={tmp_path}/a")
+    shutil.copy(tmp_path / "a" / "checkpoints" / "last.ckpt", tmp_path / "w.ckpt")
+    run = [*DEBUG, *NO_SCORES, f"output={tmp_path}/b"]
+    started = command(*run, f"weights={tmp_path}/w.ckpt").results["started_from"]
+    (tmp_path / "w.ckpt").unlink()
+    for steps, weights in ((6, [f"weights={tmp_path}/w.ckpt"]), (8, [])):
+        outcome = command(*run, *weights, f"trainer.max_steps={steps}")
+        assert outcome.status == 0, outcome.err
+        assert outcome.results["started_from"] == started
+    refused = command(*run, f"weights={tmp_path}/a/checkpoints/step_0000002.ckpt", "trainer.max_steps=9")
+    assert "the folder holds a run that started from other weights (weights.sha256: " in refused.err
+
+
+def test_training_from_another_network_is_refused(command, tmp_path):
+    command(*DEBUG, *NO_SCORES, f"output={tmp_path}/a")
+    run = [*DEBUG, *NO_SCORES, f"weights={tmp_path}/a/checkpoints/last.ckpt", f"output={tmp_path}/b"]
+    for option, sentence in {
+        "module.net.num_heads=2": "its network has num_heads 4, this one 2. Fine-tuning keeps width, heads,",
+        "variant=nat": "its network has variant ENAT, this one NAT. Fine-tuning",
+    }.items():
+        assert sentence in command(*run, option).err
+    command(*DEBUG, *NO_SCORES, "variant=nat_without_visible_to_visible", f"output={tmp_path}/c")
+    run = [*DEBUG, *NO_SCORES, "variant=nat", f"weights={tmp_path}/c/checkpoints/last.ckpt", f"output={tmp_path}/d"]
+    assert "its network has interactions ('visible_to_masked', " in command(*run).err
+
+
+def test_a_new_run_in_an_old_folder_is_a_new_run_on_wandb(command, tmp_path):
+    run = [*DEBUG, *NO_SCORES, "logger=wandb", "logger.wandb.offline=true", f"output={tmp_path}"]
+    command(*run)
+    first = (tmp_path / "wandb_id.txt").read_text()
+    shutil.rmtree(tmp_path / "checkpoints")
+    command(*run, "seed=1")
+    assert (tmp_path / "wandb_id.txt").read_text() != first
+    logs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: first in path.name)
+    assert len(logs) == 2
+    assert all(b"train/loss" in path.read_bytes() for path in logs)
+
+
+def test_a_dangling_link_among_checkpoints(command, tmp_path):
+    command(*DEBUG, *NO_SCORES, f"output={tmp_path}")
+    (tmp_path / "checkpoints" / "step_0000009.ckpt").symlink_to("nowhere.ckpt")
+    assert "Going on from" in command(*DEBUG, *NO_SCORES, f"output={tmp_path}", "trainer.max_steps=6").out
+
+
+def test_an_empty_configuration(command, tmp_path):
+    """As an older version may have left it on a full disk."""
+    command(*DEBUG, *NO_SCORES, f"output={tmp_path}")
+    (tmp_path / "config.yaml").write_text("")
+    assert command(*DEBUG, *NO_SCORES, f"output={tmp_path}").results["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0: expected at least 1."),
+        ("trainer.accumulate_grad_batches=-2", "trainer.accumulate_grad_batches=-2: expected at least 1."),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: it would end without the steps asked for"),
+        ("+trainer.min_steps=10", "trainer.min_steps=10: the data have no epochs; expected trainer.max_steps=N."),
+        ("+trainer.callbacks=[]", "trainer.callbacks: it would be replaced; expected an option of the group callbacks"),
+        ("+trainer.logger=false", "trainer.logger: it would be replaced; expected an option of the group logger."),
+        ("callbacks.sample_grid.class_ids=[1]", "callbacks.sample_grid=null leaves it out with all of its options"),
+    ],
+)
+def test_options_that_would_be_ignored(command, tmp_path, option, sentence):
+    outcome = command(*DEBUG, *NO_SCORES, f"output={tmp_path}/a", option)
+    assert outcome.status in (1, 2)
+    assert sentence in outcome.err
+    assert not (tmp_path / "a" / "checkpoints").exists()
+
+
+def test_a_folder_whose_name_looks_like_a_number():
+    assert prepare(["output=2024_01", "scored.path=1e5", "seed=1_0", "data.shards=17", "weights=a,b"]) == [
+        "output='2024_01'",
+        "scored.path='1e5'",
+        "seed=1_0",
+        "data.shards='17'",
+        "weights=a,b",
+    ]
