@@ -155,14 +155,19 @@ def _names(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
 def help_on(arguments: Sequence[str]) -> str | None:
     """Returns what `task=NAME --help` prints: what the task does, and its own options with a line each.
 
-    None if the command line does not ask for it. `--help` without a task is Hydra's, which prints everything.
+    `--help` alone lists the tasks. None if the command line does not ask for help.
 
     Raises:
         InputError: if there is no such task.
     """
     tasks = [argument.removeprefix("task=") for argument in arguments if argument.startswith("task=")]
-    if not tasks or not {"--help", "-h", "help=true"} & set(arguments):
+    if not {"--help", "-h", "help=true"} & set(arguments):
         return None
+    if not tasks:
+        titles = {path.stem: path.read_text().split("\n")[1][2:] for path in sorted((CONF / "task").glob("*.yaml"))}
+        rows_of_tasks = [f"  {name:15} {title}" for name, title in titles.items()]
+        heading = "python run.py task=NAME OPTION=VALUE ... (`task=NAME --help` prints the options of a task)"
+        return "\n".join([heading, "", *rows_of_tasks, "", f"{ALL}; --hydra-help is on Hydra itself."])
     path = CONF / "task" / f"{tasks[-1]}.yaml"
     if not path.is_file():
         raise InputError(_explain_choice(f"task/{tasks[-1]}"))

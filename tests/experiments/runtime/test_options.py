@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enat.errors import InputError
-from experiments.runtime.options import prepare
+from experiments.runtime.options import help_on, prepare
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,3 +92,9 @@ def test_lists_and_numbers_stay_what_they_are():
 def test_dashes_are_refused():
     with pytest.raises(InputError, match="--lr=3: options have no dashes; expected lr=3"):
         prepare(["--lr=3"])
+
+
+def test_help_lists_the_tasks():
+    listed = help_on(["run.py", "--help"]).splitlines()
+    tasks = [line.split()[0] for line in listed if line.startswith("  ")]
+    assert tasks == sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
