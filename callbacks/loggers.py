@@ -47,8 +47,8 @@ class StepWandbLogger(WandbLogger):
     ):
         folder = Path(save_dir).absolute()
         if not any(folder.glob("checkpoints/*.ckpt")):  # training starts anew
-            for name in (STEPS, IDENTITY):
-                rank_zero_only((folder / name).unlink)(missing_ok=True)
+            for record in (STEPS, IDENTITY):
+                rank_zero_only((folder / record).unlink)(missing_ok=True)
         identity = _run_id(folder)
         super().__init__(
             name=name if job is None else f"{name}-{job}",

@@ -146,10 +146,12 @@ def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
     wanted = options_that_matter(composition, *elsewhere)
     sha256 = json.loads(results.read_text()).get("sha256")
     weights = composition.get("weights")
-    if sha256 and weights and Path(weights).is_file():
-        earlier["weights_sha256"] = sha256
-        wanted["weights_sha256"] = sha256_of(weights)
     refuse_other_work(output, earlier, wanted, "results of other settings")
+    if sha256 and weights and Path(weights).is_file() and sha256_of(weights) != sha256:
+        raise InputError(
+            f"{output}: the folder holds results of other weights than {weights} has now, such as of an earlier step; "
+            "expected resume=false for a new folder, or another output=DIR."
+        )
 
 
 def _finish(output: Path, composition: dict[str, Any], results: dict[str, Any]) -> None:

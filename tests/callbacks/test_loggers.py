@@ -138,6 +138,8 @@ def test_report_and_dashboard_have_the_same_panels(command, tmp_path):
 def test_the_id_of_a_run_is_its_folders(tmp_path):
     """Drawn once: a moved folder goes on with its run, and a new folder of the same name is a new run."""
     options = {"project": "enat", "name": "any", "offline": True}
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / "last.ckpt").touch()
     first = StepWandbLogger(save_dir=str(tmp_path / "a"), **options).version
     assert StepWandbLogger(save_dir=str(tmp_path / "a"), **options).version == first
     (tmp_path / "a").rename(tmp_path / "b")

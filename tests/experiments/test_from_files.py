@@ -86,14 +86,13 @@ def test_a_manifest_builds_nothing_but_tokenizers(command, shards, tmp_path):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_without_scores_on_a_cpu(command, shards, tmp_path, experiment):
-    options = ["metrics=none", "trainer=cpu", *FAST, "module.net.width=32", "module.net.num_heads=4"]
-    options += [
-        "module.net.encoder_depth=1",
-        "module.net.decoder_depth=1",
-        "sampler.num_steps=2",
-        "module.mask_groups=2",
-    ]
+def test_every_experiment_trains_without_scores_on_a_cpu(command, shards, run_folder, tmp_path, experiment):
+    options = ["metrics=none", "trainer=cpu", *FAST, "sampler.num_steps=2", "module.mask_groups=2"]
+    if experiment == "finetune":
+        options.append(f"weights={run_folder}")
+    else:
+        sizes = {"width": 32, "num_heads": 4, "encoder_depth": 1, "decoder_depth": 1}
+        options += [f"module.net.{name}={size}" for name, size in sizes.items()]
     if experiment not in ("debug", "digits"):
         options += ["data.num_workers=0", "data.batch_size=16"]
     if experiment not in ("debug", "digits", "photos"):
@@ -128,7 +127,10 @@ def test_results_of_other_settings_are_not_replaced(command, run_folder, tmp_pat
     assert "the folder holds results of other settings (sampler.num_steps: 5 before, 2 now); expected" in refused.err
     shutil.copy(run_folder / "checkpoints" / "step_0000002.ckpt", tmp_path / "other.ckpt")
     refused = command("task=evaluate", f"weights={tmp_path}/other.ckpt", f"output={tmp_path}/e")
-    assert "the folder holds results of other settings (weights_sha256: " in refused.err
+    assert f"the folder holds results of other weights than {tmp_path}/other.ckpt has now, such as" in refused.err
+    again = command("task=evaluate", f"weights={tmp_path}/other.ckpt", f"output={tmp_path}/e", "resume=false")
+    assert again.results["sha256"] != first["sha256"]
+    assert (tmp_path / "e-2" / "results.json").exists()
     refused = command(*evaluate, "fabric.precision=bf16-true")
     assert "(fabric.precision: 32-true before, bf16-true now); expected" in refused.err
     assert json.loads((tmp_path / "e" / "results.json").read_text()) == first
