@@ -46,7 +46,7 @@ class StepWandbLogger(WandbLogger):
         notes: str | None = None,
     ):
         folder = Path(save_dir).absolute()
-        if not any(folder.glob("checkpoints/*.ckpt")):  # training starts anew
+        if (folder / STEPS).exists() and not any(folder.glob("checkpoints/*.ckpt")):  # training starts anew
             for record in (STEPS, IDENTITY):
                 rank_zero_only((folder / record).unlink)(missing_ok=True)
         identity = _run_id(folder)

@@ -15,7 +15,7 @@ CHUNK = 2**20  # bytes
 RANGE_NOT_SATISFIABLE = 416
 
 
-def download(
+def download_file(
     url: str, path: Path, sha256: str | None = None, on_progress: Callable[[int, int | None], None] = lambda *_: None
 ) -> str:
     """Downloads a file. What an earlier call has fetched of the same version of the file is not fetched again.
@@ -37,8 +37,9 @@ def download(
     partial = path.with_name(f"{path.name}.partial")
     version = path.with_name(f"{path.name}.version")  # the server's mark of the version that the part is of
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = partial.stat().st_size if partial.exists() and version.exists() else 0
-    headers = {"Range": f"bytes={done}-", "If-Range": version.read_text()} if done else {}
+    known = version.read_text() if version.exists() else ""  # without a mark, a part can't be told from another's
+    done = partial.stat().st_size if partial.exists() and known else 0
+    headers = {"Range": f"bytes={done}-", "If-Range": known} if done else {}
     try:
         with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
             if response.headers.get_content_type() == "text/html":

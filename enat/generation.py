@@ -97,12 +97,15 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
         class_names: one for each class id. A network without classes has none, and all its images are unconditional.
 
     Raises:
-        InputError: for a class that there is not.
+        InputError: for a class that there is not, and for no class at all.
     """
     if classes is None:
         return list(range(max(len(class_names), 1)))
+    chosen = [classes] if isinstance(classes, int | str) else classes
+    if not chosen:
+        raise InputError("classes=[]: expected at least one class.")
     ids = []
-    for wanted in [classes] if isinstance(classes, int | str) else classes:
+    for wanted in chosen:
         if wanted in class_names:  # a name may be a number: the digit "3"
             ids.append(class_names.index(str(wanted)))
         elif isinstance(wanted, int) and 0 <= wanted < len(class_names):

@@ -87,7 +87,7 @@ class MaskedTokenModule(L.LightningModule):
 
     def group_loss(self, net: ENAT, batch: Batch, partition: Partition) -> dict[str, Tensor]:
         """Computes the loss of one group, and the accuracy on masked tokens and the mask ratio for the logs."""
-        # The averaged network encodes the cached tokens, `net` the others (docs/method.md, Reuse in training).
+        # The second network encodes the cached tokens, the first all others (docs/method.md, Reuse in training).
         logits, targets = predict(net, self.averaged_net if self.cache_from_ema else net, *batch, partition)
         return {
             "loss": self.loss(logits, targets),

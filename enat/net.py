@@ -36,7 +36,7 @@ class ENAT(nn.Module):
 
     Args:
         codebook_size: `K`; token id `K` is [MASK].
-        num_classes: `C`; class id `C` is the null class, for unconditional prediction. 0 has no other class.
+        num_classes: `C`; class id `C` is the null class, for unconditional prediction. With 0 it is the only one.
         num_tokens: `L`.
         width: `D`.
         num_heads: `H`, a divisor of `width`.

@@ -71,8 +71,6 @@ class Pipeline:
         Raises:
             InputError: for a class that the network does not have.
         """
-        if isinstance(classes, list | tuple) and not classes:
-            raise InputError("classes=[]: expected at least one class.")
         ids = find_class_ids(classes, self.class_names)
         images, _ = sample_classes(self.net, self.sampler, self.tokenizer, ids, images_per_class, seed)
         return to_pil(images)

@@ -14,7 +14,7 @@ from enat.layers import normalize
 from enat.net import ENAT, FeatureReuse
 
 
-class AsTheyAre(nn.Module):
+class NoProjection(nn.Module):
     """Stands in place of the projection R: features (..., D) are reused as they are. No gradient flows into them."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class ReuseWithoutProjection(ENAT):
 
     def __init__(self, **sizes: Any):
         super().__init__(**sizes)
-        self.reuse = AsTheyAre()  # type: ignore[assignment]
+        self.reuse = NoProjection()  # type: ignore[assignment]
 
 
 class LayerToLayerReuse(ENAT):

@@ -111,7 +111,7 @@ class Sampler:
                 record.append(state.token_ids)
             if not num_masked:
                 continue  # all tokens are revealed already
-            # A first step of guidance 0 needs no unconditional branch: nothing is visible, so it caches nothing either.
+            # A first step of guidance 0 needs no unconditional branch, unless features of masked tokens are cached.
             branches = 2 if guided and (step > 0 or self.guidance_scales[0] or net.caches_masked) else 1
             token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
             order_noise = gumbel((batch, num_masked), device, generator)

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from data.download import download as download_file
+from data.download import download_file
 from enat.errors import InputError
 from enat.files import sha256_of
 

@@ -81,7 +81,7 @@ def draw(checkpoint: Checkpoint, sampler: Sampler, files: Mapping[Picture, Path]
     processes.gather(None)  # waits for all
 
 
-def save_pictures(
+def save_grid_and_reveal(
     checkpoint: Checkpoint, sampler: Sampler, files: Mapping[Picture, Path], names: Sequence[str], seed: int, to: Path
 ) -> tuple[Path, Path]:
     """Saves the grid of the first images of the first classes, and the steps in which the first of each appears.
@@ -153,7 +153,7 @@ def sample(
     draw(checkpoint, sampler, files, seed, batch_size)
     if checkpoint.processes.rank > 0:
         return {}
-    grid, reveal = save_pictures(checkpoint, sampler, files, names, seed, Path(output))
+    grid, reveal = save_grid_and_reveal(checkpoint, sampler, files, names, seed, Path(output))
     print(f"Pictures: {grid}, {reveal}; {len(files):,} images in {folder}")
     return {
         "images": str(folder),

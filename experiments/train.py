@@ -1,6 +1,6 @@
 """task=train: trains a network, watches the training, and scores the averaged network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -61,9 +61,9 @@ def refuse_options(options: Mapping[str, Any]) -> None:
             raise InputError(f"trainer.{name}={options[name]}: the data have no epochs; expected trainer.max_steps=N.")
     if options.get("fast_dev_run"):
         raise InputError("trainer.fast_dev_run: it would end without the steps asked for; expected experiment=debug.")
-    for name, group in {"callbacks": "callbacks", "logger": "logger", "plugins": "trainer"}.items():
+    for name in ("callbacks", "logger", "plugins"):
         if name in options:
-            raise InputError(f"trainer.{name}: it would be replaced; expected an option of the group {group}.")
+            raise InputError(f"trainer.{name}: training replaces it; callbacks and loggers are groups of their own.")
 
 
 def build_trainer(
@@ -163,6 +163,59 @@ def print_start(started_from: Mapping[str, Any], data: TokenDataModule) -> None:
         print(f"The embedding of classes is kept, though the classes have other names: {before[0]} becomes {now[0]}.")
 
 
+def find_start(
+    module: MaskedTokenModule,
+    data: TokenDataModule,
+    settings: Mapping[str, Any],
+    folder: Path,
+    weights: str | None,
+    resume: bool,
+    changed_on_resume: Collection[str],
+) -> tuple[tuple[Path, dict[str, Any]] | None, dict[str, Any]]:
+    """Finds the checkpoint that a run goes on from, or gives the network the weights that a new run starts from.
+
+    Returns:
+        What `resume_point` returns, and what is known of the weights that the run started from, if it did from any.
+    """
+    start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
+    if start is not None:
+        return start, refuse_other_start(folder, weights, start[1]["settings"])
+    return None, {} if weights is None else warm_start(module.net, weights)
+
+
+def with_own_callbacks(
+    callbacks: Mapping[str, L.Callback | None],
+    module: MaskedTokenModule,
+    settings: Mapping[str, Any],
+    changed_on_resume: Collection[str],
+) -> dict[str, L.Callback | None]:
+    """Returns the callbacks with those that every run has, or that an option of the task asks for."""
+    own: dict[str, L.Callback | None] = {"facts": RunFacts(settings)}
+    if changed_on_resume:
+        optimizer: Any = module.optimizer  # a partial
+        own["changed_options"] = ChangedOptions({name: optimizer.keywords[name] for name in changed_on_resume})
+    return {**callbacks, **own}
+
+
+def facts_of(
+    fitter: L.Trainer, module: MaskedTokenModule, sampler: Sampler, evaluation: Evaluation | None, folder: Path
+) -> dict[str, Any]:
+    """Says what a run has done and left in its folder, and what sampling from its network costs; prints the paths."""
+    last = folder / "checkpoints" / "last.ckpt"
+    grids = (callback for callback in fitter.callbacks if isinstance(callback, SampleGrid))  # type: ignore[attr-defined]
+    pictures = [str(path) for grid in grids for path in grid.pictures]
+    rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
+    batch_size = evaluation.block_size if evaluation else 1
+    context = fitter.precision_plugin.forward_context
+    return {
+        "cost": sampling_cost(module.averaged_net.eval(), sampler, batch_size, context),
+        "steps": fitter.global_step,
+        "checkpoint": str(last),
+        "pictures": pictures,
+        **hardware(fitter.strategy.root_device, fitter.world_size),
+    }
+
+
 def train(
     module: MaskedTokenModule,
     data: TokenDataModule,
@@ -200,20 +253,10 @@ def train(
         The scores of the averaged network and of what it is compared with, the checkpoint and the pictures.
     """
     folder = Path(output)
-    last = folder / "checkpoints" / "last.ckpt"
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
-    if start is not None:
-        started_from = refuse_other_start(folder, weights, start[1]["settings"])
-    else:
-        started_from = {} if weights is None else warm_start(module.net, weights)
+    start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
-    callbacks = {**callbacks, "facts": RunFacts(settings)}
-    if changed_on_resume:
-        optimizer: Any = module.optimizer
-        changed: dict[str, Any] = {name: optimizer.keywords[name] for name in changed_on_resume}
-        callbacks = {**callbacks, "changed_options": ChangedOptions(changed)}
-    fitter = build_trainer(trainer, callbacks, logger)
+    fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished
     record_settings(fitter, settings, composition, folder)
@@ -224,18 +267,12 @@ def train(
         print_start(started_from, data)
     fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
     if not isinstance(fitter.checkpoint_callback, Checkpoints):
-        fitter.save_checkpoint(last)
+        fitter.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     nets = {"this network": module.averaged_net, **untrained_nets}
     rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
     by_protocol = rows.pop("this network", {})
     scores = next(iter(by_protocol.values()), {})  # of the first protocol
     finish_logs(fitter.loggers, scores, fitter.global_step)
-    grids = (callback for callback in callbacks.values() if isinstance(callback, SampleGrid))
-    pictures = [str(path) for grid in grids for path in grid.pictures]
-    rank_zero_only(print)(f"Checkpoint: {last}\nPictures: {', '.join(pictures) or 'none new'}")
-    facts: dict[str, Any] = {"started_from": started_from} if started_from else {}
-    facts |= {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
-    facts |= {"sampler": sampler_settings(settings), **hardware(fitter.strategy.root_device, fitter.world_size)}
-    batch_size = evaluation.block_size if evaluation else 1
-    cost = sampling_cost(module.averaged_net.eval(), sampler, batch_size, fitter.precision_plugin.forward_context)
-    return {**scores, "scores": by_protocol, "compared_with": rows, "cost": cost, **facts}
+    facts = facts_of(fitter, module, sampler, evaluation, folder)
+    origin = {"sampler": sampler_settings(settings), "started_from": started_from or None}
+    return {**scores, "scores": by_protocol, "compared_with": rows, **facts, **origin}

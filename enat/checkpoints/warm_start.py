@@ -1,4 +1,4 @@
-"""Starts a network from the weights of another one, of another number of classes, codebook or resolution perhaps.
+"""Starts a network from the weights of another one, which may have other classes, another codebook or another grid.
 
 Shapes: `L` tokens of an image, `D` width.
 """
@@ -18,14 +18,13 @@ from enat.files import sha256_of
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 
-# Weights with a row for each class or codebook entry and one more, with the option that says how many, and two names.
+# Weights with a row for each class or each entry of the codebook, and a last row for the null class or the mask: the
+# option that says how many there are, what messages call the weights, and what they call the last row.
 TABLES = {
     "class_embedding.weight": ("num_classes", "embedding of classes", "null class"),
     "token_embedding.weight": ("codebook_size", "embedding of tokens", "mask"),
     "head_bias": ("codebook_size", "bias of the head", "mask"),
 }
-
-
 KEPT = "Fine-tuning keeps width, heads, depth and variant of the network."
 
 
@@ -47,7 +46,7 @@ def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
     try:
         state, kind = select_state(content)
     except InputError as error:
-        raise InputError(f"weights={path}: {error}" if "weights=" not in str(error) else str(error)) from error
+        raise InputError(f"weights={path}: {error}") from error
     state = dict(split_blocks(state, net.encoder_depth))
     own = net.state_dict()
     changes = []

@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper", font_scale=1.2)}
+STYLE["text.parse_math"] = False  # a name may have dollar signs
 PANELS = {  # by section and title: logged scalars over `step`; the second of a panel is of held-out images
     "Scores": {
         "FID": ["val/fid"],

@@ -38,3 +38,11 @@ def test_every_setting_that_differs_is_named():
 def test_the_choices_can_be_others():
     with pytest.raises(InputError, match=r"expected the same settings, or patience\.$"):
         refuse_other_work(Path("run"), {"a": 1}, {"a": 2}, "another run", "or patience")
+
+
+def test_a_hash_is_shown_in_short():
+    """Two of them would fill the terminal."""
+    with pytest.raises(InputError, match=r"\(sha256: aaaaaaaa\.\.\. before, bbbbbbbb\.\.\. now\)"):
+        refuse_other_work(Path("run"), {"sha256": "a" * 64}, {"sha256": "b" * 64}, "another run")
+    with pytest.raises(InputError, match=f"name: {'a' * 63} before, null now"):
+        refuse_other_work(Path("run"), {"name": "a" * 63}, {}, "another run")

@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from data.download import download
+from data.download import download_file
 from enat.errors import InputError
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
@@ -61,10 +61,10 @@ def test_a_stopped_download_goes_on(server, tmp_path):
     kind, url = server
     kind.stops_after = 2_000_000
     with pytest.raises(InputError, match=r"the download stopped at 2,000,000 of 3,072,000 bytes; the same"):
-        download(url, tmp_path / "file")
+        download_file(url, tmp_path / "file")
     kind.stops_after = None
     seen = []
-    assert download(url, tmp_path / "file", SHA256[:8], lambda *bytes_: seen.append(bytes_)) == SHA256
+    assert download_file(url, tmp_path / "file", SHA256[:8], lambda *bytes_: seen.append(bytes_)) == SHA256
     assert kind.requests == [None, "bytes=2000000-"]
     assert seen[-1] == (3_072_000, 3_072_000)
     assert seen[0][0] > 2_000_000
@@ -77,25 +77,25 @@ def test_a_part_of_another_version_is_fetched_anew(server, tmp_path, change):
     kind, url = server
     kind.stops_after = 2_000_000
     with pytest.raises(InputError, match="stopped"):
-        download(url, tmp_path / "file")
+        download_file(url, tmp_path / "file")
     kind.stops_after = None
     for name, value in change.items():
         setattr(kind, name, value)
-    download(url, tmp_path / "file")
+    download_file(url, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == kind.content
 
 
 def test_what_is_not_the_file(server, tmp_path):
     kind, url = server
     with pytest.raises(InputError, match=r"the sha256 of the file is .*; expected 1234. It was removed"):
-        download(url, tmp_path / "file", "1234")
+        download_file(url, tmp_path / "file", "1234")
     kind.page = True
     with pytest.raises(InputError, match="the server gives a web page instead of the file"):
-        download(url, tmp_path / "file")
+        download_file(url, tmp_path / "file")
     with pytest.raises(InputError, match=r"other: the server answers 404 \(Not Found\)"):
-        download(url.replace("/file", "/other"), tmp_path / "file")
+        download_file(url.replace("/file", "/other"), tmp_path / "file")
     with pytest.raises(InputError, match="expected an address of http or https"):
-        download(f"file://{tmp_path}/x", tmp_path / "file")
+        download_file(f"file://{tmp_path}/x", tmp_path / "file")
     assert not (tmp_path / "file").exists()
 
 
@@ -137,15 +137,29 @@ def test_a_part_that_is_complete_gets_its_name(server, tmp_path):
     kind, url = server
     (tmp_path / "file.partial").write_bytes(CONTENT)
     (tmp_path / "file.version").write_text(kind.tag)
-    assert download(url, tmp_path / "file", SHA256) == SHA256
+    assert download_file(url, tmp_path / "file", SHA256) == SHA256
     assert (tmp_path / "file").read_bytes() == CONTENT
     (tmp_path / "other.partial").write_bytes(CONTENT + b"more")
     (tmp_path / "other.version").write_text(kind.tag)
     with pytest.raises(InputError, match="the file has changed since a part of it was fetched; try again"):
-        download(url, tmp_path / "other")
-    assert download(url, tmp_path / "other") == SHA256
+        download_file(url, tmp_path / "other")
+    assert download_file(url, tmp_path / "other") == SHA256
+
+
+def test_a_server_that_marks_no_versions(server, tmp_path):
+    """What was fetched before may be of another file, and is fetched anew."""
+    kind, url = server
+    kind.tag = ""
+    kind.stops_after = 2_000_000
+    with pytest.raises(InputError, match="stopped"):
+        download_file(url, tmp_path / "file")
+    kind.stops_after = None
+    kind.content = CONTENT[::-1]
+    download_file(url, tmp_path / "file")
+    assert kind.requests == [None, None]
+    assert (tmp_path / "file").read_bytes() == kind.content
 
 
 def test_a_server_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/file: can't be reached \("):
-        download("http://127.0.0.1:9/file", tmp_path / "file")
+        download_file("http://127.0.0.1:9/file", tmp_path / "file")

@@ -94,8 +94,12 @@ def test_another_learning_rate_where_it_is_asked_for(command, tmp_path):
     group = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"][0]
     assert group["lr"] == pytest.approx(rate / 2)
     command(*[option.replace("/a", "/b") for option in run], "trainer.max_steps=12")
+    command(*run, "trainer.max_steps=13", "module.optimizer.lr=0.1", "changed_on_resume=[lr,weight_decay]",
+            "module.optimizer.weight_decay=0.5")  # fmt: skip
+    group = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"][0]
+    assert (group["weight_decay"], group["lr"], group["initial_lr"]) == (0.5, pytest.approx(0.1), 0.1)
     whole, parts = learning_rates(tmp_path / "b"), learning_rates(tmp_path / "a")
     assert parts[:4] == pytest.approx(whole[:4])
-    assert parts[4:] == pytest.approx([value / 2 for value in whole[4:]])
+    assert parts[4:12] == pytest.approx([value / 2 for value in whole[4:]])
     refused = command(*run, "changed_on_resume=[momentum]")
     assert "changed_on_resume[0]=momentum: expected lr, betas, eps or weight_decay" in refused.err

@@ -84,6 +84,7 @@ def test_images_are_never_mixed_with_others(command, killed, weights, tmp_path):
     assert "holiday.png: the folder holds other files; expected another output=DIR." in refused.err
     (tmp_path / "a" / "images" / "holiday.png").unlink()
     assert contents(tmp_path / "a") == before
+    (tmp_path / "a" / "images" / "class_0001_seed_0_0000.png.7.partial").write_text("left by a killed process")
     done = command(*options, f"output={tmp_path}/a").results
     assert len(contents(tmp_path / "a")) == 4
     assert done["sampler"]["num_steps"] == 3

@@ -1,0 +1,49 @@
+"""Errors of libraries and of the machine, each put into one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb.errors
+
+from enat.errors import InputError
+from experiments.runtime.command_line import explain
+from experiments.runtime.launch import device_for
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_missing_login_of_wandb():
+    sentence, status = explain(wandb.errors.UsageError("api_key not configured (no-tty)"))
+    assert (sentence, status) == (
+        "logger=wandb: api_key not configured (no-tty); `wandb login` signs in, and logger.wandb.offline=true needs no "
+        "account.",
+        1,
+    )
+
+
+def test_an_operation_that_apple_gpus_lack():
+    error = NotImplementedError("The operator 'aten::x' is not implemented for the MPS device. Please open an issue")
+    assert explain(error)[0] == (
+        "trainer.accelerator=mps: The operator 'aten::x' is not implemented for the MPS device; expected cpu, or "
+        "PYTORCH_ENABLE_MPS_FALLBACK=1."
+    )
+    assert explain(NotImplementedError("something of our own"))[0] is None
+
+
+def test_no_apple_gpu(monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(
+        InputError, match=r"trainer\.accelerator=mps: there is no Apple GPU here; expected cpu or auto\."
+    ):
+        device_for("mps")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert device_for("mps").type == "mps"
+    assert device_for("auto").type != "mps"  # nothing was run there yet
+
+
+def test_a_reader_that_has_ended():
+    code = "from experiments.runtime.command_line import explain_errors\nwith explain_errors([]): raise BrokenPipeError"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
