@@ -8,6 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from experiments.reporting.figures import plot_panels
+
 
 def test_task(command, study_folder, tmp_path):
     outcome = command("task=report", f"runs={study_folder}", f"output={tmp_path}/report")
@@ -142,3 +144,9 @@ def test_any_runs_are_compared(command, tmp_path):
     assert alone.results["groups"][0]["fid"] == 3.0
     missing = command("task=report", f"runs=[{tmp_path}/a,{tmp_path}/report]", f"output={tmp_path}/x")
     assert f"runs={tmp_path}/report: there is no run in it" in missing.err
+
+
+def test_names_with_dollar_signs_are_no_formulas(tmp_path):
+    table = pd.DataFrame({"train/loss": [2.5, 2.25]}, index=pd.Index([1, 2], name="step"))
+    plot_panels({"x$^$": table, "cash_$1_$": table}, tmp_path / "panels.png")
+    assert (tmp_path / "panels.png").stat().st_size > 1000
