@@ -2,9 +2,10 @@
 
 import torch
 
-from enat.generation import GeneratedImages
+from enat.generation import GeneratedImages, sample_classes, sample_images
 from enat.sampler import Sampler
 from enat.schedules import constant, cosine, rising
+from enat.tokenizers.pixels import PixelTokenizer
 
 
 def test_generated_images_do_not_depend_on_batches(small_net):
@@ -27,3 +28,16 @@ def test_generated_images_do_not_depend_on_batches(small_net):
         assert share < 0.001
     assert (token_ids(10, seed=4) != alone).float().mean() > 0.2
     assert len({tuple(ids.tolist()) for ids in alone}) > 190  # each block has noise of its own
+
+
+def test_steps_are_those_of_the_first_image_of_each_class(small_net):
+    sampler = Sampler(4, 2.0, 30.0, 5.0, cosine, rising, constant, constant)
+    tokenizer = PixelTokenizer(12, 4)
+    images, steps = sample_classes(small_net, sampler, tokenizer, [3, 0, 4], 7, seed=2)  # in two batches
+    assert len(images) == 21
+    assert len(steps) == 4
+    for row, class_id in enumerate([3, 0, 4]):
+        starts = []
+        first = sample_images(small_net, sampler, tokenizer, [(class_id, 0)], 2, starts)
+        torch.testing.assert_close(images[7 * row], first[0])
+        assert [start[row].tolist() for start in steps] == [start[0].tolist() for start in starts]

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import data.toy.digits as digits
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
-from enat.flops import sampling_steps
+from enat.flops import sampling_flops, sampling_steps
 
 RUN = ["experiment=debug", "module.net.num_classes=0"]
 
@@ -38,6 +40,10 @@ def test_operations_are_those_of_one_branch(make_net, compose_config):
     sampler = instantiate(compose_config().sampler)
     assert {row["branches"] for row in sampling_steps(make_net(num_classes=0), sampler)} == {1}
     assert {row["branches"] for row in sampling_steps(make_net(), sampler)} == {1, 2}
+    net = make_net(num_classes=0)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        sampler(net, torch.zeros(2, dtype=torch.int64))
+    assert counter.get_total_flops() == 2 * sampling_flops(net, sampler)
 
 
 def test_a_share_of_one_without_classes_is_refused(command):
