@@ -6,12 +6,14 @@ Shapes as in `enat.net`: `N` newly revealed, `P` cached, `M` masked and `V = P +
 """
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
+from enat.errors import InputError
 from enat.kernels import ONEDNN_TYPES
 from enat.net import ENAT
 from enat.reuse import LayerToLayerReuse, ReuseWithoutProjection
@@ -113,13 +115,44 @@ def paper_operations(net: ENAT, sampler: Sampler) -> int:
     A multiply-add is one operation. Both branches of the guidance are counted in every step, and so are the logits of
     all tokens and the modulations. The decoder of the tokenizer is not counted.
     """
+    branches = 2 if net.num_classes else 1
     size = net.width * (net.width + net.codebook_size)
     total = 0
     for row in sampling_steps(net, sampler):
         masked, encoded, reused = (int(row[name]) for name in ("decoded", "encoded", "reused"))
         step = step_flops(net, masked, encoded, reused) + modulation_flops(net)
-        total += 2 * (step // 2 + (net.num_tokens - masked) * size)
+        total += branches * (step // 2 + (net.num_tokens - masked) * size)
     return total
+
+
+def find_width(make_net: Callable[[int], ENAT], sampler: Sampler, operations: float, multiple: int) -> int:
+    """Finds the width at which a network takes about as many operations for an image, as the paper counts them.
+
+    Tables 1 and 2 of the paper compare networks of unlike depths in this way.
+
+    Args:
+        make_net: makes the network of a width; on the meta device it takes no memory.
+        sampler: decides which tokens each step computes.
+        operations: that an image may take, see `paper_operations`.
+        multiple: of which the width has to be one, such as the number of heads.
+
+    Returns:
+        The width whose operations are nearest.
+
+    Raises:
+        InputError: if even these differ by more than 2 %.
+    """
+    widths = [multiple]
+    while paper_operations(make_net(widths[-1]), sampler) < operations:
+        widths.append(widths[-1] + multiple)
+    counts = {width: paper_operations(make_net(width), sampler) for width in widths[-2:]}
+    nearest = min(counts, key=lambda width: abs(counts[width] - operations))
+    if abs(counts[nearest] / operations - 1) > 0.02:
+        raise InputError(
+            f"No width that is a multiple of {multiple} takes {operations / 1e9:g} G operations within 2 %: width "
+            f"{nearest} takes {counts[nearest] / 1e9:.4g} G. Choose other operations, or fewer heads."
+        )
+    return nearest
 
 
 @torch.no_grad()

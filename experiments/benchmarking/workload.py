@@ -16,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from enat.compilation import compile_blocks
-from enat.flops import product_speeds, training_flops
+from enat.flops import paper_operations, product_speeds, training_flops
 from enat.generation import balanced_classes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
@@ -122,13 +122,19 @@ def at_resolution(net: ENAT, factor: int) -> ENAT:
 def sampling_cost(
     net: ENAT, sampler: Sampler, batch_size: int, context: Callable[[], AbstractContextManager[Any]]
 ) -> dict[str, float]:
-    """Measures what sampling costs, without decoding: `parameters`, `gflop_per_image` and `images_per_second`.
+    """Measures what sampling costs, without decoding the tokens.
+
+    `gflop_per_image` counts two operations for a multiply-add, and what is computed. `paper_gop_per_image` counts, in
+    10^9 operations, as the paper does: see `enat.flops.paper_operations`.
 
     Args:
         net: the network, in evaluation mode.
         sampler: generates its token ids.
         batch_size: images at a time, for the speed.
         context: sets the precision.
+
+    Returns:
+        `parameters`, `gflop_per_image`, `paper_gop_per_image` and `images_per_second`.
     """
     device = net.head_bias.device
     eager = copy(sampler)
@@ -141,6 +147,7 @@ def sampling_cost(
     return {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "gflop_per_image": counter.get_total_flops() / 1e9,
+        "paper_gop_per_image": paper_operations(net, sampler) / 1e9,
         "images_per_second": batch_size / seconds,
     }
 

@@ -14,6 +14,7 @@ TITLES = {
     **SCORES,
     "class_accuracy": "class accuracy",
     "gflop_per_image": "GFLOP/image",
+    "paper_gop_per_image": "G operations/image (paper's count)",
     "images_per_second": "images/s",
     "parameters": "parameters",
 }
@@ -41,7 +42,7 @@ def _cell(name: str, mean: float, deviation: float) -> str:
         return ""
     if name == "parameters":
         return f"{mean / 1e6:,.2f} M"
-    if name in ("gflop_per_image", "images_per_second"):
+    if name in ("gflop_per_image", "paper_gop_per_image", "images_per_second"):
         return f"{mean:,.0f}" if mean >= 1000 else f"{mean:.3g}"
     return f"{mean:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
 

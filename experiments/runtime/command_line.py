@@ -65,7 +65,7 @@ def _changes() -> str:
 
 def _job_name(*left_out: str) -> str:
     """Returns the name of a job's folder: its options, but for those named and those that change no result."""
-    return _short(_options(*left_out, "sweep", "study", "data.shards")) or "job"
+    return _short(_options(*left_out, "data.shards")) or "job"
 
 
 def _options(*left_out: str) -> list[str]:

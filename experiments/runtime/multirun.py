@@ -14,7 +14,7 @@ from enat.errors import InputError
 from enat.files import refuse_other_work, sha256_of, write_atomically
 
 JOB = "job.json"  # in the folder of a job
-FREE = {"resume", "debug", "trainer", "logger", "weights"}  # options that may change when a job is run again
+FREE = {"resume", "debug", "trainer", "logger", "weights", "sweep", "study"}  # a job is the same with others of these
 CHOICES = "another hydra.sweep.dir=DIR, or resume=false to run its jobs anew"
 
 
@@ -35,7 +35,8 @@ def launcher_starts_processes() -> bool:
 def fixed_options(overrides: list[str]) -> dict[str, str]:
     """Returns the overrides that decide what a job computes, as values by name.
 
-    Left out are overrides of how a job runs and where its weights are; `weights_sha256` says which they are.
+    Left out are overrides of how a job runs, and those that a record has by itself: its study, and its weights, by
+    their sha256. Two sweeps of one study may share a job.
     """
     fixed = {}
     for text in overrides:
@@ -49,19 +50,20 @@ def run_job(
     output: Path,
     resume: bool,
     weights: str | None,
-    same_weights: bool,
+    study: str | None,
     work: Callable[[], dict[str, Any]],
     explain: Callable[[BaseException], str | None],
 ) -> dict[str, Any]:
     """Runs a job, unless its results are in its folder already.
 
-    The folder's `job.json` has the job's number, its overrides, the sha256 of its weights, and its error if it failed.
+    The folder's `job.json` has the job's number, its overrides, its study, the sha256 of its weights, and its error if it
+    failed.
 
     Args:
         output: the folder of the job.
         resume: whether earlier results are used.
         weights: the file that the job reads, if any.
-        same_weights: whether all jobs of the multirun have to read the same weights.
+        study: the study that the job is of, whose jobs all have to read the same weights; None outside of studies.
         work: computes the results, and writes them into the folder.
         explain: puts an error into a sentence; gives None for an error that is not the user's.
 
@@ -79,8 +81,8 @@ def run_job(
     record = output / JOB
     results = output / "results.json"
     if resume:
-        refuse_other_jobs(record, overrides)
-        refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if same_weights else [record], sha256)
+        refuse_other_jobs(record, overrides, study)
+        refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if study else [record], sha256)
         if record.exists() and results.exists():
             rank_zero_only(print)(f"{output}: done already.")
             return dict(json.loads(results.read_text()))
@@ -88,7 +90,7 @@ def run_job(
     @rank_zero_only
     def keep(error: str | None) -> None:
         content = {"number": HydraConfig.get().job.num, "overrides": overrides, "error": error}
-        content["weights_sha256"] = sha256
+        content |= {"study": study, "weights_sha256": sha256}
         write_atomically(record, json.dumps(content, indent=1).encode())
 
     keep(None)
@@ -107,15 +109,20 @@ def run_job(
         ) from error
 
 
-def refuse_other_jobs(record: Path, overrides: list[str]) -> None:
-    """Refuses to run a job in the folder of a job with other options.
+def refuse_other_jobs(record: Path, overrides: list[str], study: str | None) -> None:
+    """Refuses to run a job in the folder of a job with other options, or of another study.
 
     Raises:
         InputError: naming the options.
     """
     if record.exists():
-        earlier = json.loads(record.read_text())["overrides"]
-        refuse_other_work(record.parent, fixed_options(earlier), fixed_options(overrides), "another job", CHOICES)
+        earlier = json.loads(record.read_text())
+        before = {
+            **fixed_options(earlier["overrides"]),
+            "study": earlier.get("study", study),
+        }  # older ones don't say it
+        now = {**fixed_options(overrides), "study": study}
+        refuse_other_work(record.parent, before, now, "another job", CHOICES)
 
 
 def refuse_other_weights(records: list[Path], sha256: str | None) -> None:

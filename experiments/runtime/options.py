@@ -31,12 +31,14 @@ PACKAGES = {  # that bring choices of Hydra's own groups
 def prepare(arguments: Sequence[str]) -> list[str]:
     """Quotes values that Hydra's grammar can't read, such as paths with spaces or `=`, and expands `~`.
 
-    For the folder of a run, `weights=DIR` becomes its last checkpoint.
+    For the folder of a run, `weights=DIR` becomes its last checkpoint. Of a multirun, `--cfg` shows a job, for which
+    Hydra must not be told of the multirun.
 
     Raises:
         InputError: for an option that is written with dashes, and for SLURM where there is none.
     """
-    return [_prepare(argument) for argument in arguments]
+    shows = any(argument.startswith(("--cfg", "-c", "--info", "-i")) for argument in arguments)
+    return [_prepare(argument) for argument in arguments if not (shows and argument in ("-m", "--multirun"))]
 
 
 def _prepare(argument: str) -> str:
@@ -91,6 +93,9 @@ def _explain_choice(path: str) -> str:
     option = f"{group}={name}"
     if name in PACKAGES and group.startswith("hydra/"):
         return f"{option}: the package of this is not installed; `{PACKAGES[name]}` installs it."
+    if group.startswith("net/"):  # the networks of the ablations
+        sizes = " or ".join(sorted(folder.name for folder in (CONF / "net").iterdir() if folder.is_dir()))
+        return f"experiment={group.removeprefix('net/')}: the ablations have no networks for it; expected {sizes}."
     choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
     similar = difflib.get_close_matches(name, choices, 1)
     hint = f"did you mean {similar[0]}? There " if similar else ""

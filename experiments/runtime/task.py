@@ -80,7 +80,7 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
             output,
             resume=config.resume,
             weights=config.get("weights"),
-            same_weights="study" in config,
+            study=config.get("study"),
             work=lambda: _results(config, output),
             explain=lambda error: explain(error)[0],
         )

@@ -7,7 +7,8 @@ from hydra.utils import instantiate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from enat.flops import measured_peak, modulation_flops, paper_operations, step_flops, training_flops
+from enat.errors import InputError
+from enat.flops import find_width, measured_peak, modulation_flops, paper_operations, step_flops, training_flops
 from enat.masking import Partition
 
 
@@ -101,6 +102,26 @@ def test_parameters_are_the_papers(build, experiment, millions):
     unused = 8 * net.width**2 + 5 * net.width
     count = sum(parameter.numel() for parameter in net.parameters())
     assert (count + (experiment != "enat_s_256") * unused) // 10**6 == millions
+
+
+@pytest.mark.parametrize("name", ["nat", "disentangled_half", "disentangled_quarter", "disentangled_one"])
+def test_ablations_on_digits_have_equal_operations(build, compose_config, name):
+    """The widths in conf/net/digits are those that `find_width` finds for 0.3 G operations."""
+    config = compose_config("experiment=digits", f"+ablation={name}")
+    sampler = instantiate(config.sampler)
+
+    def make_net(width):
+        with torch.device("meta"):
+            return instantiate(config.module.net, width=width)
+
+    assert find_width(make_net, sampler, 0.3e9, config.module.net.num_heads) == config.module.net.width
+    assert paper_operations(make_net(config.module.net.width), sampler) == pytest.approx(0.3e9, rel=0.02)
+
+
+def test_a_width_that_is_not_near_enough_is_refused(make_net, compose_config):
+    sampler = instantiate(compose_config().sampler)
+    with pytest.raises(InputError, match="No width that is a multiple of 32 takes 0.01 G operations within 2 %: width"):
+        find_width(lambda width: make_net(width=width, num_heads=4), sampler, 1e7, 32)
 
 
 def test_peak():
