@@ -12,18 +12,24 @@ from enat.errors import InputError
 from enat.files import write_atomically
 from experiments.reporting.figures import plot_panels
 from experiments.reporting.plots import plot_study
-from experiments.reporting.runs import SCORES, UNFINISHED, common_folder, find_runs, read_scalars
+from experiments.reporting.published import rows_of
+from experiments.reporting.runs import SCORES, UNFINISHED, ablation_of, common_folder, find_runs, read_scalars
 from experiments.reporting.study import Study, format_value, read_study
 from experiments.reporting.tables import compare_groups, describe_differences, markdown_table, table_of
 
 
 def report(
-    runs: str | list[str] | None, baseline: Annotated[int, Ge(1)], logger: Mapping[str, Logger | None], output: str
+    runs: str | list[str] | None,
+    table: str | None,
+    baseline: Annotated[int, Ge(1)],
+    logger: Mapping[str, Logger | None],
+    output: str,
 ) -> dict[str, Any]:
     """Draws the panels of all runs below folders, and makes a table with a row for each, and plots of what varies.
 
     Args:
         runs: a run's folder, or one that holds several, such as a multirun's; or a list of such folders.
+        table: of the paper, such as `table_6a`: only the ablations that it compares are shown; None for all runs.
         baseline: the row of the table, from 1, that the others are compared with.
         logger: by name; Weights & Biases gets the table and the plots.
         output: folder of `panels.png`, `report.md`, `report.csv` (a row for each run), `groups.csv` (a row for each
@@ -38,6 +44,11 @@ def report(
             raise InputError(
                 f"runs={folder}: there is no run in it; expected the folder of a run, or one that holds some."
             )
+    if table is not None:
+        rows = rows_of(table)
+        run_folders = [run for run in run_folders if ablation_of(run) in rows]
+        if not run_folders:
+            raise InputError(f"table={table}: none of the runs is one of its ablations: {', '.join(rows)}.")
     results: dict[str, Any] = {"runs": [str(run) for run in run_folders]}
     root = common_folder(run_folders)
     scalars = {str(run.relative_to(root)): read_scalars(run) for run in run_folders}
@@ -45,11 +56,20 @@ def report(
     if scalars:
         results["panels"] = str(Path(output) / "panels.png")
         plot_panels(scalars, Path(output) / "panels.png")
-    return results | write_study(read_study(*folders), baseline, Path(output), logger)
+    return results | write_study(read_study(*run_folders), table, baseline, Path(output), logger)
 
 
-def write_study(study: Study, baseline: int, folder: Path, logger: Mapping[str, Logger | None]) -> dict[str, Any]:
+def write_study(
+    study: Study, name: str | None, baseline: int, folder: Path, logger: Mapping[str, Logger | None]
+) -> dict[str, Any]:
     """Writes the table, CSV files and pictures of a study into a folder; prints the table.
+
+    Args:
+        study: with at least one run.
+        name: of the study, for the title; None for that of its folder.
+        baseline: the row of the table, from 1, that the others are compared with.
+        folder: gets the files.
+        logger: by name; Weights & Biases gets the table and the plots.
 
     Returns:
         Their paths, the groups, and the number of jobs that failed.
@@ -71,12 +91,17 @@ def write_study(study: Study, baseline: int, folder: Path, logger: Mapping[str, 
     if has_no_score.any():
         names = ", ".join(study.jobs.loc[has_no_score, "job"])
         notes.append(f"No scores were computed (metrics=none) in {names}.")
+    if study.has("published_fid"):
+        notes.append("Numbers of the paper are of ImageNet, with one training each: it gives no error bars.")
+    if study.other_settings:
+        notes.append(f"Settings that differ from the paper's, which are in parentheses: {study.other_settings}.")
     notes += describe_differences(study, baseline - 1, differences)
     print("\n".join([table.to_string(index=False), *notes]))
 
     pictures = plot_study(study, folder)
     best = int(study.groups["fid"].idxmin()) if study.has("fid") else None
-    parts = [f"# {study.folder.name}", markdown_table(table, bold=best), *notes]
+    title = name or study.folder.name
+    parts = [f"# {title}", markdown_table(table, bold=best), *notes]
     parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
     files = {"report": folder / "report.md", "csv": folder / "report.csv", "groups_csv": folder / "groups.csv"}
     write_atomically(files["report"], "\n\n".join(parts).encode() + b"\n")
@@ -87,7 +112,7 @@ def write_study(study: Study, baseline: int, folder: Path, logger: Mapping[str, 
     groups = groups.astype(object).where(groups.notna(), None)
     words = [name for name in study.varied if name not in study.numeric_options()]  # W&B refuses mixed columns
     rows = groups.assign(**groups[words].map(format_value)).to_dict("records")
-    log_table(logger, study.folder.name, rows, pictures)
+    log_table(logger, title, rows, pictures)
     paths = {name: str(path) for name, path in files.items()}
     drawn = [str(picture) for picture in pictures]
     return {**paths, "pictures": drawn, "groups": groups.to_dict("records"), "failed": len(errors)}

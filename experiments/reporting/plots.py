@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.reporting.figures import STYLE, save
+from experiments.reporting.published import OTHERS
 from experiments.reporting.runs import read_scalars
 from experiments.reporting.study import MOST_NAMES, Study, format_value
 
@@ -22,6 +23,7 @@ LOSSES = {
     "val/loss": "Loss on held-out images",
     "val/fid": "FID while training",
 }
+PUBLISHED_FID = "FID in the paper (ImageNet)"
 MOST_POINTS = 200  # along a curve of losses; more can't be seen
 
 
@@ -33,7 +35,9 @@ def plot_study(study: Study, folder: Path) -> list[Path]:
     if study.has("fid") and study.varied:
         settings = "_".join(study.varied) if len(study.varied) <= 2 else "settings"
         figures[f"fid_over_{settings}"] = plot_over_options(study)
-        if study.has("gflop_per_image") and study.groups["gflop_per_image"].nunique() > 1:
+        if study.groups["published_gop_per_image"].nunique() > 1 and study.has("paper_gop_per_image"):
+            figures["fid_over_operations"] = plot_beside_paper(study)
+        elif study.has("gflop_per_image") and study.groups["gflop_per_image"].nunique() > 1:
             figures["fid_over_flops"] = plot_best(study, "gflop_per_image")
         if study.has("inception_score") and study.groups["inception_score"].nunique() > 1:
             figure = plot_along_lines(study, axis) if axis else plot_best(study, "inception_score")
@@ -90,9 +94,10 @@ def _plot_rows(study: Study) -> Figure:
     titles = study.score_titles()
     labels = [textwrap.fill(label, 40) for label in study.groups["label"]]
     height = 0.8 + sum(0.4 + 0.2 * label.count("\n") for label in labels)
-    figure = Figure(figsize=(2.5 + 4 * len(titles), height), layout="constrained")
-    all_axes = figure.subplots(1, len(titles), squeeze=False, sharey=True)[0]
-    for axes, (score, title) in zip(all_axes, titles.items(), strict=True):
+    columns = len(titles) + study.has("published_fid")
+    figure = Figure(figsize=(2.5 + 4 * columns, height), layout="constrained")
+    all_axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    for axes, (score, title) in zip(all_axes, titles.items(), strict=False):
         rows = {"data": study.jobs, "x": score, "y": "group", "order": study.groups.index, "orient": "h", "ax": axes}
         sns.stripplot(**rows, jitter=False, color="0.7", size=4, label="one seed")
         sns.pointplot(
@@ -103,6 +108,14 @@ def _plot_rows(study: Study) -> Figure:
         axes.set_yticks(range(len(labels)), labels)
         for row in np.flatnonzero(study.groups[score].isna()):
             axes.text(0.02, row, "no result", transform=axes.get_yaxis_transform(), color="0.5", va="center")
+    if study.has("published_fid"):
+        published = study.groups["published_fid"]
+        axes = all_axes[-1]
+        axes.plot(published, range(len(labels)), "C1D", label="in the paper")
+        axes.set(xlabel=PUBLISHED_FID)
+        if published.max() > 10 * published.min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
     return figure
 
 
@@ -163,6 +176,29 @@ def plot_best(study: Study, x: str) -> Figure:
     axes.set(xlabel=titles[x], ylabel=titles["fid"])
     if x == "gflop_per_image":
         axes.set_xlim(0)  # shows what is saved
+    return figure
+
+
+def plot_beside_paper(study: Study) -> Figure:
+    """Draws FID over operations, both counted as the paper does: our own results, and beside them the paper's.
+
+    Beside whole systems, as in its Table 3, stand those that the paper compares itself with.
+    """
+    groups = study.groups
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    ours, papers = figure.subplots(1, 2)
+    for number, (_, group) in enumerate(groups.iterrows()):
+        point = {"fmt": f"C{number}o", "label": group["label"], "capsize": 3}
+        ours.errorbar(group["paper_gop_per_image"], group["fid"], group["fid_std"], **point)
+        papers.errorbar(group["published_gop_per_image"], group["published_fid"], **point)
+    if not study.other_settings and "ablation" not in study.varied:
+        for title, steps, row in OTHERS:
+            papers.plot(row.gop_per_image, row.fid, "o", color="0.6", markersize=4)
+            place = (row.gop_per_image, row.fid)
+            papers.annotate(f"{title}, {steps}", place, xytext=(4, 3), textcoords="offset points", color="0.4", size=8)
+    for axes, title in ((ours, study.score_titles()["fid"]), (papers, PUBLISHED_FID)):
+        axes.set(xlabel="G operations per image, as the paper counts", ylabel=title)
+        axes.set_xlim(0)
     return figure
 
 

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from enat.errors import InputError
+from experiments.reporting.published import Published, published_row
 from experiments.runtime.multirun import JOB
 from experiments.runtime.provenance import options_that_matter
 
@@ -30,6 +31,8 @@ class Job(NamedTuple):
     numbers: dict[str, float]  # of its results
     protocol: str | None  # of the scores that have no protocol in their names
     error: str | None  # None if it ended well
+    published: Published | None  # the row of the paper that it repeats
+    config: dict[str, Any]  # all settings
 
 
 def natural_sort_key(path: Path | str) -> str:
@@ -45,6 +48,13 @@ def find_runs(*folders: Path) -> list[Path]:
         if "fid" in json.loads(path.read_text()):
             found.add(path.parent)
     return sorted(found, key=natural_sort_key)
+
+
+def ablation_of(run: Path) -> str | None:
+    """Returns which of the paper's ablations a job is; None for other runs."""
+    path = run / JOB
+    value = read_job(path).options.get("ablation") if path.exists() else None
+    return None if value is None else str(value)
 
 
 def common_folder(runs: Sequence[Path]) -> Path:
@@ -102,11 +112,15 @@ def read_job(path: Path) -> Job:
         results = json.loads(results_file.read_text()) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
         options = read_options(record["overrides"])
+        if study := record.get("study"):  # which sweep of a study ran a job does not matter
+            options = {name: value for name, value in options.items() if name != "sweep"} | {"study": study}
+        config = _read_config(path.parent)
         missing = [f"{title} is not a number" for name, title in SCORES.items() if math.isnan(numbers.get(name, 0.0))]
         error = record["error"] or (", ".join(missing) or None if results else UNFINISHED)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as wrong:
+        published = published_row(study, options, config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException, yaml.YAMLError) as wrong:
         raise InputError(f"{path}: expected what a multirun writes ({wrong}).") from wrong
-    return Job(path.parent, record.get("number", math.inf), options, numbers, protocol, error)
+    return Job(path.parent, record.get("number", math.inf), options, numbers, protocol, error, published, config)
 
 
 def read_run(folder: Path) -> Job:
@@ -115,16 +129,22 @@ def read_run(folder: Path) -> Job:
     Raises:
         InputError: if a file is not what a run writes.
     """
-    config, results_file = folder / "config.yaml", folder / "results.json"
+    results_file = folder / "results.json"
     try:
-        settings = (yaml.safe_load(config.read_text()) or {}) if config.exists() else {}
+        config = _read_config(folder)
         results = json.loads(results_file.read_text()) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as wrong:
         raise InputError(f"{folder}: expected what a run writes ({wrong}).") from wrong
-    options = {name: _number_or_text(value) for name, value in options_that_matter(settings).items()}
+    options = {name: _number_or_text(value) for name, value in options_that_matter(config).items()}
     error = None if results else UNFINISHED
-    return Job(folder, math.inf, options, numbers, protocol, error)
+    return Job(folder, math.inf, options, numbers, protocol, error, None, config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Reads the settings of a run; none of one that was stopped before it wrote them."""
+    path = folder / "config.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
 def _numbers_of(results: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.reporting.published import ABLATIONS, Published, other_settings
 from experiments.reporting.runs import SCORES, common_folder, find_runs, natural_sort_key, read_job, read_run
 from experiments.runtime.multirun import JOB
 
@@ -24,6 +25,7 @@ class Study:
     jobs: pd.DataFrame  # a row for each job: `job` (its folder), options, `seed`, results, `error`, `group` (a number)
     groups: pd.DataFrame  # a row for each combination of options, as `summarize` gives them
     protocol: str | None  # of FID and Inception Score; None if it is not known
+    other_settings: str  # of ablations of the paper: what they have otherwise
 
     def has(self, name: str) -> bool:
         """Tells whether any group has a number of this name."""
@@ -51,6 +53,8 @@ class Study:
 def read_study(*folders: Path) -> Study:
     """Reads the jobs of multiruns in the order in which they were asked for, or runs by themselves.
 
+    Ablations of the paper come in its order, since one folder has those of all of its tables.
+
     An option that only some jobs have has the value `default` for the others. A column has the last part of its
     option's name, or the full name where two would be the same.
 
@@ -62,6 +66,9 @@ def read_study(*folders: Path) -> Study:
     is_multirun = all((run / JOB).exists() for run in runs)
     jobs = [read_job(run / JOB) if is_multirun else read_run(run) for run in runs]
     jobs.sort(key=lambda job: (natural_sort_key(job.folder.parent), job.order, natural_sort_key(job.folder)))
+    if all("ablation" in job.options for job in jobs):
+        order = {name: place for place, name in enumerate(ABLATIONS)}
+        jobs.sort(key=lambda job: order.get(str(job.options["ablation"]), len(order)))
     options = pd.DataFrame([job.options for job in jobs]).astype(object)
     options = options.where(options.notna(), "default").infer_objects()
     names = [name for name in options if name != "seed" and options[name].nunique() > 1]
@@ -80,7 +87,12 @@ def read_study(*folders: Path) -> Study:
     protocols = {job.protocol for job in jobs if job.protocol}
     scores = [name for name in numbers if not name.endswith("_std")]  # over the parts of one set of images
     groups = summarize(table, varied, scores)
-    return Study(root, varied, table, groups, protocols.pop() if len(protocols) == 1 else None)
+    rows = [job.published._asdict() if job.published else {} for job in jobs]
+    published = pd.DataFrame(rows, columns=Published._fields, dtype=float)
+    groups = groups.join(published.groupby(table["group"]).first().add_prefix("published_"))
+    repeated = [job for job in jobs if job.published and "ablation" in job.options]
+    others = other_settings(repeated[0].config) if repeated else ""
+    return Study(root, varied, table, groups, protocols.pop() if len(protocols) == 1 else None, others)
 
 
 def summarize(jobs: pd.DataFrame, varied: list[str], numbers: list[str]) -> pd.DataFrame:

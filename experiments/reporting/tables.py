@@ -17,6 +17,9 @@ TITLES = {
     "paper_gop_per_image": "G operations/image (paper's count)",
     "images_per_second": "images/s",
     "parameters": "parameters",
+    "published_fid": "FID in the paper",
+    "published_inception_score": "Inception Score in the paper",
+    "published_gop_per_image": "G operations/image in the paper",
 }
 
 
@@ -27,7 +30,8 @@ def table_of(study: Study, differences: pd.DataFrame | None = None) -> pd.DataFr
     others = {name: name.replace("fid", "FID") for name in groups if name.startswith("fid (")}  # by further protocols
     for name, title in {"fid": "FID", **others, **TITLES}.items():
         if study.has(name) and name not in study.varied:
-            table[title] = [_cell(name, *values) for values in zip(groups[name], groups[f"{name}_std"], strict=True)]
+            deviations = groups[f"{name}_std"] if f"{name}_std" in groups else [np.nan] * len(groups)
+            table[title] = [_cell(name, *values) for values in zip(groups[name], deviations, strict=True)]
     if differences is not None and differences["low"].notna().any():
         cells = {row: f"{d:+.3f} ({low:.3f} to {high:.3f})" for row, d, low, high in differences.dropna().itertuples()}
         table["FID difference (95 % interval)"] = [cells.get(row, "") for row in table.index]
@@ -42,6 +46,8 @@ def _cell(name: str, mean: float, deviation: float) -> str:
         return ""
     if name == "parameters":
         return f"{mean / 1e6:,.2f} M"
+    if name.startswith("published_"):
+        return f"{mean:,.1f}" if name == "published_gop_per_image" else f"{mean:.2f}"
     if name in ("gflop_per_image", "paper_gop_per_image", "images_per_second"):
         return f"{mean:,.0f}" if mean >= 1000 else f"{mean:.3g}"
     return f"{mean:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
@@ -86,8 +92,8 @@ def describe_difference(title: str, difference: float, low: float, high: float) 
     if np.isnan(difference):
         return f"{title} can't be compared (there is no score)"
     if np.isnan(low):
-        return f"{title} differs by {difference:.3f} (no interval can be given)"
-    verdict = "not told apart" if low <= 0 <= high else "told apart"
+        return f"{title}: difference {difference:.3f}, no interval can be given"
+    verdict = "not told apart" if low <= 0 <= high else "differs"
     return f"{title} {verdict} (difference {difference:.3f}, 95 % interval {low:.3f} to {high:.3f})"
 
 
@@ -102,10 +108,13 @@ def describe_differences(study: Study, baseline: int, differences: Mapping[str, 
     lines = []
     for group in labels.index.drop(baseline):
         parts = [describe_difference(SCORES[score], *table.loc[group]) for score, table in differences.items()]
+        published = study.groups["published_fid"][group] - study.groups["published_fid"][baseline]
+        if not np.isnan(published):
+            parts.append(f"in the paper, the difference of FID is {published:+.2f}")
         lines.append(f"- {labels[group]}: {'; '.join(parts)}.")
     return [
         f"Compared with {row}, by Welch's 95 % interval over seeds:",
         "\n".join(lines),
-        "The intervals are not corrected for the number of comparisons: of 20 between equals, one on average is told "
-        "apart by chance.",
+        "The intervals are not corrected for the number of comparisons: of 20 between equals, one on average "
+        "differs by chance.",
     ]

@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from enat.errors import InputError
+from enat.files import by_full_name
 from experiments.runtime.options import CONF
 
 PRIMARY = "config"
@@ -44,31 +46,44 @@ def primary_config(arguments: Sequence[str]) -> str:
     primary = yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
     defaults = primary["defaults"]
     has_network = given.get("experiment", FINETUNE) != FINETUNE or "net@module.net" in given
-    weights = None if has_network else given.get("weights")
+    files = [] if has_network else [str(file) for file in _values_of(arguments, "weights") if file]
     shards = given.get("data.shards")
     trains = given.get("task", "train") == "train"
     if given.get("experiment") == FINETUNE and trains and not given.get("weights"):
         raise InputError("experiment=finetune: expected weights=FILE, the checkpoint that training starts from.")
-    if weights:
-        choices = _store_checkpoint(str(weights))
+    if files:
+        settings = _settings_of(files[0])
+        for other in files[1:]:
+            _refuse_other_settings(files[0], settings, other, given)
+        choices = _store_checkpoint(settings)
         _replace(defaults, {name: choice for name, choice in choices.items() if name not in given})
     if shards:
         _store_shards(defaults, str(shards), given)
-    if not weights and not shards:
+    if not files and not shards:
         return PRIMARY
     ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
     return f"{PRIMARY}_of_files"
 
 
+def _overrides(arguments: Sequence[str]) -> list[Override]:
+    """Returns the options on a command line, but for those that are deleted."""
+    options = [text for text in arguments if "=" in text and not text.startswith("-")]
+    return [one for one in OverridesParser.create().parse_overrides(options) if not one.is_delete()]
+
+
+def _values(override: Override) -> list[Any]:
+    """Returns the value of an option; of one that varies in a multirun, all of them."""
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+
+
 def _given(arguments: Sequence[str]) -> dict[str, Any]:
     """Returns the options on a command line with their values; of several values, for a multirun, the first."""
-    options = [text for text in arguments if "=" in text and not text.startswith("-")]
-    overrides = OverridesParser.create().parse_overrides(options)
-    return {
-        override.key_or_group: next(override.sweep_iterator()) if override.is_sweep_override() else override.value()
-        for override in overrides
-        if not override.is_delete()
-    }
+    return {override.key_or_group: _values(override)[0] for override in _overrides(arguments)}
+
+
+def _values_of(arguments: Sequence[str], name: str) -> list[Any]:
+    """Returns the values of an option on a command line; none where it is not given."""
+    return [value for one in _overrides(arguments) if one.key_or_group == name for value in _values(one)]
 
 
 def _replace(defaults: list[Any], choices: Mapping[str, Any]) -> None:
@@ -79,8 +94,8 @@ def _replace(defaults: list[Any], choices: Mapping[str, Any]) -> None:
             entry[group] = choices.get(group, entry[group])
 
 
-def _store_checkpoint(weights: str) -> dict[str, Any]:
-    """Stores the settings of a checkpoint as choices of groups; returns the choices by group.
+def _settings_of(weights: str) -> dict[str, Any]:
+    """Reads the settings of a checkpoint.
 
     Raises:
         InputError: for a file that can't be read, or has no settings.
@@ -94,6 +109,29 @@ def _store_checkpoint(weights: str) -> dict[str, Any]:
             "expected experiment=NAME beside it, such as experiment=enat_l_256 for ENAT-L."
         )
     refuse_other_targets(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols")})
+    return dict(settings)
+
+
+def _refuse_other_settings(first: str, settings: Mapping[str, Any], other: str, given: Mapping[str, Any]) -> None:
+    """Refuses a multirun over checkpoints that need other settings: all of its jobs have those of the first.
+
+    Raises:
+        InputError: naming an option in which they differ, unless the command line has it.
+    """
+    before, now = (
+        by_full_name({"module.net": one["module"]["net"], "sampler": one["sampler"], "tokenizer": one["tokenizer"]})
+        for one in (settings, _settings_of(other))
+    )
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name) and name not in given and name.split(".")[0] not in given:
+            raise InputError(
+                f"weights={first},{other}: {name} is {before.get(name)} in the one and {now.get(name)} in the other; "
+                f"expected {name}=VALUE for both, or a command for each. task=report runs=[DIR,DIR] compares them."
+            )
+
+
+def _store_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stores the settings of a checkpoint as choices of groups; returns the choices by group."""
     store = ConfigStore.instance()
     linked = _link(settings, settings)
     for group in COPIED:

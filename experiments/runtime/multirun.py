@@ -56,8 +56,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Runs a job, unless its results are in its folder already.
 
-    The folder's `job.json` has the job's number, its overrides, its study, the sha256 of its weights, and its error if it
-    failed.
+    The folder's `job.json` has the job's number, its overrides, its study, the sha256 of its weights, and its error if
+    it failed.
 
     Args:
         output: the folder of the job.
@@ -77,11 +77,13 @@ def run_job(
     from lightning.pytorch.utilities import rank_zero_only  # here, since it takes seconds to import
 
     overrides = list(HydraConfig.get().overrides.task)
+    sweep = next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
+    name = study or sweep
     sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
     record = output / JOB
     results = output / "results.json"
     if resume:
-        refuse_other_jobs(record, overrides, study)
+        refuse_other_jobs(record, overrides, name)
         refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if study else [record], sha256)
         if record.exists() and results.exists():
             rank_zero_only(print)(f"{output}: done already.")
@@ -90,7 +92,7 @@ def run_job(
     @rank_zero_only
     def keep(error: str | None) -> None:
         content = {"number": HydraConfig.get().job.num, "overrides": overrides, "error": error}
-        content |= {"study": study, "weights_sha256": sha256}
+        content |= {"study": name, "weights_sha256": sha256}
         write_atomically(record, json.dumps(content, indent=1).encode())
 
     keep(None)

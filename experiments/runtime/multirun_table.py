@@ -6,16 +6,26 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from experiments.runtime.multirun import JOB
+
 
 class MultirunTable(Callback):
     """Prints the table of a multirun's jobs when they are done, and the command that writes the whole report."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this in the process that was started, whatever the launcher is."""
+        from experiments.reporting.runs import ablation_of
         from experiments.reporting.study import read_study  # here, since a misspelt option needs no pandas
         from experiments.reporting.tables import table_of
 
         folder = Path(config.hydra.sweep.dir)
-        if any(folder.glob("*/results.json")):
-            print(table_of(read_study(folder)).to_string(index=False))
-            print(f"For plots, curves and intervals: python run.py task=report runs={folder}")
+        jobs = [path.parent for path in folder.glob(f"*/{JOB}")]
+        command = f"python run.py task=report runs={folder}"
+        given = dict(text.lstrip("+").partition("=")[::2] for text in config.hydra.overrides.task)
+        rows = given.get("ablation", (config.hydra.sweeper.get("params") or {}).get("ablation"))
+        if rows is not None:  # the folder may have those of other tables
+            jobs = [job for job in jobs if ablation_of(job) in rows.split(",")]
+            command += f" table={given['sweep']}" if "ablation" not in given else ""
+        if any((job / "results.json").exists() for job in jobs):
+            print(table_of(read_study(*jobs)).to_string(index=False))
+            print(f"For plots, curves and intervals: {command}")

@@ -120,7 +120,7 @@ def test_ablations_on_digits_have_equal_operations(build, compose_config, name):
 
 def test_a_width_that_is_not_near_enough_is_refused(make_net, compose_config):
     sampler = instantiate(compose_config().sampler)
-    with pytest.raises(InputError, match="No width that is a multiple of 32 takes 0.01 G operations within 2 %: width"):
+    with pytest.raises(InputError, match=r"a multiple of 32 takes 0\.01 G operations within 2 %: width 32"):
         find_width(lambda width: make_net(width=width, num_heads=4), sampler, 1e7, 32)
 
 

@@ -38,6 +38,19 @@ def run_folder(separate_command, tmp_path_factory):
     return folder
 
 
+def test_a_multirun_over_checkpoints_that_need_other_settings(command, run_folder, tmp_path):
+    """Its jobs would all have the network and the sampler of the first."""
+    assert command("experiment=debug", "sampler.guidance_scale=3", f"output={tmp_path}/other").status == 0
+    both = f"weights={run_folder}/checkpoints/last.ckpt,{tmp_path}/other/checkpoints/last.ckpt"
+    refused = command("-m", "task=evaluate", both, f"hydra.sweep.dir={tmp_path}/study")
+    assert refused.status == 1
+    assert "last.ckpt: module.net._target_ is KeyValueReuse in the one and ENAT in the other; expected " in refused.err
+    assert not (tmp_path / "study").exists()
+    same = f"weights={tmp_path}/other/checkpoints/last.ckpt,{tmp_path}/other/checkpoints/final.ckpt"
+    shutil.copy(tmp_path / "other/checkpoints/last.ckpt", tmp_path / "other/checkpoints/final.ckpt")
+    assert command("-m", "task=evaluate", same, f"hydra.sweep.dir={tmp_path}/study").status == 0
+
+
 def test_from_a_folder_of_images_to_pictures(command, shards, tmp_path):
     trained = command(
         f"data.shards={shards}", *FAST, "module.net.width=32", "data.num_workers=0", f"output={tmp_path}/a"

@@ -26,7 +26,8 @@ def sweep(command):
 def test_a_study_is_run_once_and_a_failure_is_told(sweep, tmp_path):
     """Of four jobs one fails; it and one whose folder is removed are run again, by the same command."""
     options = [
-        "+sweep=disentangle",
+        "+sweep=study",
+        "study=one",
         "variant=enat,nat",
         "seed=0",
         "module.net.num_heads=4,5",
@@ -51,8 +52,8 @@ def test_a_study_is_run_once_and_a_failure_is_told(sweep, tmp_path):
     again = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
     assert set(again) == set(done)
     assert {name for name in done if again[name] != done[name]} == {gone}
-    other = sweep(*options, "study=other")
-    assert "the folder holds another job (study: null before, other now); expected the same" in other.err
+    other = sweep(*(option for option in options if option != "study=one"), "study=other")
+    assert "the folder holds another job (study: one before, other now); expected the same" in other.err
     assert other.status == 1
 
 
@@ -100,14 +101,15 @@ def test_a_study_refuses_other_weights(command, sweep, tmp_path):
 def test_a_job_may_go_on_otherwise():
     overrides = ["seed=0", "+sweep=steps", "weights=a.ckpt"]
     others = ["seed=0", "+sweep=steps", "weights=/b.ckpt", "logger=wandb", "logger.wandb.offline=true", "resume=true"]
-    assert fixed_options(overrides) == fixed_options(others) == {"seed": "0", "sweep": "steps"}
+    assert fixed_options(overrides) == fixed_options(others) == {"seed": "0"}
     assert fixed_options([*overrides, "trainer=gpu", "~logger.csv"]) == fixed_options(overrides)
     assert fixed_options([*overrides, "trainer.max_steps=3"]) != fixed_options(overrides)
     assert fixed_options([*overrides, "~callbacks.ema"]) != fixed_options(overrides)
 
 
 def test_a_job_begun_anew_has_no_old_results(sweep, tmp_path):
-    options = ["+sweep=attention", "variant=enat", "seed=0", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=job"]
+    folder = [f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=job"]
+    options = ["+sweep=cache", "module.cache_from_ema=true", "seed=0", *folder]
     assert sweep(*options).status == 0
     (results,) = tmp_path.glob("*/results.json")
     assert "untrained network" not in json.loads(results.read_text())["compared_with"]
@@ -129,8 +131,26 @@ def test_every_study_has_jobs(name):
             values_of = {option: _split(str(values)) for option, values in params.items()}
         for option, values in values_of.items():
             jobs = [compose("config", [f"+sweep={name}", f"{option}={value}"]) for value in values]
-            assert len({json.dumps(str(job)) for job in jobs}) == len(values) >= 2
+            assert len({json.dumps(str(job)) for job in jobs}) == len(values) >= (1 if name == "table_4" else 2)
     assert values_of
+
+
+def test_tables_of_the_paper_share_their_jobs(sweep, tmp_path):
+    """Both tables have ENAT itself, which is trained once; each shows its own rows."""
+    options = ["experiment=digits", "metrics=none", "seed=0", f"hydra.sweep.dir={tmp_path}"]
+    first = sweep(*options, "+sweep=table_6b")
+    assert first.status == 0, first.err
+    second = sweep(*options, "+sweep=table_6c")
+    assert second.out.count("done already") == 1
+    for outcome, rows, table in ((first, ["enat", "separate"], "6b"), (second, ["enat", "without_projection"], "6c")):
+        *_, heading, one, two, command = outcome.out.splitlines()
+        assert heading.split()[:2] == ["ablation", "seeds"]
+        assert [one.split()[0], two.split()[0]] == rows
+        assert command.endswith(f"python run.py task=report runs={tmp_path} table=table_{table}")
+    depths = {path.parent.name: json.loads(path.read_text())["cost"] for path in tmp_path.glob("*/results.json")}
+    assert set(depths) == {f"ablation={row},seed=0" for row in ("enat", "separate", "without_projection")}
+    refused = sweep(*options, "+sweep=table_6c", "study=mine")
+    assert "the folder holds another job (study: ablations before, mine now)" in refused.err
 
 
 def _split(values: str) -> list[str]:

@@ -49,8 +49,8 @@ def test_sentences():
     assert describe_difference("FID", -0.02, -0.11, 0.07) == (
         "FID not told apart (difference -0.020, 95 % interval -0.110 to 0.070)"
     )
-    assert describe_difference("FID", -0.2, -0.3, -0.1).startswith("FID told apart (difference -0.200")
-    assert describe_difference("FID", -0.2, math.nan, math.nan) == "FID differs by -0.200 (no interval can be given)"
+    assert describe_difference("FID", -0.2, -0.3, -0.1).startswith("FID differs (difference -0.200")
+    assert describe_difference("FID", -0.2, math.nan, math.nan) == "FID: difference -0.200, no interval can be given"
     assert describe_difference("FID", *[math.nan] * 3) == "FID can't be compared (there is no score)"
 
 
@@ -72,7 +72,7 @@ def test_groups_are_compared_over_jobs_that_ended_well(tmp_path, make_job):
     intro, rows, caveat = describe_differences(study, 1, {"fid": table})
     assert intro == "Compared with row 2 (enat), by Welch's 95 % interval over seeds:"
     assert rows.splitlines()[1:] == [
-        "- lonely: FID differs by -1.000 (no interval can be given).",
+        "- lonely: FID: difference -1.000, no interval can be given.",
         "- broken: FID can't be compared (there is no score).",
     ]
     assert "not corrected" in caveat

@@ -31,7 +31,7 @@ def test_task(command, study_folder, tmp_path):
     sentences = [
         "Compared with row 1 (reuse prob 0.5), by Welch's 95 % interval over seeds:",
         "- reuse prob 10: FID not told apart (difference -1.750, 95 % interval -11.872 to 8.372); "
-        "Inception Score differs by 0.000 (no interval can be given).",
+        "Inception Score: difference 0.000, no interval can be given.",
         "- reuse prob 0: FID can't be compared (there is no score); "
         "Inception Score can't be compared (there is no score).",
     ]

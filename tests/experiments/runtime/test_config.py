@@ -54,7 +54,7 @@ EXTRA = {  # what else a choice needs
     "views/ten_crop": ["task=tokenize"],
     "data/shards": ["data.batch_size=16"],
 }
-WHOLE = {"task", "experiment", "variant"}  # merged into the root
+WHOLE = {"task", "experiment", "variant", "ablation"}  # merged into the root
 PLACES = {"protocol": "protocols", "score": "scores"}  # where a group's choice says itself that it goes
 
 
@@ -85,9 +85,10 @@ def in_a_folder_of_its_own(assets, monkeypatch):
 
 @pytest.mark.parametrize("file", [str(file) for file in FILES if len(file.parts) > 1 and file.parts[0] != "sweep"])
 def test_every_yaml_is_instantiated(compose_config, file):
-    group, choice = file.rsplit("/", 1)
+    group, choice = file.split("/", 1)
     key, more = PACKAGES.get(group, ("task" if group in WHOLE else PLACES.get(group, group), ()))
     override = f"{group}@{key}={choice}" if group in PACKAGES else f"{group}={choice}"
+    override = f"+{override}" if group == "ablation" else override  # that is in no defaults list
     config = compose_config(*more, override, *EXTRA.get(file, []))
     check_config(config, "task")
     check_config(config, key)

@@ -16,17 +16,18 @@ def record(tmp_path):
     """The record of a job that is done."""
     (tmp_path / "results.json").write_text("{}")
     path = tmp_path / "job.json"
-    path.write_text(json.dumps({"overrides": ["+sweep=steps", "seed=0"], "weights_sha256": "ab12"}))
+    path.write_text(json.dumps({"overrides": ["+sweep=steps", "seed=0"], "study": "steps", "weights_sha256": "ab12"}))
     return path
 
 
 def test_another_job_is_refused(record):
-    refuse_other_jobs(record, ["seed=0", "+sweep=steps", "logger=wandb", "weights=elsewhere.ckpt"])
-    refuse_other_jobs(record.with_name("none.json"), ["seed=1"])
-    differences = "seed: 0 before, 1 now; sweep: steps before, null now"
+    refuse_other_jobs(record, ["seed=0", "+sweep=steps", "logger=wandb", "weights=elsewhere.ckpt"], "steps")
+    refuse_other_jobs(record, ["seed=0", "+sweep=more_steps"], "steps")  # of the same study
+    refuse_other_jobs(record.with_name("none.json"), ["seed=1"], None)
+    differences = "seed: 0 before, 1 now; study: steps before, null now"
     sentence = f"{record.parent}: the folder holds another job ({differences}); {CHOICES}"
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
-        refuse_other_jobs(record, ["seed=1"])
+        refuse_other_jobs(record, ["seed=1"], None)
 
 
 def test_results_of_other_weights_are_refused(record):

@@ -28,7 +28,7 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
     [
         (["task=trian"], "task=trian: there is no such choice; did you mean train? There are benchmark, "),
         (["experiment=digit"], "experiment=digit: there is no such choice; did you mean digits? There are debug, "),
-        (["+sweep=disentangled"], "sweep=disentangled: there is no such choice; did you mean disentangle? There are "),
+        (["+sweep=table_6"], "sweep=table_6: there is no such choice; did you mean table_6e? There are "),
         (["taks=sample"], "taks: there is no such option; did you mean task?"),
         (["modul.net.width=3"], "modul.net.width: there is no such option; did you mean module.net.width"),
         (["width=3"], "width: there is no such option; did you mean module.net.width?"),
@@ -85,8 +85,21 @@ def test_help_on_a_task():
 
 
 def test_lists_and_numbers_stay_what_they_are():
-    given = ["classes=[3,7]", "seed=1,2", "x.y={a:1}", "+sweep=steps", "weights=", "a='b c'", "-m", "--cfg", "job"]
+    given = ["classes=[3,7]", "seed=1,2", "x.y={a:1}", "+sweep=steps", "weights=", "a='b c'", "-m"]
     assert prepare(given) == given
+
+
+def test_a_multirun_shows_the_settings_of_a_job():
+    """Hydra itself refuses both together."""
+    assert prepare(["-m", "+sweep=steps", "--cfg", "job"]) == ["+sweep=steps", "--cfg", "job"]
+    assert prepare(["--multirun", "-c", "job"]) == ["-c", "job"]
+
+
+def test_ablations_of_an_experiment_without_their_networks(command):
+    refused = command("+sweep=table_6a", "experiment=photos")
+    assert (
+        "Error: experiment=photos: the ablations have no networks for it; expected digits or enat_s_256." in refused.err
+    )
 
 
 def test_dashes_are_refused():
