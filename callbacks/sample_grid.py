@@ -145,4 +145,5 @@ class SampleGrid(L.Callback):
         self.pictures = save_pictures(images, steps, net, names, grid, reveal)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [str(path) for path in self.pictures], caption=["samples", "reveal"])
+                for title, path in zip(("samples", "reveal"), self.pictures, strict=True):
+                    logger.log_image(title, [str(path)])  # each by itself: W&B warns of a list of unlike sizes

@@ -32,13 +32,15 @@ from enat.variants import NAT
 from experiments.reporting.figures import STYLE, save
 from experiments.runtime.launch import Accelerator, device_for
 
-KINDS = ("visible", "masked")
+KINDS = ("visible", "masked")  # both before and after a step
+NEW = "new"  # masked before it, and visible after it
+MAPPED = 2  # images that are drawn
 
 
 class Change(NamedTuple):
-    """How much tokens changed that are of one kind before and after a step, `N` in each of `B` images."""
+    """How much the tokens of one kind changed in a step, `N` in each of `B` images."""
 
-    step: int  # the later of the two that are compared
+    step: int  # the later of the two that are compared, from 0
     kind: str
     positions: Tensor  # (B, N)
     change: Tensor  # 1 - cosine similarity of a token's two features, (B, N)
@@ -66,7 +68,7 @@ def similarity(
         num_images: images to sample, of all classes in turn; the unconditional half of guidance is not measured.
         batch_size: images at a time.
         seed: of the noise.
-        output: folder of `similarity.csv` and `similarity.png`.
+        output: folder of `similarity.csv`, `similarity.png` and `similarity_maps.png`, which is the paper's Fig. 5.
         accelerator: as Lightning's Trainer takes it.
 
     Returns:
@@ -96,12 +98,15 @@ def similarity(
     visible = [one for one in compared if one.kind == "visible"]
     example = min(visible, key=lambda one: abs(one.step - sampler.num_steps // 2))
     save(plot_changes(table, example, math.isqrt(net.num_tokens)), csv.with_suffix(".png"))
+    maps = csv.with_name("similarity_maps.png")
+    save(plot_maps(compared, table, math.isqrt(net.num_tokens)), maps)
     near = {kind: share_near_new(table, kind) for kind in KINDS}
     for kind, share in near.items():
         near_new = f"{share['tokens']:.0%} of the {kind} tokens are next to a new one"
         print(f"{near_new}, with {share['change']:.0%} of the change.")
     change = {kind: change_by(rows, ["distance"]).to_dict("records") for kind, rows in table.groupby("kind")}
-    return {"near": near, "change": change, "table": str(csv), "plot": str(csv.with_suffix(".png")), **source}
+    files = {"table": str(csv), "plot": str(csv.with_suffix(".png")), "maps": str(maps)}
+    return {"near": near, "change": change, **files, **source}
 
 
 def distance_to(positions: Tensor, num_tokens: int) -> Tensor:
@@ -147,6 +152,7 @@ def changes(net: ENAT, states: Iterable[Tensor], class_ids: Tensor) -> Iterator[
             distance = distance_to(new, token_ids.shape[1])
             for kind, positions in zip(KINDS, (old_visible, masked), strict=True):
                 yield Change(step, kind, positions, change.gather(1, positions), distance.gather(1, positions), new)
+            yield Change(step, NEW, new, change.gather(1, new), distance.gather(1, new), new)
         before = visible, is_masked, by_position
 
 
@@ -199,4 +205,44 @@ def plot_changes(table: pd.DataFrame, example: Change, side: int) -> Figure:
         row, column = divmod(position, side)
         right.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="red", lw=1.6, clip_on=False))
     right.set_title(f"Visible tokens at step {example.step} (red: new; grey: masked)")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def plot_maps(compared: Sequence[Change], table: pd.DataFrame, side: int) -> Figure:
+    """Draws the paper's Fig. 5: where two images change between an early and a late pair of steps, and the averages.
+
+    Args:
+        compared: the changes of the first images come first.
+        table: the changes of all images, as `table_of` gives them.
+        side: of the token grid.
+    """
+    steps = sorted(table["step"].unique())
+    shown = [steps[0], steps[-2]] if len(steps) > 2 else steps
+    figure = Figure(figsize=(15, 5.4), layout="constrained")
+    subfigures: Any = figure.subfigures(1, 2, width_ratios=[5, 2])
+    left, right = subfigures
+    num_images = min(MAPPED, len(compared[0].positions))
+    grid = left.subplots(num_images, 2 * len(shown), squeeze=False)
+    colors = {"cmap": "viridis", "square": True, "xticklabels": False, "yticklabels": False}
+    for row in range(num_images):
+        for place, step in enumerate(shown):
+            parts = [one for one in compared if one.step == step][: len(KINDS) + 1]  # of the first batch
+            similarity, is_new = np.full(side**2, np.nan), np.zeros(side**2)
+            for one in parts:
+                similarity[one.positions[row].cpu()] = 1 - one.change[row].cpu()
+                is_new[one.new[row].cpu()] = 1
+            new, features = grid[row, 2 * place : 2 * place + 2]
+            sns.heatmap(is_new.reshape(side, side), vmin=0, vmax=1.4, cbar=False, **{**colors, "cmap": "Reds"}, ax=new)
+            sns.heatmap(similarity.reshape(side, side), vmax=1, **colors, ax=features)
+            new.set_ylabel(f"image {row + 1}" if not place else "")
+            if not row:
+                new.set_title(f"newly decoded in step {step}")
+                features.set_title(f"similarity, steps {step}-{step + 1}")
+    axes = right.subplots()
+    for color, kind in zip(("C0", "C1", "C3"), (*KINDS, NEW), strict=True):
+        means = 1 - table[table["kind"] == kind].groupby("step")["change"].mean()
+        axes.plot(means, "o-", color=color, label=f"{kind} tokens")
+    axes.set_xticks(steps, [f"{step}-{step + 1}" for step in steps])
+    axes.set(xlabel="steps that are compared", ylabel="cosine similarity", title="Mean over all images")
     return figure

@@ -81,6 +81,7 @@ def tokenize(
     if check:
         manifest_there = Manifest.load(folder)
         check_shards(folder, manifest_there, deep=True)
+        print(f"{folder}: all {sum(map(len, manifest_there.splits.values()))} shards are intact.")
         return summary(manifest_there)
     source = open_source(images, labels, classes, num_classes, views, batch_size, num_workers)
     rank, world_size, _ = processes()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data.module import TokenDataModule
 from data.stream import OnePack
+from enat.errors import InputError
 from enat.features.network import Views
 
 NUM_HELD_OUT = 500  # of 1,797 images
@@ -67,8 +68,20 @@ class DigitFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Views]:
         """Turns images (B, 1, 8, 8) in [0, 1] into features (B, 64) and logits (B, 10) of the protocol `digits`."""
-        pool = self.hidden(images.flatten(1).to(self.hidden.weight.dtype)).relu()
+        pool = self.hidden(_pixels(images)).relu()
         return {"digits": {"pool": pool, "logits": self.out(pool)}}
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """Turns images (B, 1, 8, 8), or grey ones (B, 3, 8, 8) as read from a file, into float64 pixels (B, 64).
+
+    Raises:
+        InputError: for images of another size.
+    """
+    if images.shape[1] not in (1, 3) or images.shape[2:] != (8, 8):
+        size = " x ".join(map(str, images.shape[2:]))
+        raise InputError(f"metrics=digits: expected images of 8 x 8 pixels, these have {size}; or metrics=inception.")
+    return images.double().mean(dim=1).flatten(1)
 
 
 @lru_cache
@@ -87,7 +100,7 @@ def _fit_support_vectors() -> SVC:
 
 def classify_digits(images: Tensor) -> Tensor:
     """Classifies images (B, 1, 8, 8) to class ids (B,), without the errors of `DigitFeatures`: by support vectors."""
-    predicted = _fit_support_vectors().predict(images.flatten(1).cpu().numpy())
+    predicted = _fit_support_vectors().predict(_pixels(images).cpu().numpy())
     return torch.from_numpy(predicted).to(images.device)
 
 

@@ -237,7 +237,15 @@ def plot_losses(study: Study) -> Figure | None:
     for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         marker = "o" if points["step"].nunique() < 15 else None
         sns.lineplot(
-            points, x="step", y="value", hue="line", hue_order=labels, errorbar=("pi", 100), marker=marker, ax=axes
+            points,
+            x="step",
+            y="value",
+            hue="line",
+            hue_order=labels,
+            errorbar=("pi", 100),
+            marker=marker,
+            ax=axes,
+            err_kws={"alpha": 0.12},
         )
         axes.set(title=LOSSES[name], xlabel="optimiser step", ylabel="")
         if name == "val/fid" and points["value"].max() > 10 * points["value"].min() > 0:

@@ -23,6 +23,7 @@ from experiments.runtime.multirun import JobError, fixed_options, is_job
 from experiments.runtime.options import CONF, explain_option
 from experiments.runtime.ranks import processes
 
+RESUMABLE = ("train", "tokenize", "download", "sample", "evaluate", "score", "statistics")  # tasks
 MAX_NAME = 150  # characters of a folder's name
 
 
@@ -137,7 +138,7 @@ def _how_to_fetch(sentence: str) -> str:
     public_files = yaml.safe_load((CONF / "task" / "download.yaml").read_text())["public_files"]
     for name, public in public_files.items():
         if public["file"] in sentence:
-            return f" `python run.py task=download files=[{name}]` fetches it."
+            return f" `python run.py task=download 'files=[{name}]'` fetches it."
     return " `python run.py task=download` lists public files to fetch." if "=assets/" in sentence else ""
 
 
@@ -164,7 +165,10 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str | 
         return (explain_option(error, arguments) if cause is None else str(cause)), 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}.", 1
-    return ("interrupted." if isinstance(error, KeyboardInterrupt) else None), 130
+    if isinstance(error, KeyboardInterrupt):
+        task = dict(argument.partition("=")[::2] for argument in arguments).get("task", "train")
+        return f"interrupted{'; the same command goes on from there' if task in RESUMABLE else ''}.", 130
+    return None, 130
 
 
 def _misconfiguration() -> tuple[type[BaseException], ...]:

@@ -182,7 +182,8 @@ def help_on(arguments: Sequence[str]) -> str | None:
     for line in lines:
         option = re.match(r"(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
         if option and option[1] not in ("defaults", "task") and (option[2] or option[3]):
-            rows.append((f"{option[1]}={option[2]}", option[3] or ""))
+            value = "..." if "${" in option[2] else option[2]  # that follows from other options
+            rows.append((f"{option[1]}={value}", option[3] or ""))
         elif rows and re.match(r"\s+#", line):
             rows.append(("", line.strip("# ")))
     width = max((len(name) for name, _ in rows), default=0)

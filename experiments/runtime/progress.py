@@ -15,8 +15,10 @@ class Speed(ProgressColumn):
     """Shows images per second or, for slow work, seconds per image."""
 
     def render(self, task: Task) -> Text:
-        speed = task.speed or 0
-        if 0 < speed < 1:
+        speed = task.speed
+        if not speed:
+            return Text("")  # before the second batch
+        if speed < 1:
             return Text(f"{1 / speed:.1f} s/image")
         return Text(f"{speed:.1f} images/s" if speed < 100 else f"{speed:,.0f} images/s")
 

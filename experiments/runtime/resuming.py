@@ -16,6 +16,7 @@ from enat.files import by_full_name, refuse_other_work, sha256_of
 from enat.module import MaskedTokenModule
 from experiments.runtime.provenance import options_that_matter
 
+CHANGEABLE = ("lr", "betas", "eps", "weight_decay")  # options of the optimiser that changed_on_resume can name
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
 MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "weights")
@@ -94,7 +95,11 @@ def resume_point(
         for part in (earlier, wanted):
             for name in may_change & part.keys():
                 del part[name]
-        refuse_other_work(folder.parent, earlier, wanted, "another run")
+        options = {name: f"module.optimizer.{name}" for name in CHANGEABLE}
+        changes = [name for name, full in options.items() if earlier.get(full) != wanted.get(full)]
+        go_on = f", or changed_on_resume=[{','.join(changes)}] to go on with the change" if changes else ""
+        choices = f"another output=DIR, resume=false for a new folder{go_on}"
+        refuse_other_work(folder.parent, earlier, wanted, "another run", choices)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         weights = split_blocks(content["state_dict"], module.net.encoder_depth)
         if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:

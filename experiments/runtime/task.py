@@ -41,6 +41,7 @@ class CommonOptions(TypedDict):
 
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its INFO advertises
+logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a line for each process of a group
 logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of trainer.profiler
 logging.getLogger("matplotlib").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")  # needed, see conf/trainer/ddp.yaml

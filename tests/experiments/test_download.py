@@ -129,7 +129,7 @@ def test_a_missing_public_file_says_how_to_fetch_it(command, photos, inception, 
     outcome = command(*filled, f"output={tmp_path}/o")
     assert outcome.status == 1
     assert "there is no such file. `python run.py task=download " in outcome.err
-    assert f"files=[{name}]` fetches it." in outcome.err
+    assert f"'files=[{name}]'` fetches it." in outcome.err
 
 
 def test_a_part_that_is_complete_gets_its_name(server, tmp_path):

@@ -63,9 +63,13 @@ def test_only_neighbours_of_new_tokens_change(states):
     token_ids, order = states
     compared = list(changes(Neighbours(), token_ids, torch.tensor([0, 1])))
     assert [(one.step, one.kind) for one in compared] == [
-        (2, "visible"), (2, "masked"), (3, "visible"), (3, "masked"),
+        (2, "visible"), (2, "masked"), (2, "new"), (3, "visible"), (3, "masked"), (3, "new"),
     ]  # fmt: skip
     for one in compared:
+        if one.kind == "new":
+            assert torch.equal(one.positions, one.new)
+            assert (one.distance == 0).all()
+            continue
         assert torch.allclose(one.change[one.distance > 1], torch.tensor(0.0), atol=1e-5)
         assert (one.change[one.distance == 1] > 0.001).all()
         revealed = order[:, 4:8] if one.step == 2 else order[:, 8:9]
@@ -73,7 +77,7 @@ def test_only_neighbours_of_new_tokens_change(states):
     assert torch.equal(compared[0].positions.sort().values, order[:, :4].sort().values)  # visible at both steps
     assert torch.equal(compared[1].positions.sort().values, order[:, 8:].sort().values)  # masked at both
     table = table_of(compared)
-    assert len(table) == change_by(table, ["kind"])["tokens"].sum() == 2 * (4 + 17 + 8 + 16)
+    assert len(table) == change_by(table, ["kind"])["tokens"].sum() == 2 * (4 + 4 + 17 + 8 + 1 + 16)
     for kind in ("visible", "masked"):
         assert share_near_new(table, kind)["change"] == pytest.approx(1)
         assert 0 < share_near_new(table, kind)["tokens"] < 1
@@ -108,10 +112,12 @@ def test_task(command, tmp_path):
     table = pd.read_csv(outcome.results["table"])
     left = [59, 45, 24]  # floor(64 cos(pi r / 2)) of 64 tokens are masked after the steps
     assert list(table.groupby(["kind", "step"])["tokens"].sum()) == [
-        7 * left[1], 7 * left[2], 7 * (64 - left[0]), 7 * (64 - left[1]),
+        7 * left[1], 7 * left[2], 7 * (left[0] - left[1]), 7 * (left[1] - left[2]),
+        7 * (64 - left[0]), 7 * (64 - left[1]),
     ]  # fmt: skip
-    with Image.open(outcome.results["plot"]) as picture:
-        assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
+    for picture in ("plot", "maps"):
+        with Image.open(outcome.results[picture]) as opened:
+            assert len(opened.convert("RGB").getcolors(1_000_000)) > 50
     for option, sentence in {
         "sampler.num_steps=2": "sampler.num_steps=2: expected at least 3",
         "module.net.num_tokens=60": "num_tokens=60: expected a square",
