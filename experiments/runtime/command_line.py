@@ -96,6 +96,9 @@ OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, repla
 OmegaConf.register_new_resolver("sweep_of", _sweep_of, replace=True)
 
 
+# Before torch is imported: DDP's C++ warns of each process that all parameters were used in a step, see trainer/ddp.yaml.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")  # a file's name may be no text

@@ -132,3 +132,22 @@ def test_task(command, tmp_path):
         assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
     wrong = command("experiment=debug", "task=benchmark", "precisions=[float8]", f"output={tmp_path}/w")
     assert (wrong.status, "precisions[0]=float8: expected" in wrong.err) == (1, True)
+
+
+def test_latency(command, tmp_path):
+    """A row for each network and number of steps, with the decoder; a network that does not fit it is refused."""
+    options = ["task=latency", "~networks.enat_b", "num_steps=[1,2]", "seconds=0.01", f"output={tmp_path}"]
+    options += ["decoder.channels=32", "decoder.multipliers=[1,1,1,1,1]", "decoder.num_blocks=1"]
+    for name in ("enat_s", "enat_l"):
+        options += [f"networks.{name}.width=32", f"networks.{name}.num_heads=4", f"networks.{name}.encoder_depth=1"]
+    outcome = command(*options, "batch_size=2")
+    rows = outcome.results["latency"]
+    assert [(row["network"], row["num_steps"]) for row in rows] == [
+        ("enat_s", 1), ("enat_s", 2), ("enat_l", 1), ("enat_l", 2),
+    ]  # fmt: skip
+    assert all(row["images_per_second"] == pytest.approx(2 / row["seconds"]) for row in rows)
+    assert "Seconds for 2 images, with the decoder, in float32, by the number of steps:" in outcome.out
+    with Image.open(outcome.results["plot"]) as picture:
+        assert len(picture.convert("RGB").getcolors(1_000_000)) > 30
+    refused = command(*options, "networks.enat_l.num_tokens=64", f"output={tmp_path}/w")
+    assert "module.net: codebook_size=1024, num_tokens=64; the tokenizer has 1024 and 256." in refused.err

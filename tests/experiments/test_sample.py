@@ -9,6 +9,7 @@ from PIL import Image
 
 import experiments.sample as task
 from callbacks.sample_grid import save_grid
+from data.toy.digits import DigitFeatures, classify_digits
 from enat.checkpoints.weights import read_file
 
 
@@ -111,3 +112,19 @@ def test_any_name_can_be_drawn(tmp_path):
     names = ["cash_$1_$", "x$^$", b"caf\xe9".decode("utf-8", "surrogateescape"), "plain"]
     picture = save_grid(torch.zeros(8, 1, 8, 8), names, tmp_path / "grid.png")
     assert np.asarray(Image.open(picture)).std() > 10
+
+
+def test_drawn_digits_are_scored_as_files(command, weights, photos, tmp_path):
+    """Grey pictures, which are read as RGB, have the features of the pictures themselves."""
+    command("task=sample", weights, "images_per_class=2", f"output={tmp_path}/s")
+    score = ["task=score", "metrics=digits", f"output={tmp_path}/score"]
+    scored = command(*score, f"scored.path={tmp_path}/s/images")
+    assert (scored.status, scored.results["num_images"]) == (0, 20)
+    assert scored.results["fid"] > 1
+    grey = torch.rand(3, 1, 8, 8)
+    features = DigitFeatures()
+    as_rgb = features(grey.expand(-1, 3, -1, -1))["digits"]["pool"]
+    torch.testing.assert_close(as_rgb, features(grey)["digits"]["pool"], rtol=0, atol=1e-12)
+    assert torch.equal(classify_digits(grey.expand(-1, 3, -1, -1)), classify_digits(grey))
+    refused = command(*score, f"scored.path={photos}", "scored.resolution=9", f"output={tmp_path}/other")
+    assert "metrics=digits: expected images of 8 x 8 pixels, these have 9 x 9" in refused.err

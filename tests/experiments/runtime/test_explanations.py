@@ -32,6 +32,12 @@ def test_an_operation_that_apple_gpus_lack():
     assert explain(NotImplementedError("something of our own"))[0] is None
 
 
+def test_an_interrupted_task_says_whether_it_goes_on():
+    assert explain(KeyboardInterrupt(), ["run.py"])[0] == "interrupted; the same command goes on from there."
+    assert explain(KeyboardInterrupt(), ["run.py", "task=sample"])[0].endswith("goes on from there.")
+    assert explain(KeyboardInterrupt(), ["run.py", "task=benchmark"])[0] == "interrupted."
+
+
 def test_no_apple_gpu(monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(
