@@ -24,6 +24,7 @@ from enat.randomness import rng_for
 from enat.sampler import Sampler
 
 Work = Callable[[], object]
+COST_SECONDS = 0.5  # for which `sampling_cost` repeats its work
 
 
 class Clock:
@@ -141,7 +142,7 @@ def sampling_cost(
     eager.compile = False  # torch can't count compiled operations
     with context(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         Generation(net, eager, 1, device)()
-    clock = Clock(device, net.head_bias.dtype, 0.5, with_peak=False)
+    clock = Clock(device, net.head_bias.dtype, COST_SECONDS, with_peak=False)
     with context():
         seconds = clock.time(Generation(net, sampler, batch_size, device))
     return {

@@ -96,7 +96,7 @@ OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, repla
 OmegaConf.register_new_resolver("sweep_of", _sweep_of, replace=True)
 
 
-# Before torch is imported: DDP's C++ warns of each process that all parameters were used in a step, see trainer/ddp.yaml.
+# Before torch is imported: C++ of DDP warns, in each process, that a step used all parameters, see trainer/ddp.yaml.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 for stream in (sys.stdout, sys.stderr):

@@ -213,6 +213,7 @@ def test_torchrun_itself(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "run.py"]
     ran = subprocess.run([*launcher, *options, f"output={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+    assert not any(word in ran.stderr for word in ("Initializing distributed", "find_unused_parameters", "Warning"))
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["processes"], results["steps"]) == (2, 2)
     assert len(list(tmp_path.glob("metrics/version_*"))) == 1
