@@ -57,7 +57,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.monitor = monitor
         self.best: float | None = None
-        self.best_of: list[Any] | None = None  # what is compared: its name, and the number of images of a score
+        self.best_of: list[Any] | None = None  # what is compared: its name and, of a score, how images are made
         self.saved_step = -1
         self.is_due = False  # a checkpoint, before the next batch
         self.is_best = False  # the state that is due
@@ -77,10 +77,11 @@ class Checkpoints(Checkpoint):
             raise InputError(f"callbacks.checkpoint.monitor={monitor}: nothing of that name is logged.")
         value = float(logged[monitor])
         scorers = [part for part in trainer.callbacks if isinstance(part, GenerationMetrics)]  # type: ignore[attr-defined]
-        compared = [monitor, *(scorer.num_images for scorer in scorers if monitor not in ("val/loss", "val/accuracy"))]
-        if self.best_of != compared:
-            self.best = None if self.best_of else self.best  # checkpoints of older versions do not say it
-            self.best_of = compared
+        of_scores = monitor not in ("val/loss", "val/accuracy")
+        compared = [monitor, *(value for scorer in scorers if of_scores for value in scorer.identity())]
+        if self.best_of is not None and self.best_of != compared[: len(self.best_of)]:
+            self.best = None  # (checkpoints of older versions say less, or nothing)
+        self.best_of = compared
         if not math.isnan(value) and (self.best is None or math.isnan(self.best) or value < self.best):
             self.best = value
             self.is_best = True

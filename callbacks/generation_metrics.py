@@ -1,7 +1,7 @@
 """Scores of generated images while training."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning as L
 from annotated_types import Ge
@@ -39,6 +39,14 @@ class GenerationMetrics(L.Callback):
         self.sampler = sampler
         self.num_images = num_images
         self.processes: Processes | None = None  # known when training starts
+
+    def identity(self) -> list[Any]:
+        """Returns plain values that tell how images are made; scores of images made otherwise are not comparable."""
+        sampler = self.sampler
+        steps = [sampler.mask_shares, sampler.guidance_scales, sampler.sampling_temperatures]
+        made = [*steps, sampler.gumbel_temperatures, sampler.reuse_share]
+        evaluation = self.evaluation
+        return [self.num_images, made, None if evaluation is None else [evaluation.block_size, evaluation.seed]]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MaskedTokenModule)

@@ -27,14 +27,9 @@ def fetch(folder_or_url: str, cache: Path) -> Path:
         InputError: for a URL of another scheme than `SCHEMES`, which may run programs; for a file
             that can't be read or does not have the sha256 that the manifest gives.
     """
-    folder = local_folder(folder_or_url, cache)
+    folder = fetch_manifest(folder_or_url, cache)
     if folder == Path(folder_or_url):
         return folder
-    scheme = folder_or_url.partition(":")[0]
-    if scheme not in SCHEMES:
-        raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json"))
     for shard in Manifest.load(folder).all_shards():
         path = folder / shard.name
         if path.exists() and sha256_of(path) == shard.sha256:
@@ -43,6 +38,19 @@ def fetch(folder_or_url: str, cache: Path) -> Path:
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise InputError(f"{folder_or_url}/{shard.name}: the shard was altered; its sha256 is not the manifest's.")
         write_atomically(path, content)
+    return folder
+
+
+def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
+    """Downloads the manifest of a URL alone, and returns its local folder; for the errors see `fetch`."""
+    folder = local_folder(folder_or_url, cache)
+    if folder == Path(folder_or_url):
+        return folder
+    scheme = folder_or_url.partition(":")[0]
+    if scheme not in SCHEMES:
+        raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json"))
     return folder
 
 

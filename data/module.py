@@ -203,9 +203,13 @@ class ShardsDataModule(TokenDataModule):
     def describe(self) -> None:
         """Prints how many samples there are, and how often a step sees each if a batch is larger than the set."""
         samples = {split: sum(shard.samples for shard in shards) for split, shards in self.manifest.splits.items()}
-        train = samples["train"]
+        train = samples.get("train", 0)
+        if not train:
+            raise InputError(
+                f"{self.shards}: there are no train shards; task=tokenize with a smaller held_out makes some."
+            )
         print(
-            f"{self.shards}: {train:,} training images and {samples['held_out']:,} held out, {self.num_classes} "
+            f"{self.shards}: {train:,} training images and {samples.get('held_out', 0):,} held out, {self.num_classes} "
             f"classes, {self.manifest.num_tokens} tokens of {self.manifest.resolution} px."
         )
         if self.batch_size > train:

@@ -170,8 +170,8 @@ class StatisticsFile:
         """
         names = [f"{prefix}{name}{SUFFIXES[view]}" for name in ("mu", "sigma")]
         try:
-            mu, sigma = (self.content[name].astype(np.float64) for name in names)
-        except (KeyError, ValueError) as error:
+            mu, sigma = (self.content[name].astype(np.float64, casting="same_kind") for name in names)
+        except (KeyError, ValueError, TypeError) as error:
             raise self._error(f"expected both {names[0]} and {names[1]} in it.") from error
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise self._error(f"mu {mu.shape} and sigma {sigma.shape} do not fit.")
@@ -179,6 +179,8 @@ class StatisticsFile:
             raise self._error(f"{names[0]} has {len(mu)} features; the network has {network.widths[view]}.")
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             raise self._error("mu or sigma holds NaN or infinite values.")
+        if sigma.diagonal().min() < 0 or not np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-6 * np.abs(sigma).max()):
+            raise self._error(f"{names[1]} is no covariance: it is not symmetric, or has negative variances.")
         return torch.from_numpy(mu), torch.from_numpy(sigma)
 
     def num_images(self, protocol: str) -> int | None:

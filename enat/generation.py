@@ -102,14 +102,16 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
     if classes is None:
         return list(range(max(len(class_names), 1)))
     chosen = [classes] if isinstance(classes, int | str) else classes
+    if not class_names and any(wanted != UNCONDITIONAL for wanted in chosen):
+        raise InputError(f"classes={chosen[0]}: the network has no classes; expected classes={UNCONDITIONAL}.")
     if not chosen:
         raise InputError("classes=[]: expected at least one class.")
     ids = []
     for wanted in chosen:
-        if wanted in class_names:  # a name may be a number: the digit "3"
-            ids.append(class_names.index(str(wanted)))
-        elif isinstance(wanted, int) and 0 <= wanted < len(class_names):
+        if isinstance(wanted, int) and 0 <= wanted < len(class_names):
             ids.append(wanted)
+        elif str(wanted) in class_names:  # a name may be a number, such as 20240101
+            ids.append(class_names.index(str(wanted)))
         elif wanted == UNCONDITIONAL:
             ids.append(len(class_names))
         else:

@@ -35,8 +35,8 @@ def report(
         output: folder of `panels.png`, `report.md`, `report.csv` (a row for each run), `groups.csv` (a row for each
             row of the table) and plots.
     """
-    if runs is None:
-        raise InputError("runs=null: expected runs=DIR, the folder of a run or of several.")
+    if not runs:
+        raise InputError("runs: expected runs=DIR, the folder of a run or of several, or runs=[DIR,DIR].")
     folders = [Path(runs)] if isinstance(runs, str) else [Path(folder) for folder in runs]
     run_folders = find_runs(*folders)
     for folder in folders:

@@ -23,6 +23,7 @@ from experiments.runtime.progress import ImageProgress
 from experiments.runtime.provenance import hardware, options_that_matter, sampler_settings
 from experiments.runtime.scoring import Unfinished
 
+MAX_NAME_BYTES = 100  # of a class, in the names of files
 MAX_ROWS = 16  # classes in the grid
 MAX_COLUMNS = 8  # images of a class in the grid
 
@@ -46,7 +47,8 @@ def file_name(picture: Picture, names: Sequence[str], seed: int) -> str:
     class_id, number = picture
     label = f"{class_id:04d}"
     if names[class_id] != str(class_id):
-        label += "_" + re.sub(r"[^\w-]+", "_", names[class_id])
+        word = re.sub(r"[^\w-]+", "_", names[class_id]).encode()[:MAX_NAME_BYTES]
+        label += "_" + word.decode(errors="ignore")
     return f"class_{label}_seed_{seed}_{number:04d}.png"
 
 
@@ -93,6 +95,8 @@ def save_grid_and_reveal(
     columns = min(MAX_COLUMNS, 1 + max(number for _, number in files))
     row_names = [names[class_id] for class_id in rows]
     pixels = [np.asarray(load_rgb(files[class_id, number])) for class_id in rows for number in range(columns)]
+    if len({image.shape for image in pixels}) > 1:
+        raise InputError(f"{to / 'images'}: its images have several sizes, so that some are of another run.")
     grid = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255  # (n, 3, H, W)
     steps: list[torch.Tensor] = []
     firsts = [(class_id, 0) for class_id in rows]

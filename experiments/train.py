@@ -254,6 +254,10 @@ def train(
     """
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
+    scorers = [callback for callback in callbacks.values() if isinstance(callback, GenerationMetrics)]
+    for scored in (evaluation, *(scorer.evaluation for scorer in scorers)):
+        if scored is not None:
+            scored.check_reference(tokenizer.resolution)
     start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)

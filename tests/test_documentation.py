@@ -121,9 +121,8 @@ def without_missing_launcher(overrides: list[str]) -> list[str]:
 def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
     """The configuration that overrides give, with Hydra's own options if asked for."""
     GlobalHydra.instance().clear()
-    if any(text.startswith("data.shards=") for text in overrides) and not any(
-        "experiment=" in text for text in overrides
-    ):
+    chooses = any("experiment=" in text or text.startswith("+sweep=table_") for text in overrides)
+    if any(text.startswith("data.shards=") for text in overrides) and not chooses:
         overrides = ["experiment=own_images", *overrides]  # which `primary_config` chooses
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides, return_hydra_config=hydra)
@@ -247,8 +246,8 @@ def test_commands_are_found():
         "module.net.width=wide",
         "seed=1,2",
         "-m +sweep=nothing",
-        "-m +sweep=disentangle variant=nothing,enat",
-        "-m +sweep=disentangle hydra/launcher=nothing",
+        "-m +sweep=reuse_prob variant=nothing,enat",
+        "-m +sweep=reuse_prob hydra/launcher=nothing",
         "...",
     ],
 )
@@ -258,7 +257,7 @@ def test_wrong_commands_are_seen(line):
 
 
 def test_missing_choices_are_seen():
-    text = "task=train protocol=[enat,adm] +sweep=depth pip install -e '.[docs,test]' my-task=x weights=FILE"
+    text = "task=train protocol=[enat,adm] +sweep=steps pip install -e '.[docs,test]' my-task=x weights=FILE"
     assert missing_choices(text) == []
     bad = "task=nothing protocol=[enat,never] +sweep=deep schedule@sampler.x=cosine,round pip install -e '.[dogs]'"
     assert missing_choices(bad) == ["task=nothing", "protocol=never", "sweep=deep", "schedule=round", "dogs"]

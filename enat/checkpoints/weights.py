@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from enat.errors import InputError
 from enat.files import sha256_of
 from enat.net import ENAT
 
-_WRAPPERS = re.compile(r"^(module\.)+|_orig_mod\.")  # of DataParallel and torch.compile
+COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
 DESCRIPTIONS = ("settings", "net_sizes", "class_names")  # what a checkpoint says beside its weights
 
 
@@ -46,6 +45,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
     if not isinstance(content, dict):
         raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
+    if not all(isinstance(name, str) for name in content):
+        raise InputError(f"weights={path}: expected a dictionary of weights by name, found other keys in it.")
     return content
 
 
@@ -55,6 +56,28 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         metadata = file.metadata() or {}
     described = {name: json.loads(metadata[name]) for name in DESCRIPTIONS if name in metadata}
     return {"state_dict": load_file(path), **described}
+
+
+def state_of(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the weights in a file's content, without what other programs put before their names.
+
+    Such are `module.` of DataParallel, `_orig_mod.` of torch.compile, and any other prefix that all names share.
+
+    Raises:
+        InputError: if there are none.
+    """
+    for name in ("ema", "model_ema", "model"):  # as other programs save them; an average generates best
+        if "state_dict" not in content and isinstance(content.get(name), dict):
+            content = {"state_dict": content[name]}
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise InputError("expected a dictionary of weights by name, found other things in it.")
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != COUNTER}
+    while len(state) > 1 and len({name.partition(".")[0] for name in state}) == 1:
+        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
+    return state
 
 
 def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
@@ -68,19 +91,11 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     Raises:
         InputError: if there are none.
     """
-    for name in ("ema", "model_ema", "model"):  # as other programs save them; an average generates best
-        if "state_dict" not in content and isinstance(content.get(name), dict):
-            content = {"state_dict": content[name]}
     callbacks = content.get("callbacks")
     if isinstance(callbacks, dict) and isinstance(callbacks.get("EMA"), dict) and "net" in callbacks["EMA"]:
         return callbacks["EMA"]["net"], "EMA"
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InputError("expected a dictionary of weights, found other things in it.")
-    state = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
-    if is_official(state):
-        return from_official(state), "official"
-    return {name.removeprefix("net."): tensor for name, tensor in state.items()}, "raw"
+    state = state_of(content)
+    return (from_official(state), "official") if is_official(state) else (state, "raw")
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -96,7 +111,10 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Pat
         if own[name].shape != state[name].shape:
             shapes = f"{list(state[name].shape)} instead of {list(own[name].shape)}"
             raise InputError(f"{path}: weight {name} has shape {shapes}.")
-        if not state[name].isfinite().all():
+        if state[name].layout != torch.strided or not state[name].is_floating_point():
+            kind = "sparse" if state[name].layout != torch.strided else f"of type {state[name].dtype}"
+            raise InputError(f"{path}: weight {name} is {kind}; expected floating-point numbers, all of them.")
+        if not state[name].float().isfinite().all():
             raise InputError(f"{path}: weight {name} holds NaN or infinite values.")
     module.load_state_dict(state)
 
@@ -126,6 +144,11 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         raise InputError(
             f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with."
         )
+    trained_as = (content.get("settings") or {}).get("module", {}).get("net", {})
+    kinds = [trained_as.get("_target_", "").rpartition(".")[2], type(net).__name__]
+    interactions = [trained_as.get("interactions"), getattr(net, "interactions", None)]
+    if trained_as and (kinds[0] != kinds[1] or interactions[0] != interactions[1]):
+        print(f"Note: {path} was trained as another variant ({kinds[0]}) and is used as {kinds[1]}.")
     if unknown := [f"{name}={size}" for name, size in net.sizes.items() if name not in sizes]:
         print(f"{path} does not say its {', '.join(unknown)}; these are the configuration's.")
     try:

@@ -55,9 +55,12 @@ def _load(weights: str, sha256: str) -> FeatureExtractorInceptionV3:
     """Loads the network once for all that use the file; torch-fidelity puts it in evaluation mode."""
     read_file(weights)  # runs no code; torch-fidelity's own reader would
     try:
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
     except RuntimeError as error:
         raise InputError(f"features.weights={weights}: these are not the weights of the FID Inception.") from error
+    if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
+        raise InputError(f"features.weights={weights}: the weights hold NaN or infinite values.")
+    return net
 
 
 class InceptionFeatures(nn.Module):

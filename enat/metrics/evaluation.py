@@ -49,6 +49,16 @@ class Result(NamedTuple):
     notes: Sequence[str] = ()  # what the metrics say of their scores
 
 
+def refuse_other_size(size: Sequence[int] | None, of_reference: Sequence[int] | None) -> None:
+    """Raises InputError for images of another height or width than those of the reference, where both are known."""
+    if size and of_reference and list(size) != list(of_reference):
+        ours, theirs = (f"{width}x{height}" for height, width in (size, of_reference))
+        raise InputError(
+            f"the images are {ours}, those of the reference {theirs}; expected the same size, which the option "
+            "resolution of a folder can make."
+        )
+
+
 class Evaluation:
     """Computes FID, Inception Score and any other metric of torchmetrics, by protocol.
 
@@ -102,6 +112,21 @@ class Evaluation:
         """Raises InputError if so many images are too few for the scores."""
         if num_images < max(2, self.splits):
             raise InputError(f"{num_images} images: expected at least two, and one for each of {self.splits} splits.")
+
+    def check_reference(self, resolution: int) -> None:
+        """Checks, before images are made, that the reference can be compared with square images of this side.
+
+        Raises:
+            InputError: for a reference of another size, or without statistics of a protocol.
+        """
+        if isinstance(self.reference, Reference):
+            for protocol, collection in self.metrics.items():
+                for score in scores_in(collection).values():
+                    if score.wants_real:
+                        self.reference.fill(deepcopy(score), protocol, self.features)
+            refuse_other_size((resolution, resolution), self.reference.size)
+        elif side := getattr(self.reference, "resolution", None):
+            refuse_other_size((resolution, resolution), (side, side))
 
     def leave_out(self, names: Iterable[str]) -> None:
         """Removes scores by name; a name that is not there is no error, so that a list serves any choice of scores."""
@@ -181,12 +206,7 @@ class Evaluation:
         if record.num_images < 2:
             raise InputError(f"images: {record.num_images} readable ones; expected at least 2.")
         expected_size = real.size or (self.reference.size if isinstance(self.reference, Reference) else None)
-        if expected_size and record.size and list(expected_size) != list(record.size):
-            ours, theirs = (f"{width}x{height}" for height, width in (record.size, expected_size))
-            raise InputError(
-                f"the images are {ours}, those of the reference {theirs}; expected the same size, which the option "
-                "resolution of a folder can make."
-            )
+        refuse_other_size(record.size, expected_size)
         scores: Scores = {}
         reference: dict[str, Any] = {}
         notes: list[str] = []

@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from enat.errors import InputError
@@ -47,5 +48,6 @@ class Tokenizer(nn.Module, ABC):
         digest = hashlib.sha256(f"{type(self).__name__} {self.codebook_size} {self.resolution}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy has no bfloat16
+            digest.update(content.numpy().tobytes())
         return digest.hexdigest()

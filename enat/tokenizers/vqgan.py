@@ -14,7 +14,7 @@ from annotated_types import Ge, MinLen
 from einops import rearrange
 from torch import Tensor, nn
 
-from enat.checkpoints.weights import load_exactly, read_file
+from enat.checkpoints.weights import load_exactly, read_file, state_of
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
 
@@ -198,8 +198,10 @@ class VQGAN(Tokenizer):
             self.decoder = Decoder(widths, num_blocks, code_width)
             self.quantize = Codebook(codebook_size, code_width)
         if weights is not None:
-            content = read_file(weights)
-            state = content.get("state_dict", content)
+            try:
+                state = state_of(read_file(weights))
+            except InputError as error:
+                raise InputError(f"tokenizer.weights={weights}: {error}") from error
             # Files of taming-transformers also hold the networks of the loss.
             load_exactly(self, {name: x for name, x in state.items() if not name.startswith("loss.")}, weights)
         self.eval().requires_grad_(False)

@@ -191,14 +191,14 @@ def plot_beside_paper(study: Study) -> Figure:
         point = {"fmt": f"C{number}o", "label": group["label"], "capsize": 3}
         ours.errorbar(group["paper_gop_per_image"], group["fid"], group["fid_std"], **point)
         papers.errorbar(group["published_gop_per_image"], group["published_fid"], **point)
-    if not study.other_settings and "ablation" not in study.varied:
+    if study.other_settings is None:
         for title, steps, row in OTHERS:
             papers.plot(row.gop_per_image, row.fid, "o", color="0.6", markersize=4)
             place = (row.gop_per_image, row.fid)
             papers.annotate(f"{title}, {steps}", place, xytext=(4, 3), textcoords="offset points", color="0.4", size=8)
     for axes, title in ((ours, study.score_titles()["fid"]), (papers, PUBLISHED_FID)):
         axes.set(xlabel="G operations per image, as the paper counts", ylabel=title)
-        axes.set_xlim(0)
+        axes.set_xlim(0, 1.12 * axes.get_xlim()[1])
     return figure
 
 

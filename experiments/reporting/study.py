@@ -25,7 +25,7 @@ class Study:
     jobs: pd.DataFrame  # a row for each job: `job` (its folder), options, `seed`, results, `error`, `group` (a number)
     groups: pd.DataFrame  # a row for each combination of options, as `summarize` gives them
     protocol: str | None  # of FID and Inception Score; None if it is not known
-    other_settings: str  # of ablations of the paper: what they have otherwise
+    other_settings: str | None  # what ablations have unlike the paper's; None for other studies
 
     def has(self, name: str) -> bool:
         """Tells whether any group has a number of this name."""
@@ -91,7 +91,7 @@ def read_study(*folders: Path) -> Study:
     published = pd.DataFrame(rows, columns=Published._fields, dtype=float)
     groups = groups.join(published.groupby(table["group"]).first().add_prefix("published_"))
     repeated = [job for job in jobs if job.published and "ablation" in job.options]
-    others = other_settings(repeated[0].config) if repeated else ""
+    others = other_settings(repeated[0].config) if repeated else None
     return Study(root, varied, table, groups, protocols.pop() if len(protocols) == 1 else None, others)
 
 

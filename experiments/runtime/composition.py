@@ -103,7 +103,12 @@ def _settings_of(weights: str) -> dict[str, Any]:
     from enat.checkpoints.weights import read_file  # here, since they import torch
 
     settings = read_file(weights).get("settings")
-    if settings is None or not {*COPIED, "sampler", "scores", "protocols", "trainer", "name"} <= settings.keys():
+    parts = {*COPIED, "sampler", "scores", "protocols", "trainer", "name"}
+    if isinstance(settings, dict) and parts <= settings.keys():
+        for name in ("module", "tokenizer", "sampler", "trainer"):
+            if not isinstance(settings[name], dict):
+                raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
+    else:
         raise InputError(
             f"weights={weights}: the file, which is an official one or of an older version, does not say its network; "
             "expected experiment=NAME beside it, such as experiment=enat_l_256 for ENAT-L."
@@ -198,9 +203,13 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     """
     if "experiment" not in given and given.get("task", "train") == "train":
         _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
-    path = Path(shards) / "manifest.json"
+    folder = Path(shards)
     if "://" in shards:
-        return  # fetched later
+        from data.fetch import fetch_manifest  # here, since it imports torch
+
+        cache = given.get("data.cache", yaml.safe_load((CONF / "data" / "shards.yaml").read_text())["cache"])
+        folder = fetch_manifest(shards, Path(cache))
+    path = folder / "manifest.json"
     if not path.is_file():
         raise InputError(
             f"data.shards={shards}: there is no manifest.json in it; expected the output of task=tokenize."

@@ -53,12 +53,16 @@ def _prepare(argument: str) -> str:
         )
     if name == "weights" and (Path(value) / LAST).is_file():
         value = str(Path(value) / LAST)
+    if value == "null" and (CONF / name.partition("@")[0]).is_dir():
+        choices = ", ".join(sorted(path.stem for path in (CONF / name.partition("@")[0]).glob("*.yaml")))
+        raise InputError(f"{argument}: expected one of {choices}; or {name}.NAME=null, which leaves out one part.")
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     try:
         parsed = OverridesParser.create().parse_override(f"{name}={value}")
         is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), int | float)
-        if is_number and name.rpartition(".")[2] in PATHS:
+        is_file = "," in value and Path(value).exists()  # one path, and not several values of a multirun
+        if (is_number or is_file) and name.rpartition(".")[2] in PATHS:
             return f"{name}='{value}'"  # a folder 2024_01 is no number
     except HydraException:
         if value.startswith(("[", "{", "'", '"')):

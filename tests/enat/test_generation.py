@@ -1,8 +1,10 @@
 """Images from classes."""
 
+import pytest
 import torch
 
-from enat.generation import GeneratedImages, sample_classes, sample_images
+from enat.errors import InputError
+from enat.generation import GeneratedImages, find_class_ids, sample_classes, sample_images
 from enat.sampler import Sampler
 from enat.schedules import constant, cosine, rising
 from enat.tokenizers.pixels import PixelTokenizer
@@ -28,6 +30,16 @@ def test_generated_images_do_not_depend_on_batches(small_net):
         assert share < 0.001
     assert (token_ids(10, seed=4) != alone).float().mean() > 0.2
     assert len({tuple(ids.tolist()) for ids in alone}) > 190  # each block has noise of its own
+
+
+def test_classes_by_id_and_by_name():
+    """A number that is no id may be a name; a network without classes has the null class alone."""
+    names = ["20240101", "cat", "0"]
+    assert find_class_ids([0, 20240101, "0", "cat", "unconditional"], names) == [0, 0, 2, 1, 3]
+    assert find_class_ids(None, []) == find_class_ids("unconditional", []) == [0]
+    for wanted in (0, "cat"):
+        with pytest.raises(InputError, match=f"classes={wanted}: the network has no classes; expected classes=uncond"):
+            find_class_ids(wanted, [])
 
 
 def test_steps_are_those_of_the_first_image_of_each_class(small_net):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from enat.checkpoints.weights import load_exactly, read_file, select_state
+from enat.checkpoints.weights import load_exactly, load_weights, read_file, select_state
 from enat.errors import InputError
+from enat.reuse import AllTokensReuse
 from enat.tokenizers.vqgan import VQGAN
 
 
@@ -20,6 +21,10 @@ from enat.tokenizers.vqgan import VQGAN
         lambda state: {"model": state, "epoch": 3},
         lambda state: {"ema": state, "model": {name: tensor + 1 for name, tensor in state.items()}},
         lambda state: {"model_ema": state},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"student.backbone.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"n_averaged": torch.tensor(3), **{f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {name: tensor.to(torch.float64) for name, tensor in state.items()},
     ],
 )
 def test_what_is_unambiguous_is_loaded(small_net, make_net, tmp_path, wrap):
@@ -37,6 +42,46 @@ def test_weights_that_are_no_numbers(small_net, value):
     state = {**small_net.state_dict(), "head_bias": torch.full((13,), value)}
     with pytest.raises(InputError, match="weight head_bias holds NaN or infinite values"):
         load_exactly(small_net, state, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda bias: bias.long(), "weight head_bias is of type torch.int64; expected floating-point numbers"),
+        (lambda bias: bias.to_sparse(), "weight head_bias is sparse; expected floating-point numbers"),
+    ],
+)
+def test_weights_of_other_types(small_net, change, sentence):
+    state = small_net.state_dict()
+    with pytest.raises(InputError, match=sentence):
+        load_exactly(small_net, {**state, "head_bias": change(state["head_bias"])}, "x")
+    small = {**state, "head_bias": state["head_bias"].to(torch.float8_e4m3fn)}
+    load_exactly(small_net, small, "x")  # a cast loses digits, and nothing else
+
+
+@pytest.mark.parametrize("content", [{0: torch.zeros(2)}, {"state_dict": {0: torch.zeros(2)}}, {"state_dict": None}])
+def test_files_that_hold_no_weights(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    for read in (lambda: select_state(read_file(path)), lambda: VQGAN(8, 32, 32, [1, 1], 1, 8, weights=str(path))):
+        with pytest.raises(InputError, match="expected a dictionary of weights by name, found other"):
+            read()
+
+
+def test_another_variant_is_named(make_net, tmp_path, capsys):
+    """Its weights have the same names, so that they would be used without a word."""
+    settings = {"module": {"net": {"_target_": "enat.reuse.AllTokensReuse"}}}
+    torch.save({"state_dict": make_net().state_dict(), "settings": settings}, tmp_path / "a.pth")
+    load_weights(make_net(AllTokensReuse), str(tmp_path / "a.pth"))
+    assert "trained as" not in capsys.readouterr().out
+    load_weights(make_net(), str(tmp_path / "a.pth"))
+    assert "was trained as another variant (AllTokensReuse) and is used as ENAT" in capsys.readouterr().out
+
+
+def test_a_tokenizer_in_half_precision_has_a_fingerprint():
+    tokenizer = VQGAN(8, 32, 32, [1, 1], 1, 8)
+    before = tokenizer.fingerprint()
+    assert tokenizer.to(torch.bfloat16).fingerprint() != before
 
 
 def test_a_vqgan_with_the_networks_of_its_loss(tmp_path):

@@ -271,6 +271,8 @@ def sentence(outcome):
 def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     np.savez(tmp_path / "small.npz", mu=np.zeros(64), sigma=np.eye(64))
     np.savez(tmp_path / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
+    np.savez(tmp_path / "complex.npz", mu=np.zeros(2048), sigma=np.eye(2048) * 1j)
+    np.savez(tmp_path / "negative.npz", mu=np.zeros(2048), sigma=-np.eye(2048))
     np.savez(tmp_path / "misfit.npz", mu=np.zeros(2048), sigma=np.eye(3))
     np.savez(tmp_path / "fine.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     np.save(tmp_path / "array.npy", np.zeros(3))
@@ -284,6 +286,8 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     for name, expected in {
         "small": "64 features; the network has 2048",
         "nan": "holds NaN",
+        "complex": "expected both mu and sigma",
+        "negative": "sigma is no covariance",
         "misfit": "do not fit",
     }.items():
         assert expected in sentence(scored(folder, f"reference.path={tmp_path}/{name}.npz", out))

@@ -51,6 +51,37 @@ def test_a_multirun_over_checkpoints_that_need_other_settings(command, run_folde
     assert command("-m", "task=evaluate", same, f"hydra.sweep.dir={tmp_path}/study").status == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda settings: "no settings", "does not say its network; expected experiment=NAME"),
+        (lambda settings: {**settings, "module": None}, "its settings are damaged: module is None."),
+        (lambda settings: {**settings, "tokenizer": 3}, "its settings are damaged: tokenizer is 3."),
+    ],
+)
+def test_damaged_settings_of_a_checkpoint(command, run_folder, tmp_path, change, sentence):
+    content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({**content, "settings": change(content["settings"])}, tmp_path / "damaged.ckpt")
+    refused = command("task=sample", f"weights={tmp_path}/damaged.ckpt")
+    assert sentence in refused.err
+
+
+def test_shards_of_a_url_say_their_sizes(command, shards, tmp_path):
+    options = [f"data.cache={tmp_path}/cache", "data.num_workers=0", "module.net.width=32", *FAST]
+    trained = command(f"data.shards=file://{shards}", *options, f"output={tmp_path}/run")
+    assert trained.status == 0, trained.err
+    assert "54 training images and 6 held out, 4 classes, 64 tokens of 32 px" in trained.out
+    refused = command(f"data.shards=file://{shards}/nothing", *options, f"output={tmp_path}/other")
+    assert "nothing/manifest.json: there is no such file on the server." in refused.err
+
+
+def test_shards_without_training_images(command, photos, tmp_path):
+    tokenize = ["task=tokenize", "tokenizer=vqgan_tiny", "num_workers=0", "held_out=0.995", f"images={photos}"]
+    assert command(*tokenize, f"output={tmp_path}/shards").status == 0
+    refused = command(f"data.shards={tmp_path}/shards", "data.num_workers=0", f"output={tmp_path}/run")
+    assert "there are no train shards; task=tokenize with a smaller held_out makes some." in refused.err
+
+
 def test_from_a_folder_of_images_to_pictures(command, shards, tmp_path):
     trained = command(
         f"data.shards={shards}", *FAST, "module.net.width=32", "data.num_workers=0", f"output={tmp_path}/a"

@@ -30,6 +30,32 @@ def test_weights_that_are_not_inceptions(inception, tmp_path):
         InceptionFeatures(str(tmp_path / "other.pth"), {"adm": adm})
 
 
+def test_inception_weights_that_are_no_numbers(inception, tmp_path):
+    state = torch.load(inception)
+    name = next(iter(state))
+    torch.save({**state, name: torch.full_like(state[name], torch.nan)}, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match="the weights hold NaN or infinite values"):
+        InceptionFeatures(str(tmp_path / "nan.pth"), {"adm": adm})
+
+
+def test_a_reference_that_does_not_fit_is_refused_before_training(command, inception, photos, tmp_path):
+    """Not at the first validation, when hours of work are done."""
+    options = ["metrics=inception", f"metrics.evaluation.features.weights={inception}", "scored.num_workers=0"]
+    made = ["task=statistics", f"features.weights={inception}", f"scored.path={photos}", "scored.resolution=16"]
+    assert "images of 16 x 16 pixels" in command(*made, "scored.num_workers=0", f"output={tmp_path}/st").out
+    shards = ["task=tokenize", "tokenizer=vqgan_tiny", f"images={photos}", "num_workers=0", "held_out=0.1"]
+    assert command(*shards, f"output={tmp_path}/shards").status == 0
+    run = [f"data.shards={tmp_path}/shards", "module.net.width=32", "data.num_workers=0", *options[:2]]
+    run += [f"reference.path={tmp_path}/st/statistics.npz", "trainer.max_steps=2", f"output={tmp_path}/run"]
+    for change, sentence in {
+        "protocol=[enat]": "the images are 32x32, those of the reference 16x16",
+        "protocol=[clean]": "its statistics are of protocol enat, not clean",
+    }.items():
+        refused = command(*run, change)
+        assert sentence in refused.err
+        assert not (tmp_path / "run" / "metrics").exists()
+
+
 def test_files_that_hold_no_statistics(tmp_path):
     np.savez(tmp_path / "wrong.npz", mean=1)
     (tmp_path / "text.npz").write_text("no archive")

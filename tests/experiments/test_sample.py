@@ -89,7 +89,6 @@ def test_images_are_never_mixed_with_others(command, killed, weights, tmp_path):
     done = command(*options, f"output={tmp_path}/a").results
     assert len(contents(tmp_path / "a")) == 4
     assert done["sampler"]["num_steps"] == 3
-    (tmp_path / "a" / "results.json").unlink()
     refused = command(*options, f"output={tmp_path}/a")
     assert "holds images of unknown settings; expected another output=DIR." in refused.err
 
@@ -112,6 +111,24 @@ def test_any_name_can_be_drawn(tmp_path):
     names = ["cash_$1_$", "x$^$", b"caf\xe9".decode("utf-8", "surrogateescape"), "plain"]
     picture = save_grid(torch.zeros(8, 1, 8, 8), names, tmp_path / "grid.png")
     assert np.asarray(Image.open(picture)).std() > 10
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "長" * 80])
+def test_a_long_class_name_fits_a_file_name(name):
+    file = task.file_name((1, 7), ["a", name], 3)
+    assert file.startswith(f"class_0001_{name[0] * 33}")
+    assert file.endswith("_seed_3_0007.png")
+    assert len(file.encode()) < 200
+
+
+def test_images_of_another_run_among_those_that_are_there(command, weights, tmp_path):
+    draw = ["task=sample", weights, "classes=[3]", "images_per_class=2", f"output={tmp_path}/a"]
+    command(*draw)
+    first, second = sorted((tmp_path / "a" / "images").iterdir())
+    first.unlink()
+    Image.new("RGB", (9, 9)).save(second)
+    refused = command(*draw)
+    assert "its images have several sizes, so that some are of another run." in refused.err
 
 
 def test_drawn_digits_are_scored_as_files(command, weights, photos, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from enat.errors import InputError
-from experiments.reporting.published import ABLATIONS, SETTINGS, other_settings, published_row, rows_of
+from experiments.reporting.plots import plot_beside_paper
+from experiments.reporting.published import ABLATIONS, OTHERS, SETTINGS, other_settings, published_row, rows_of
 from experiments.reporting.study import read_study
 
 SWEEPS = Path(__file__).parents[3] / "conf" / "sweep"
@@ -86,6 +87,22 @@ def test_a_table_beside_the_papers(command, ablations, tmp_path):
     assert "baseline=3: expected the number of a row of the table, 1 to 1" in refused.err
     refused = command("task=report", f"runs={ablations}", "table=table_2x", f"output={tmp_path}/other")
     assert refused.err.startswith("Error: table=table_2x: expected a table of the paper")
+
+
+def test_systems_stand_beside_those_of_table_3(tmp_path):
+    for steps in (4, 8):
+        job = tmp_path / f"num_steps={steps}"
+        job.mkdir()
+        record = {"number": steps, "overrides": [f"sampler.num_steps={steps}"], "error": None, "study": "table_3"}
+        (job / "job.json").write_text(json.dumps(record))
+        (job / "results.json").write_text(json.dumps({"fid": 16 / steps, "cost": {"paper_gop_per_image": steps}}))
+        (job / "config.yaml").write_text(f"name: enat_l_256\nsampler: {{num_steps: {steps}}}")
+    study = read_study(tmp_path)
+    assert list(study.groups["published_fid"]) == [4.13, 2.79]
+    _, papers = plot_beside_paper(study).axes
+    names = [text.get_text() for text in papers.texts]
+    assert len(names) == len(OTHERS)
+    assert "MaskGIT, 12" in names
 
 
 def test_an_ablation_of_our_own_comes_last(ablations):

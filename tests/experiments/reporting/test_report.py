@@ -11,6 +11,12 @@ from PIL import Image
 from experiments.reporting.figures import plot_panels
 
 
+def test_no_runs(command, tmp_path):
+    for runs in ("null", "[]"):
+        refused = command("task=report", f"runs={runs}", f"output={tmp_path}")
+        assert "runs: expected runs=DIR, the folder of a run or of several, or runs=[DIR,DIR]." in refused.err
+
+
 def test_task(command, study_folder, tmp_path):
     outcome = command("task=report", f"runs={study_folder}", f"output={tmp_path}/report")
     results, folder = outcome.results, tmp_path / "report"

@@ -37,6 +37,12 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["logger.wandb.offline=true"], "logger.wandb.offline: there is no such option; logger=wandb has it."),
         (["~callbacks.foo"], "callbacks.foo: there is no such option; did you mean callbacks"),
         (["output=[a"], "output=[a: this is no option with a value; expected NAME=VALUE"),
+        (
+            ["callbacks=null"],
+            "callbacks=null: expected one of default; or callbacks.NAME=null, which leaves out one part.",
+        ),
+        (["metrics=null"], "metrics=null: expected one of digits, inception, none"),
+        (["schedule@sampler.mask_schedule=null"], "expected one of constant, cosine, "),
         (["--seed=1"], "--seed=1: options have no dashes; expected seed=1."),
         (["hydra/launcher=submitit_slurm"], "`pip install -e '.[slurm]'` installs it."),
     ],
@@ -60,6 +66,12 @@ def test_any_path_is_read_as_it_is(name):
 def test_home_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert prepare(["output=~/runs", "a=~", "b=x~"]) == ["output=/home/somebody/runs", "a=/home/somebody", "b='x~'"]
+
+
+def test_a_path_with_a_comma(tmp_path):
+    (tmp_path / "a,b.ckpt").touch()
+    assert prepare([f"weights={tmp_path}/a,b.ckpt"]) == [f"weights='{tmp_path}/a,b.ckpt'"]
+    assert prepare(["weights=a.ckpt,b.ckpt", "seed=1,2"]) == ["weights=a.ckpt,b.ckpt", "seed=1,2"]
 
 
 def test_a_launcher_without_its_cluster(monkeypatch):
