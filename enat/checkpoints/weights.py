@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
 from enat.errors import InputError
-from enat.files import sha256_of
+from enat.files import by_full_name, sha256_of
 from enat.net import ENAT
+from enat.variants import INTERACTIONS
 
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
 DESCRIPTIONS = ("settings", "net_sizes", "class_names")  # what a checkpoint says beside its weights
@@ -144,11 +145,12 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         raise InputError(
             f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with."
         )
-    trained_as = (content.get("settings") or {}).get("module", {}).get("net", {})
-    kinds = [trained_as.get("_target_", "").rpartition(".")[2], type(net).__name__]
-    interactions = [trained_as.get("interactions"), getattr(net, "interactions", None)]
-    if trained_as and (kinds[0] != kinds[1] or interactions[0] != interactions[1]):
-        print(f"Note: {path} was trained as another variant ({kinds[0]}) and is used as {kinds[1]}.")
+    trained = by_full_name(content.get("settings") or {})
+    kind_then, kind_now = trained.get("module.net._target_"), type(net).__name__
+    kept_then = set(trained.get("module.net.interactions") or INTERACTIONS)
+    kept_now = set(getattr(net, "interactions", INTERACTIONS))
+    if kind_then and (kind_then != kind_now or kept_then != kept_now):
+        print(f"Note: {path} was trained as another variant ({kind_then}) and is used as {kind_now}.")
     if unknown := [f"{name}={size}" for name, size in net.sizes.items() if name not in sizes]:
         print(f"{path} does not say its {', '.join(unknown)}; these are the configuration's.")
     try:

@@ -7,6 +7,7 @@ from enat.checkpoints.weights import load_exactly, load_weights, read_file, sele
 from enat.errors import InputError
 from enat.reuse import AllTokensReuse
 from enat.tokenizers.vqgan import VQGAN
+from enat.variants import INTERACTIONS, NAT
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,11 @@ def test_another_variant_is_named(make_net, tmp_path, capsys):
     assert "trained as" not in capsys.readouterr().out
     load_weights(make_net(), str(tmp_path / "a.pth"))
     assert "was trained as another variant (AllTokensReuse) and is used as ENAT" in capsys.readouterr().out
+    settings["module"]["net"] = {"_target_": "enat.variants.NAT", "interactions": ["visible_to_masked"]}
+    torch.save({"state_dict": make_net(NAT).state_dict(), "settings": settings}, tmp_path / "b.pth")
+    for kept, is_told in (["visible_to_masked"], False), (INTERACTIONS, True):
+        load_weights(make_net(NAT, interactions=kept), str(tmp_path / "b.pth"))
+        assert ("was trained as another variant (NAT)" in capsys.readouterr().out) == is_told
 
 
 def test_a_tokenizer_in_half_precision_has_a_fingerprint():
