@@ -19,6 +19,7 @@ from enat.files import by_full_name, sha256_of
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 
+AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
 DESCRIPTIONS = ("settings", "net_sizes", "class_names")  # what a checkpoint says beside its weights
 
@@ -67,10 +68,8 @@ def state_of(content: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         InputError: if there are none.
     """
-    for name in ("ema", "model_ema", "model"):  # as other programs save them; an average generates best
-        if "state_dict" not in content and isinstance(content.get(name), dict):
-            content = {"state_dict": content[name]}
-    state = content.get("state_dict", content)
+    named = [content[name] for name in (*AVERAGES, "state_dict", "model") if name in content]
+    state = next((part for part in named if isinstance(part, dict)), named[0] if named else content)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
@@ -96,7 +95,9 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     if isinstance(callbacks, dict) and isinstance(callbacks.get("EMA"), dict) and "net" in callbacks["EMA"]:
         return callbacks["EMA"]["net"], "EMA"
     state = state_of(content)
-    return (from_official(state), "official") if is_official(state) else (state, "raw")
+    if is_official(state):
+        return from_official(state), "official"
+    return state, "EMA" if any(isinstance(content.get(name), dict) for name in AVERAGES) else "raw"
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -156,6 +157,7 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
     try:
         load_exactly(net, split_blocks(state, net.encoder_depth), path)
     except InputError as error:
-        raise InputError(f"{error} Choose the variant it was trained with.") from error
+        fits = any(word in str(error) for word in ("is missing", "is unknown", "has shape"))
+        raise InputError(f"{error} Choose the variant it was trained with." if fits else str(error)) from error
     net.eval()
     return {"weights": str(path), "kind": kind, "sha256": sha256_of(path)}

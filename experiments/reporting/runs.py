@@ -44,10 +44,22 @@ def find_runs(*folders: Path) -> list[Path]:
     """Finds the folders of all runs in folders or anywhere below them: of trainings, and of tasks that gave scores."""
     found = {path.parents[2] for folder in folders for path in folder.rglob("metrics/version_*/metrics.csv")}
     found |= {path.parent for folder in folders for path in folder.rglob(JOB)}
-    for path in (path for folder in folders for path in folder.rglob("results.json")):
-        if "fid" in json.loads(path.read_text()):
-            found.add(path.parent)
-    return sorted(found, key=natural_sort_key)
+    found |= {path.parent for folder in folders for path in folder.rglob("results.json") if _has_fid(path)}
+    return sorted((run for run in found if not _is_below_a_job(run)), key=natural_sort_key)
+
+
+def _is_below_a_job(run: Path) -> bool:
+    """Says whether a run is a task on the checkpoint of a job, whose own results are those of the study."""
+    return any((parent / JOB).exists() for parent in run.parents)
+
+
+def _has_fid(path: Path) -> bool:
+    """Says whether a file has the results of a task that gave an FID; files of other programs have none."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "fid" in content
 
 
 def ablation_of(run: Path) -> str | None:

@@ -32,7 +32,7 @@ def print_scores(rows: Mapping[str, Scores], notes: Iterable[str], skipped: Iter
 def notes_on(result: Result, num_features: int) -> list[str]:
     """Returns what a reader of scores has to be told; `num_features` is the width of the pool features."""
     notes = []
-    for count in {int(row["num_images"]) for row in result.scores.values()}:
+    for count in {int(row["num_images"]) for row in result.scores.values() if "fid" in row}:
         if count <= num_features:
             notes.append(
                 f"FID of {count} images with {num_features} features: the covariance is singular and the FID too "

@@ -45,7 +45,7 @@ def primary_config(arguments: Sequence[str]) -> str:
     given = _given(arguments)
     primary = yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
     defaults = primary["defaults"]
-    has_network = given.get("experiment", FINETUNE) != FINETUNE or "net@module.net" in given
+    has_network = given.get("experiment", FINETUNE) != FINETUNE or "net" in given
     files = [] if has_network else [str(file) for file in _values_of(arguments, "weights") if file]
     shards = given.get("data.shards")
     trains = given.get("task", "train") == "train"

@@ -56,6 +56,8 @@ def _prepare(argument: str) -> str:
     if value == "null" and (CONF / name.partition("@")[0]).is_dir():
         choices = ", ".join(sorted(path.stem for path in (CONF / name.partition("@")[0]).glob("*.yaml")))
         raise InputError(f"{argument}: expected one of {choices}; or {name}.NAME=null, which leaves out one part.")
+    if name == "output" and (value in ("", "null") or value.startswith(("[", "{"))):
+        raise InputError(f"{argument}: expected one folder.")
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     try:

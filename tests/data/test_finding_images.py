@@ -147,3 +147,13 @@ def test_what_is_ignored_is_said_with_the_scores(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     blocks = list(FolderImages(str(tmp_path), None, 0).read([range(2), range(2, 3)], torch.device("cpu")))
     assert [list(block.skipped) for block in blocks] == [[f"{tmp_path}: files .txt are no images: 1"], []]
+
+
+def test_images_beside_class_folders_are_named(tmp_path):
+    """They are in no class, but in the scores of the same folder."""
+    (tmp_path / "cat").mkdir()
+    for name in ("cat/a.png", "stray.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    listed = ImageList.find(tmp_path)
+    assert listed.files == ["cat/a.png"]
+    assert listed.ignored == [f"{tmp_path}: images beside the class folders: 1, such as stray.png"]

@@ -22,6 +22,8 @@ from enat.variants import INTERACTIONS, NAT
         lambda state: {"model": state, "epoch": 3},
         lambda state: {"ema": state, "model": {name: tensor + 1 for name, tensor in state.items()}},
         lambda state: {"model_ema": state},
+        lambda state: {"ema": state, "state_dict": {name: tensor + 1 for name, tensor in state.items()}},
+        lambda state: {"state_dict_ema": state, "state_dict": {name: tensor + 1 for name, tensor in state.items()}},
         lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
         lambda state: {f"student.backbone.{name}": tensor for name, tensor in state.items()},
         lambda state: {"n_averaged": torch.tensor(3), **{f"module.{name}": tensor for name, tensor in state.items()}},

@@ -104,3 +104,18 @@ def test_another_learning_rate_where_it_is_asked_for(command, tmp_path):
     assert parts[4:12] == pytest.approx([value / 2 for value in whole[4:]])
     refused = command(*run, "changed_on_resume=[momentum]")
     assert "changed_on_resume[0]=momentum: expected lr, betas, eps or weight_decay" in refused.err
+
+
+def test_an_official_file_with_the_network_that_it_has(command, trained, tmp_path):
+    """As docs/data.md shows: the file does not say its network, so that an option does."""
+    exported = command("task=export", f"weights={trained}", f"output={tmp_path}/export").results
+    official = next(path for path in map(str, (tmp_path / "export").iterdir()) if path.endswith("nnet_ema.pth"))
+    assert exported
+    sizes = ["net@module.net=enat_digits", "module.net.width=32", "module.net.encoder_depth=2"]
+    sizes += ["module.net.decoder_depth=1", "data=digits", "tokenizer=pixels", "metrics=none"]
+    outcome = command(
+        "experiment=finetune", *sizes, f"weights={official}", "trainer.max_steps=1", "trainer.val_check_interval=1",
+        "callbacks.sample_grid=null", f"output={tmp_path}/run",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert f"Training starts from {official} (official weights)." in outcome.out

@@ -9,6 +9,18 @@ import yaml
 from PIL import Image
 
 from experiments.reporting.figures import plot_panels
+from experiments.reporting.study import read_study
+
+
+def test_scores_of_a_jobs_checkpoint_and_files_of_others_change_no_study(study_folder):
+    before = read_study(study_folder).groups
+    evaluated = next(study_folder.glob("*/job.json")).parent / "evaluate"
+    evaluated.mkdir()
+    (evaluated / "results.json").write_text('{"fid": 1.0}')
+    for number, text in enumerate(['{"a": 1,', "5"]):
+        (study_folder / f"other{number}").mkdir()
+        (study_folder / f"other{number}" / "results.json").write_text(text)
+    pd.testing.assert_frame_equal(read_study(study_folder).groups, before)
 
 
 def test_no_runs(command, tmp_path):
