@@ -157,7 +157,7 @@ def _read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
     """Returns the file and the class of each row of a CSV file."""
     try:
         with labels.open(newline="", encoding="utf-8-sig") as file:
-            files_and_classes = [(row["file"], row["class"]) for row in csv.DictReader(file)]
+            files_and_classes = [(row["file"], (row["class"] or "").strip()) for row in csv.DictReader(file)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
     for name, class_name in files_and_classes:

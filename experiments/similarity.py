@@ -147,7 +147,7 @@ def changes(net: ENAT, states: Iterable[Tensor], class_ids: Tensor) -> Iterator[
         by_position = torch.empty_like(ordered).scatter_(1, order.unsqueeze(2).expand_as(ordered), ordered)
         if before is not None and before[0].shape[1]:
             old_visible, was_masked, old = before
-            change = 1 - F.cosine_similarity(by_position.float(), old.float(), dim=2)  # (B, L)
+            change = (1 - F.cosine_similarity(by_position.float(), old.float(), dim=2)).clamp(min=0)  # (B, L)
             new = (was_masked & ~is_masked).nonzero()[:, 1].view(len(token_ids), -1)
             distance = distance_to(new, token_ids.shape[1])
             for kind, positions in zip(KINDS, (old_visible, masked), strict=True):

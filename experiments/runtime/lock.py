@@ -28,6 +28,7 @@ def lock(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
     own = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+    own["folder"] = str(folder.resolve())
     while True:
         try:
             with path.open("x") as file:  # which only one of two processes can do
@@ -53,7 +54,9 @@ def _remove_if_gone(path: Path, own: dict[str, Any]) -> None:
     is_same_job = own["job"] is not None and holder["job"] == own["job"]  # which SLURM has put into its queue again
     is_here = holder["host"] == own["host"]
     began = _beginning(holder["process"])
-    is_at_work = is_here and holder["process"] != os.getpid() and began is not None and began == holder["began"]
+    is_other = holder["folder"] not in (None, own["folder"])  # this folder is a copy of one that is in use
+    is_alive = holder["process"] != os.getpid() and began is not None and began == holder["began"]
+    is_at_work = is_here and is_alive and not is_other
     if is_at_work or not (is_here or is_same_job):
         raise InputError(
             f"{path.parent}: process {holder['process']} on {holder['host']} is at work in this folder; expected "
@@ -71,7 +74,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     for _ in range(20):
         try:
             content = json.loads(path.read_text())
-            return {name: content[name] for name in ("host", "process", "job", "began")}
+            holder = {name: content[name] for name in ("host", "process", "job", "began")}
+            return {**holder, "folder": content.get("folder")}  # older versions do not say it
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):

@@ -103,6 +103,10 @@ def test_two_starts_in_one_folder(command, tmp_path):
     assert refused.status == 1
     assert f"{tmp_path}: process {sleeper.pid} on {socket.gethostname()} is at work in this folder" in refused.err
     assert not (tmp_path / "checkpoints").exists()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "in_use.json").write_text(json.dumps({**holder, "folder": str(tmp_path)}))
+    assert command(DEBUG, *NO_SCORES, f"output={copy}").status == 0  # the process is at work in the other folder
     sleeper.communicate(b"\n")
     assert command(DEBUG, *NO_SCORES, f"output={tmp_path}").status == 0
     assert not lock.exists()
