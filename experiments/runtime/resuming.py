@@ -97,8 +97,8 @@ def resume_point(
                 del part[name]
         options = {name: f"module.optimizer.{name}" for name in CHANGEABLE}
         changes = [name for name, full in options.items() if earlier.get(full) != wanted.get(full)]
-        go_on = f", or changed_on_resume=[{','.join(changes)}] to go on with the change" if changes else ""
-        choices = f"another output=DIR, resume=false for a new folder{go_on}"
+        go_on = f"resume=false for a new folder, or changed_on_resume=[{','.join(changes)}] to go on with the change"
+        choices = f"another output=DIR, {go_on if changes else 'or resume=false for a new folder'}"
         refuse_other_work(folder.parent, earlier, wanted, "another run", choices)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         weights = split_blocks(content["state_dict"], module.net.encoder_depth)

@@ -89,6 +89,7 @@ def test_images_are_never_mixed_with_others(command, killed, weights, tmp_path):
     done = command(*options, f"output={tmp_path}/a").results
     assert len(contents(tmp_path / "a")) == 4
     assert done["sampler"]["num_steps"] == 3
+    (tmp_path / "a" / "results.json").unlink()
     refused = command(*options, f"output={tmp_path}/a")
     assert "holds images of unknown settings; expected another output=DIR." in refused.err
 
