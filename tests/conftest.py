@@ -35,6 +35,7 @@ settings.load_profile("repeatable")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # workers would wait for each other's cores
 os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of processes that tests start, which must compute the same bits
 torch.set_num_threads(THREADS)
+RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 workload.COST_SECONDS = 0.01  # no test looks at the speed in the results of a run
 
 
@@ -59,6 +60,7 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
     def call(*arguments: str) -> Outcome:
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        ranks_before = {name: os.environ.get(name) for name in RANKS}
         status = 0
         try:
             with explain_errors(arguments):
@@ -68,6 +70,9 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
         captured = capsys.readouterr()
         if torch.distributed.is_initialized():  # by a strategy for several devices on the only one
             torch.distributed.destroy_process_group()
+        for name, value in ranks_before.items():  # Lightning leaves its own, and a later test would wait for others
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
         return Outcome(status, captured.out, captured.err)
 
     return call
