@@ -41,12 +41,16 @@ class GenerationMetrics(L.Callback):
         self.processes: Processes | None = None  # known when training starts
 
     def identity(self) -> list[Any]:
-        """Returns plain values that tell how images are made; scores of images made otherwise are not comparable."""
+        """Returns plain values without which two scores can't be compared: how images are made, and with what."""
         sampler = self.sampler
         steps = [sampler.mask_shares, sampler.guidance_scales, sampler.sampling_temperatures]
         made = [*steps, sampler.gumbel_temperatures, sampler.reuse_share]
-        evaluation = self.evaluation
-        return [self.num_images, made, None if evaluation is None else [evaluation.block_size, evaluation.seed]]
+        if self.evaluation is None:
+            return [self.num_images, made]
+        compared = self.evaluation.identity()
+        compared["reference"].pop("path", None)  # a file may be moved
+        del compared["num_images"]  # of the scores after training
+        return [self.num_images, made, {**compared, "seed": self.evaluation.seed}]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MaskedTokenModule)

@@ -138,7 +138,8 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
             f"images={folder}: its folders are {' and '.join(path.name for path in class_folders)}, which are no "
             f"classes; expected one of them, such as images={class_folders[0]}."
         )
-    strays = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix.lower() in SUFFIXES]
+    files_beside = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    strays = [path for path in files_beside if path.suffix.lower() in SUFFIXES]
     if class_folders and strays:
         ignored.append(f"{folder}: images beside the class folders: {len(strays)}, such as {strays[0].name}")
     files_and_classes = []

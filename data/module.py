@@ -185,6 +185,10 @@ class ShardsDataModule(TokenDataModule):
             for name, size in sizes.items():
                 if getattr(net, name) != size:
                     raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
+            if not self.manifest.splits.get("train"):  # on every rank: one that went on alone would wait for the others
+                raise InputError(
+                    f"{self.shards}: there are no train shards; task=tokenize with a smaller held_out makes some."
+                )
             self.describe()
 
     def known_class_names(self) -> Sequence[str] | None:
@@ -203,11 +207,7 @@ class ShardsDataModule(TokenDataModule):
     def describe(self) -> None:
         """Prints how many samples there are, and how often a step sees each if a batch is larger than the set."""
         samples = {split: sum(shard.samples for shard in shards) for split, shards in self.manifest.splits.items()}
-        train = samples.get("train", 0)
-        if not train:
-            raise InputError(
-                f"{self.shards}: there are no train shards; task=tokenize with a smaller held_out makes some."
-            )
+        train = samples["train"]
         print(
             f"{self.shards}: {train:,} training images and {samples.get('held_out', 0):,} held out, {self.num_classes} "
             f"classes, {self.manifest.num_tokens} tokens of {self.manifest.resolution} px."

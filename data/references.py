@@ -172,7 +172,7 @@ class StatisticsFile:
         try:
             mu, sigma = (self.content[name].astype(np.float64, casting="same_kind") for name in names)
         except (KeyError, ValueError, TypeError) as error:
-            raise self._error(f"expected both {names[0]} and {names[1]} in it.") from error
+            raise self._error(f"expected both {names[0]} and {names[1]} in it, as real numbers.") from error
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise self._error(f"mu {mu.shape} and sigma {sigma.shape} do not fit.")
         if network.widths[view] != len(mu):

@@ -7,7 +7,7 @@ Shapes as in `enat.net`: `N` newly revealed, `P` cached, `M` masked and `V = P +
 
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -142,10 +142,11 @@ def find_width(make_net: Callable[[int], ENAT], sampler: Sampler, operations: fl
     Raises:
         InputError: if even these differ by more than 2 %.
     """
-    widths = [multiple]
-    while paper_operations(make_net(widths[-1]), sampler) < operations:
-        widths.append(widths[-1] + multiple)
-    counts = {width: paper_operations(make_net(width), sampler) for width in widths[-2:]}
+    counts: dict[int, int] = {}
+    for width in count(multiple, multiple):
+        counts[width] = paper_operations(make_net(width), sampler)
+        if counts[width] >= operations:
+            break
     nearest = min(counts, key=lambda width: abs(counts[width] - operations))
     if abs(counts[nearest] / operations - 1) > 0.02:
         raise InputError(

@@ -1,4 +1,4 @@
-"""task=latency: seconds from class ids to images, of several networks by the number of steps, as the paper's Fig. 8."""
+"""task=latency: seconds from class ids to images, of several networks by the number of steps, as the paper plots it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -93,6 +93,8 @@ def write_study(
         notes.append(f"No scores were computed (metrics=none) in {names}.")
     if study.has("published_fid"):
         notes.append("Numbers of the paper are of ImageNet, with one training each: it gives no error bars.")
+        if study.other_settings is None:
+            notes.append("Its operations in Tables 3 and 4 include the VQGAN's decoder, which ours leave out.")
     if study.other_settings:
         notes.append(f"Settings that differ from the paper's, which are in parentheses: {study.other_settings}.")
     notes += describe_differences(study, baseline - 1, differences)

@@ -151,7 +151,7 @@ def sample(
     }
     checkpoint.processes.on_first(lambda: refuse_other_files(folder, set(files.values())))
     depends_on = options_that_matter(composition, "trainer", "weights", "batch_size")
-    identity = {"weights_sha256": source["sha256"], "tokenizer": checkpoint.tokenizer.fingerprint(), **depends_on}
+    identity = {"weights_sha256": source["sha256"], "tokenizer": checkpoint.facts["tokenizer_sha256"], **depends_on}
     Unfinished(output, identity, checkpoint.processes, has_begun=any(map(Path.exists, files.values())))
     folder.mkdir(parents=True, exist_ok=True)
     draw(checkpoint, sampler, files, seed, batch_size)

@@ -62,8 +62,7 @@ def statistics(
         print(f"Skipped {reason}")
     if record.num_images < 2:
         raise InputError(f"images: {record.num_images} readable ones; expected at least 2.")
-    size = " x ".join(map(str, record.size or ()))
-    print(f"Statistics of {record.num_images} images of {size} pixels (scored.resolution).")
+    print(f"Statistics of {record.num_images} images of {' x '.join(map(str, record.size or ()))} pixels.")
     main = next(iter(metrics))
     content: dict[str, Any] = {
         "features_sha256": network.sha256,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import yaml
@@ -37,7 +37,7 @@ from experiments.runtime.launch import (
     sets_find_unused_parameters,
 )
 from experiments.runtime.provenance import commit, hardware, sampler_settings
-from experiments.runtime.resuming import announce, finished_results, refuse_other_start, resume_point
+from experiments.runtime.resuming import Changeable, announce, finished_results, refuse_other_start, resume_point
 from experiments.runtime.scoring import score
 
 
@@ -197,6 +197,16 @@ def with_own_callbacks(
     return {**callbacks, **own}
 
 
+def check_references(
+    evaluation: Evaluation | None, callbacks: Mapping[str, L.Callback | None], tokenizer: Tokenizer
+) -> None:
+    """Raises InputError if what images are compared with, while training or after it, does not fit the tokenizer's."""
+    while_training = [part.evaluation for part in callbacks.values() if isinstance(part, GenerationMetrics)]
+    for one in (evaluation, *while_training):
+        if one is not None:
+            one.check_reference(tokenizer.resolution)
+
+
 def facts_of(
     fitter: L.Trainer, module: MaskedTokenModule, sampler: Sampler, evaluation: Evaluation | None, folder: Path
 ) -> dict[str, Any]:
@@ -229,7 +239,7 @@ def train(
     untrained: bool,
     resume: bool,
     weights: str | None,
-    changed_on_resume: list[Literal["lr", "betas", "eps", "weight_decay"]],
+    changed_on_resume: list[Changeable],
     output: str,
     settings: Mapping[str, Any],
     composition: Mapping[str, Any],
@@ -254,10 +264,7 @@ def train(
     """
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    scorers = [callback for callback in callbacks.values() if isinstance(callback, GenerationMetrics)]
-    for scored in (evaluation, *(scorer.evaluation for scorer in scorers)):
-        if scored is not None:
-            scored.check_reference(tokenizer.resolution)
+    check_references(evaluation, callbacks, tokenizer)
     start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)

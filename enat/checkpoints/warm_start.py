@@ -4,7 +4,6 @@ Shapes: `L` tokens of an image, `D` width.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enat.checkpoints.names import split_blocks
-from enat.checkpoints.weights import load_exactly, read_file, select_state
+from enat.checkpoints.weights import load_exactly, read_file, refuse_other_network, select_state
 from enat.errors import InputError
 from enat.files import sha256_of
 from enat.net import ENAT
-from enat.variants import INTERACTIONS
 
 # Weights with a row for each class or each entry of the codebook, and a last row for the null class or the mask: the
 # option that says how many there are, what messages call the weights, and what they call the last row.
@@ -25,7 +23,8 @@ TABLES = {
     "token_embedding.weight": ("codebook_size", "embedding of tokens", "mask"),
     "head_bias": ("codebook_size", "bias of the head", "mask"),
 }
-KEPT = "Fine-tuning keeps width, heads, depth and variant of the network."
+KEPT = ("width", "num_heads", "encoder_depth", "decoder_depth", "variant", "interactions")  # of the network
+HINT = "Fine-tuning keeps width, heads, depth and variant of the network."
 
 
 def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
         InputError: for a file that can't be read, or a network of another width or depth.
     """
     content = read_file(path)
-    refuse_other_network(net, content, path)
+    refuse_other_network(net, content, path, KEPT, HINT)
     try:
         state, kind = select_state(content)
     except InputError as error:
@@ -64,29 +63,9 @@ def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
             f"{len(state[name])}."
         )
         state[name] = interpolate_positions(state[name], len(own[name]), path)
-    try:
-        load_exactly(net, state, path)
-    except InputError as error:
-        raise InputError(f"{error} {KEPT}") from error
+    load_exactly(net, state, path, HINT)
     names = list(content.get("class_names") or [])
     return {"weights": str(path), "kind": kind, "sha256": sha256_of(path), "changes": changes, "class_names": names}
-
-
-def refuse_other_network(net: ENAT, content: Mapping[str, Any], path: str | Path) -> None:
-    """Refuses a file that says that its network is another one in what the shapes of its weights do not show.
-
-    Raises:
-        InputError: naming what differs.
-    """
-    before = dict(content.get("net_sizes", {}))
-    settings = ((content.get("settings") or {}).get("module") or {}).get("net") or {}
-    if "_target_" in settings:
-        before["variant"] = str(settings["_target_"]).rpartition(".")[2]
-        before["interactions"] = tuple(settings.get("interactions") or INTERACTIONS)
-    now = {**net.sizes, "variant": type(net).__name__, "interactions": getattr(net, "interactions", INTERACTIONS)}
-    for name in ("width", "num_heads", "encoder_depth", "decoder_depth", "variant", "interactions"):
-        if name in before and before[name] != now[name]:
-            raise InputError(f"weights={path}: its network has {name} {before[name]}, this one {now[name]}. {KEPT}")
 
 
 def interpolate_positions(embedding: Tensor, num_tokens: int, path: str | Path) -> Tensor:

@@ -3,9 +3,9 @@
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,6 +60,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {"state_dict": load_file(path), **described}
 
 
+def is_state(part: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Says whether a part of a file is a dictionary of weights by name."""
+    return isinstance(part, dict) and all(isinstance(x, Tensor) and isinstance(name, str) for name, x in part.items())
+
+
 def state_of(content: dict[str, Any]) -> dict[str, Tensor]:
     """Returns the weights in a file's content, without what other programs put before their names.
 
@@ -68,11 +73,9 @@ def state_of(content: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         InputError: if there are none.
     """
-    named = [content[name] for name in (*AVERAGES, "state_dict", "model") if name in content]
-    state = next((part for part in named if isinstance(part, dict)), named[0] if named else content)
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
+    parts = [content.get(name) for name in (*AVERAGES, "state_dict", "model")]
+    state = next((part for part in parts if is_state(part)), content)
+    if not is_state(state):
         raise InputError("expected a dictionary of weights by name, found other things in it.")
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != COUNTER}
     while len(state) > 1 and len({name.partition(".")[0] for name in state}) == 1:
@@ -97,11 +100,17 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     state = state_of(content)
     if is_official(state):
         return from_official(state), "official"
-    return state, "EMA" if any(isinstance(content.get(name), dict) for name in AVERAGES) else "raw"
+    return state, "EMA" if any(is_state(content.get(name)) for name in AVERAGES) else "raw"
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, hint: str = "") -> None:
     """Loads a state dict that must have exactly the names and shapes of the module.
+
+    Args:
+        module: gets the weights.
+        state: the weights by name.
+        path: of their file, for errors.
+        hint: says what to do about names and shapes that do not fit.
 
     Raises:
         InputError: naming the first weight that differs.
@@ -109,16 +118,43 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Pat
     own = module.state_dict()
     for name in [*own, *state]:
         if name not in state or name not in own:
-            raise InputError(f"{path}: weight {name} is {'missing' if name in own else 'unknown'}.")
+            raise InputError(f"{path}: weight {name} is {'missing' if name in own else 'unknown'}. {hint}".rstrip())
         if own[name].shape != state[name].shape:
             shapes = f"{list(state[name].shape)} instead of {list(own[name].shape)}"
-            raise InputError(f"{path}: weight {name} has shape {shapes}.")
+            raise InputError(f"{path}: weight {name} has shape {shapes}. {hint}".rstrip())
         if state[name].layout != torch.strided or not state[name].is_floating_point():
             kind = "sparse" if state[name].layout != torch.strided else f"of type {state[name].dtype}"
             raise InputError(f"{path}: weight {name} is {kind}; expected floating-point numbers, all of them.")
         if not state[name].float().isfinite().all():
             raise InputError(f"{path}: weight {name} holds NaN or infinite values.")
     module.load_state_dict(state)
+
+
+def refuse_other_network(
+    net: ENAT, content: Mapping[str, Any], path: str | Path, names: Sequence[str], hint: str
+) -> None:
+    """Refuses a file that says that its network is another one in what the shapes of its weights do not show.
+
+    Args:
+        net: gets the weights.
+        content: of the file.
+        path: of the file, for the error.
+        names: of what is compared: sizes, such as `num_heads`, and `variant` and `interactions`.
+        hint: says what to do.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    before = dict(content.get("net_sizes", {}))
+    trained = by_full_name(content.get("settings") or {})
+    if "module.net._target_" in trained:
+        before["variant"] = trained["module.net._target_"]
+        before["interactions"] = sorted(trained.get("module.net.interactions") or INTERACTIONS)
+    kept = sorted(getattr(net, "interactions", INTERACTIONS))
+    now = {**net.sizes, "variant": type(net).__name__, "interactions": kept}
+    for name in names:
+        if name in before and before[name] != now[name]:
+            raise InputError(f"weights={path}: its network has {name} {before[name]}, this one {now[name]}. {hint}")
 
 
 def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
@@ -146,18 +182,10 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         raise InputError(
             f"weights={path}: the checkpoint has {', '.join(wrong)}; choose the experiment it was trained with."
         )
-    trained = by_full_name(content.get("settings") or {})
-    kind_then, kind_now = trained.get("module.net._target_"), type(net).__name__
-    kept_then = set(trained.get("module.net.interactions") or INTERACTIONS)
-    kept_now = set(getattr(net, "interactions", INTERACTIONS))
-    if kind_then and (kind_then != kind_now or kept_then != kept_now):
-        print(f"Note: {path} was trained as another variant ({kind_then}) and is used as {kind_now}.")
+    hint = "Choose the variant it was trained with."
+    refuse_other_network(net, content, path, ("variant", "interactions"), hint)
     if unknown := [f"{name}={size}" for name, size in net.sizes.items() if name not in sizes]:
         print(f"{path} does not say its {', '.join(unknown)}; these are the configuration's.")
-    try:
-        load_exactly(net, split_blocks(state, net.encoder_depth), path)
-    except InputError as error:
-        fits = any(word in str(error) for word in ("is missing", "is unknown", "has shape"))
-        raise InputError(f"{error} Choose the variant it was trained with." if fits else str(error)) from error
+    load_exactly(net, split_blocks(state, net.encoder_depth), path, hint)
     net.eval()
     return {"weights": str(path), "kind": kind, "sha256": sha256_of(path)}

@@ -196,8 +196,10 @@ def plot_beside_paper(study: Study) -> Figure:
             papers.plot(row.gop_per_image, row.fid, "o", color="0.6", markersize=4)
             place = (row.gop_per_image, row.fid)
             papers.annotate(f"{title}, {steps}", place, xytext=(4, 3), textcoords="offset points", color="0.4", size=8)
-    for axes, title in ((ours, study.score_titles()["fid"]), (papers, PUBLISHED_FID)):
-        axes.set(xlabel="G operations per image, as the paper counts", ylabel=title)
+    with_decoder = ", with the VQGAN's decoder" if study.other_settings is None else ""
+    ours.set(xlabel="G operations per image, as the paper counts", ylabel=study.score_titles()["fid"])
+    papers.set(xlabel=f"G operations per image in the paper{with_decoder}", ylabel=PUBLISHED_FID)
+    for axes in (ours, papers):
         axes.set_xlim(0, 1.12 * axes.get_xlim()[1])
     return figure
 

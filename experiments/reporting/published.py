@@ -42,7 +42,7 @@ SYSTEMS = {
     ("enat_l_256", 8): Published(2.79, 300, 326.7),
     ("enat_l_512", 8): Published(4.00, 1300, 285.7),
 }
-# Others in Table 3: title, number of steps, and the row.
+# The methods that Table 3 compares ENAT with: title, number of steps, and the row.
 OTHERS = [
     ("MaskGIT", 12, Published(4.92, 1220)),
     ("Token-Critic", 36, Published(4.69, 1900, 174.5)),
@@ -55,7 +55,7 @@ OTHERS = [
     ("LDM", 8, Published(4.56, 2000, 262.9)),
     ("StyleGAN-XL", 1, Published(2.30, 1500, 265.1)),
 ]
-# Of all ablations. A report names those that a run has otherwise.
+# The recipe of all ablations. A report names the settings in which a run differs from it.
 SETTINGS = {
     "module.net.num_tokens": 256,
     "module.net.codebook_size": 1024,

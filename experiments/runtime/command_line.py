@@ -24,7 +24,7 @@ from experiments.runtime.options import CONF, explain_option
 from experiments.runtime.ranks import processes
 
 RESUMABLE = ("train", "tokenize", "download", "sample", "evaluate", "score", "statistics")  # tasks
-MAX_NAME = 150  # characters of a folder's name
+MAX_NAME = 150  # bytes of a folder's name
 
 
 def _run_folder(folder: str, resume: bool) -> str:
@@ -84,8 +84,9 @@ def _options(*left_out: str) -> list[str]:
 def _short(options: Sequence[str]) -> str:
     """Joins options to a name that is safe for a file system, and not too long for it."""
     text = re.sub(r"[^\w.,=+@{}:-]", "", ",".join(options).replace("/", "_"))
-    if len(text) > MAX_NAME:
-        text = f"{text[: MAX_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    if len(text.encode()) > MAX_NAME:
+        begin = text.encode()[: MAX_NAME - 9].decode(errors="ignore")
+        text = f"{begin}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text
 
 

@@ -32,6 +32,7 @@ TARGETS = (
     *(f"enat.{part}." for part in ("sampler", "schedules", "tokenizers", "features", "metrics")),
     *("data.references.", "data.scored_images.", "data.toy.digits.", "torchmetrics.", "torch.optim."),
 )
+GROUPS = {"net": "module.net", "score": "scores", "protocol": "protocols"}  # where the choices of these groups are
 # Nodes of a configuration to which others refer, such as `${tokenizer}`.
 REFERRED = ("seed", "scores", "reference", "protocols", "tokenizer", "sampler")
 
@@ -104,17 +105,16 @@ def _settings_of(weights: str) -> dict[str, Any]:
 
     settings = read_file(weights).get("settings")
     parts = {*COPIED, "sampler", "scores", "protocols", "trainer", "name"}
-    if isinstance(settings, dict) and parts <= settings.keys():
-        for name in ("module", "tokenizer", "sampler", "trainer"):
-            if not isinstance(settings[name], dict):
-                raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
-    else:
+    if not isinstance(settings, dict) or not parts <= settings.keys():
         raise InputError(
             f"weights={weights}: the file, which is an official one or of an older version, does not say its network; "
             "expected experiment=NAME beside it, such as experiment=enat_l_256 for ENAT-L."
         )
+    for name in ("module", "tokenizer", "sampler", "trainer"):
+        if not isinstance(settings[name], dict):
+            raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
     refuse_other_targets(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols")})
-    return dict(settings)
+    return settings
 
 
 def _refuse_other_settings(first: str, settings: Mapping[str, Any], other: str, given: Mapping[str, Any]) -> None:
@@ -123,16 +123,23 @@ def _refuse_other_settings(first: str, settings: Mapping[str, Any], other: str, 
     Raises:
         InputError: naming an option in which they differ, unless the command line has it.
     """
-    before, now = (
-        by_full_name({"module.net": one["module"]["net"], "sampler": one["sampler"], "tokenizer": one["tokenizer"]})
-        for one in (settings, _settings_of(other))
-    )
+    chosen = {GROUPS.get(name, name) for name in given}
+    before, now = (by_full_name(_used(one)) for one in (settings, _settings_of(other)))
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and name not in given and name.split(".")[0] not in given:
+        is_given = any(name == one or name.startswith(f"{one}.") for one in chosen)
+        if before.get(name) != now.get(name) and not is_given:
+            both = "" if name.startswith("module.") else f"{name}=VALUE for both, or "
             raise InputError(
                 f"weights={first},{other}: {name} is {before.get(name)} in the one and {now.get(name)} in the other; "
-                f"expected {name}=VALUE for both, or a command for each. task=report runs=[DIR,DIR] compares them."
+                f"expected {both}a command for each. task=report runs=[DIR,DIR] compares them."
             )
+
+
+def _used(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a checkpoint that a task uses; not the network's training, nor where `seed` stands."""
+    linked = _link(dict(settings), settings)
+    parts = {name: linked[name] for name in ("sampler", "tokenizer", "metrics", "reference", "scores", "protocols")}
+    return {"module": {"net": linked["module"]["net"]}, **parts}
 
 
 def _store_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from enat.errors import InputError
 from enat.files import refuse_other_work, sha256_of, write_atomically
 
 JOB = "job.json"  # in the folder of a job
-FREE = {"resume", "debug", "trainer", "logger", "weights", "sweep", "study"}  # a job is the same with others of these
+FREE = {"resume", "debug", "trainer", "logger"}  # options that may change when a job is run again
+RECORDED = {"weights", "sweep", "study"}  # options that the record of a job has by themselves
 CHOICES = "another hydra.sweep.dir=DIR, or resume=false to run its jobs anew"
 
 
@@ -35,13 +36,13 @@ def launcher_starts_processes() -> bool:
 def fixed_options(overrides: list[str]) -> dict[str, str]:
     """Returns the overrides that decide what a job computes, as values by name.
 
-    Left out are overrides of how a job runs, and those that a record has by itself: its study, and its weights, by
-    their sha256. Two sweeps of one study may share a job.
+    Left out are overrides of how a job runs. Its weights and its study are compared by themselves: weights by their
+    sha256, and two sweeps of one study may share a job.
     """
     fixed = {}
     for text in overrides:
         name, _, value = text.lstrip("+").partition("=")  # a deletion keeps its `~`
-        if name.lstrip("~") not in FREE and not name.lstrip("~").startswith("logger."):
+        if name.lstrip("~") not in FREE | RECORDED and not name.lstrip("~").startswith("logger."):
             fixed[name] = value
     return fixed
 
@@ -56,8 +57,7 @@ def run_job(
 ) -> dict[str, Any]:
     """Runs a job, unless its results are in its folder already.
 
-    The folder's `job.json` has the job's number, its overrides, its study, the sha256 of its weights, and its error if
-    it failed.
+    The folder's `job.json` has the job's number, overrides and study, the sha256 of its weights, and its error if any.
 
     Args:
         output: the folder of the job.
@@ -77,8 +77,7 @@ def run_job(
     from lightning.pytorch.utilities import rank_zero_only  # here, since it takes seconds to import
 
     overrides = list(HydraConfig.get().overrides.task)
-    sweep = next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
-    name = study or sweep
+    name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
     sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
     record = output / JOB
     results = output / "results.json"
@@ -91,8 +90,8 @@ def run_job(
 
     @rank_zero_only
     def keep(error: str | None) -> None:
-        content = {"number": HydraConfig.get().job.num, "overrides": overrides, "error": error}
-        content |= {"study": name, "weights_sha256": sha256}
+        content = {"number": HydraConfig.get().job.num, "overrides": overrides, "study": name, "error": error}
+        content["weights_sha256"] = sha256
         write_atomically(record, json.dumps(content, indent=1).encode())
 
     keep(None)
@@ -119,12 +118,9 @@ def refuse_other_jobs(record: Path, overrides: list[str], study: str | None) -> 
     """
     if record.exists():
         earlier = json.loads(record.read_text())
-        before = {
-            **fixed_options(earlier["overrides"]),
-            "study": earlier.get("study", study),
-        }  # older ones don't say it
-        now = {**fixed_options(overrides), "study": study}
-        refuse_other_work(record.parent, before, now, "another job", CHOICES)
+        before = fixed_options(earlier["overrides"])
+        before["study"] = earlier.get("study", study)  # records of older versions don't say it
+        refuse_other_work(record.parent, before, fixed_options(overrides) | {"study": study}, "another job", CHOICES)
 
 
 def refuse_other_weights(records: list[Path], sha256: str | None) -> None:

@@ -37,7 +37,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: for an option that is written with dashes, and for SLURM where there is none.
     """
-    shows = any(argument.startswith(("--cfg", "-c", "--info", "-i")) for argument in arguments)
+    shows = any(argument.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for argument in arguments)
     return [_prepare(argument) for argument in arguments if not (shows and argument in ("-m", "--multirun"))]
 
 
@@ -53,9 +53,11 @@ def _prepare(argument: str) -> str:
         )
     if name == "weights" and (Path(value) / LAST).is_file():
         value = str(Path(value) / LAST)
-    if value == "null" and (CONF / name.partition("@")[0]).is_dir():
-        choices = ", ".join(sorted(path.stem for path in (CONF / name.partition("@")[0]).glob("*.yaml")))
-        raise InputError(f"{argument}: expected one of {choices}; or {name}.NAME=null, which leaves out one part.")
+    group = CONF / name.partition("@")[0]
+    if value == "null" and group.is_dir():
+        choices = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+        parts = f"; {name}.NAME=null leaves out one of them" if name in ("callbacks", "logger") else ""
+        raise InputError(f"{argument}: expected one of {choices}{parts}.")
     if name == "output" and (value in ("", "null") or value.startswith(("[", "{"))):
         raise InputError(f"{argument}: expected one folder.")
     if value == "~" or value.startswith("~/"):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,7 +16,7 @@ from enat.files import by_full_name, refuse_other_work, sha256_of
 from enat.module import MaskedTokenModule
 from experiments.runtime.provenance import options_that_matter
 
-CHANGEABLE = ("lr", "betas", "eps", "weight_decay")  # options of the optimiser that changed_on_resume can name
+Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
 MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "weights")
@@ -95,10 +95,10 @@ def resume_point(
         for part in (earlier, wanted):
             for name in may_change & part.keys():
                 del part[name]
-        options = {name: f"module.optimizer.{name}" for name in CHANGEABLE}
-        changes = [name for name, full in options.items() if earlier.get(full) != wanted.get(full)]
-        go_on = f"resume=false for a new folder, or changed_on_resume=[{','.join(changes)}] to go on with the change"
-        choices = f"another output=DIR, {go_on if changes else 'or resume=false for a new folder'}"
+        choices = "another output=DIR, or resume=false for a new folder"
+        options = {name: f"module.optimizer.{name}" for name in get_args(Changeable)}
+        if changes := [name for name, full in options.items() if earlier.get(full) != wanted.get(full)]:
+            choices += f"; changed_on_resume=[{','.join(changes)}] goes on with the change"
         refuse_other_work(folder.parent, earlier, wanted, "another run", choices)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         weights = split_blocks(content["state_dict"], module.net.encoder_depth)

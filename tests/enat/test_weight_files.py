@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from enat.checkpoints.warm_start import warm_start
 from enat.checkpoints.weights import load_exactly, load_weights, read_file, select_state
 from enat.errors import InputError
 from enat.reuse import AllTokensReuse
 from enat.tokenizers.vqgan import VQGAN
-from enat.variants import INTERACTIONS, NAT
+from enat.variants import NAT
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,7 @@ from enat.variants import INTERACTIONS, NAT
         lambda state: {"ema": state, "model": {name: tensor + 1 for name, tensor in state.items()}},
         lambda state: {"model_ema": state},
         lambda state: {"ema": state, "state_dict": {name: tensor + 1 for name, tensor in state.items()}},
+        lambda state: {"ema": {"decay": 0.9, "shadow": None}, "state_dict": state},
         lambda state: {"state_dict_ema": state, "state_dict": {name: tensor + 1 for name, tensor in state.items()}},
         lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
         lambda state: {f"student.backbone.{name}": tensor for name, tensor in state.items()},
@@ -71,19 +73,33 @@ def test_files_that_hold_no_weights(tmp_path, content):
             read()
 
 
-def test_another_variant_is_named(make_net, tmp_path, capsys):
-    """Its weights have the same names, so that they would be used without a word."""
+def test_another_variant_is_refused(make_net, tmp_path):
+    """Its weights have the same names, so that it would be used without a word."""
+    path = tmp_path / "a.pth"
     settings = {"module": {"net": {"_target_": "enat.reuse.AllTokensReuse"}}}
-    torch.save({"state_dict": make_net().state_dict(), "settings": settings}, tmp_path / "a.pth")
-    load_weights(make_net(AllTokensReuse), str(tmp_path / "a.pth"))
-    assert "trained as" not in capsys.readouterr().out
-    load_weights(make_net(), str(tmp_path / "a.pth"))
-    assert "was trained as another variant (AllTokensReuse) and is used as ENAT" in capsys.readouterr().out
+    torch.save({"state_dict": make_net().state_dict(), "settings": settings}, path)
+    load_weights(make_net(AllTokensReuse), str(path))
+    with pytest.raises(InputError, match=r"has variant AllTokensReuse, this one ENAT\. Choose the variant it was"):
+        load_weights(make_net(), str(path))
     settings["module"]["net"] = {"_target_": "enat.variants.NAT", "interactions": ["visible_to_masked"]}
-    torch.save({"state_dict": make_net(NAT).state_dict(), "settings": settings}, tmp_path / "b.pth")
-    for kept, is_told in (["visible_to_masked"], False), (INTERACTIONS, True):
-        load_weights(make_net(NAT, interactions=kept), str(tmp_path / "b.pth"))
-        assert ("was trained as another variant (NAT)" in capsys.readouterr().out) == is_told
+    torch.save({"state_dict": make_net(NAT).state_dict(), "settings": settings}, path)
+    load_weights(make_net(NAT, interactions=["visible_to_masked"]), str(path))
+    with pytest.raises(InputError, match="has interactions "):
+        load_weights(make_net(NAT), str(path))
+
+
+def test_advice_fits_the_fault(small_net, make_net, tmp_path):
+    """Another variant can't help where a weight is NaN."""
+    path = tmp_path / "a.pth"
+    state = small_net.state_dict()
+    torch.save({**state, "head_bias": torch.full((13,), torch.nan)}, path)
+    with pytest.raises(InputError, match=r"holds NaN or infinite values\.$"):
+        load_weights(make_net(), str(path))
+    with pytest.raises(InputError, match=r"holds NaN or infinite values\.$"):
+        warm_start(make_net(), str(path))
+    torch.save({name: tensor for name, tensor in state.items() if name != "head.1.weight"}, path)
+    with pytest.raises(InputError, match=r"head\.1\.weight is missing\. Choose the variant it was trained with\.$"):
+        load_weights(make_net(), str(path))
 
 
 def test_a_tokenizer_in_half_precision_has_a_fingerprint():

@@ -90,7 +90,7 @@ def test_another_learning_rate_where_it_is_asked_for(command, tmp_path):
     changed = [*run, "trainer.max_steps=12", f"module.optimizer.lr={rate / 2}"]
     refused = command(*changed)
     assert f"module.optimizer.lr: {rate} before, {rate / 2} now" in refused.err
-    assert "a new folder, or changed_on_resume=[lr] to go on with the change." in refused.err
+    assert "a new folder; changed_on_resume=[lr] goes on with the change." in refused.err
     assert command(*changed, "changed_on_resume=[lr]").status == 0
     group = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"][0]
     assert group["lr"] == pytest.approx(rate / 2)

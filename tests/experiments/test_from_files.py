@@ -44,11 +44,23 @@ def test_a_multirun_over_checkpoints_that_need_other_settings(command, run_folde
     both = f"weights={run_folder}/checkpoints/last.ckpt,{tmp_path}/other/checkpoints/last.ckpt"
     refused = command("-m", "task=evaluate", both, f"hydra.sweep.dir={tmp_path}/study")
     assert refused.status == 1
-    assert "last.ckpt: module.net._target_ is KeyValueReuse in the one and ENAT in the other; expected " in refused.err
+    assert (
+        "module.net._target_ is KeyValueReuse in the one and ENAT in the other; expected a command for" in refused.err
+    )
     assert not (tmp_path / "study").exists()
     same = f"weights={tmp_path}/other/checkpoints/last.ckpt,{tmp_path}/other/checkpoints/final.ckpt"
     shutil.copy(tmp_path / "other/checkpoints/last.ckpt", tmp_path / "other/checkpoints/final.ckpt")
     assert command("-m", "task=evaluate", same, f"hydra.sweep.dir={tmp_path}/study").status == 0
+    content = torch.load(tmp_path / "other/checkpoints/last.ckpt", weights_only=True)
+    content["settings"]["metrics"]["evaluation"]["num_images"] = 60
+    torch.save(content, tmp_path / "other/checkpoints/final.ckpt")
+    refused = command("-m", "task=evaluate", same, f"hydra.sweep.dir={tmp_path}/study2")
+    assert "metrics.evaluation.num_images is 40 in the one and 60 in the other; expected metrics." in refused.err
+    for both in (
+        "metrics=none",
+        "metrics.evaluation.num_images=50",
+    ):  # which holds for both; `none` has nothing to score
+        assert "in the other" not in command("-m", "task=evaluate", same, both, f"hydra.sweep.dir={tmp_path}/s3").err
 
 
 @pytest.mark.parametrize(

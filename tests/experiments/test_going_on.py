@@ -81,7 +81,7 @@ def test_training_from_another_network_is_refused(command, tmp_path):
         assert sentence in command(*run, option).err
     command(*DEBUG, *NO_SCORES, "variant=nat_without_visible_to_visible", f"output={tmp_path}/c")
     run = [*DEBUG, *NO_SCORES, "variant=nat", f"weights={tmp_path}/c/checkpoints/last.ckpt", f"output={tmp_path}/d"]
-    assert "its network has interactions ('visible_to_masked', " in command(*run).err
+    assert "its network has interactions ['" in command(*run).err
 
 
 def test_a_new_run_in_an_old_folder_is_a_new_run_on_wandb(command, tmp_path):

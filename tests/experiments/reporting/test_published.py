@@ -103,6 +103,7 @@ def test_systems_stand_beside_those_of_table_3(tmp_path):
     names = [text.get_text() for text in papers.texts]
     assert len(names) == len(OTHERS)
     assert "MaskGIT, 12" in names
+    assert papers.get_xlabel().endswith("with the VQGAN's decoder")
 
 
 def test_an_ablation_of_our_own_comes_last(ablations):

@@ -39,7 +39,7 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["name=[a"], "name=[a: this is no option with a value; expected NAME=VALUE"),
         (
             ["callbacks=null"],
-            "callbacks=null: expected one of default; or callbacks.NAME=null, which leaves out one part.",
+            "callbacks=null: expected one of default; callbacks.NAME=null leaves out one of them.",
         ),
         (["output=[a]"], "output=[a]: expected one folder."),
         (["output="], "output=: expected one folder."),
@@ -107,6 +107,7 @@ def test_a_multirun_shows_the_settings_of_a_job():
     """Hydra itself refuses both together."""
     assert prepare(["-m", "+sweep=steps", "--cfg", "job"]) == ["+sweep=steps", "--cfg", "job"]
     assert prepare(["--multirun", "-c", "job"]) == ["-c", "job"]
+    assert prepare(["-m", "-cn", "other"]) == ["-m", "-cn", "other"]  # the name of a configuration
 
 
 def test_ablations_of_an_experiment_without_their_networks(command):
