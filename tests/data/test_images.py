@@ -79,7 +79,7 @@ def test_class_folders_and_lists(picture, tmp_path):
     assert images.class_ids.tolist() == [0, 1, 1]
     assert images.class_names == ["a", "b"]
     labels = tmp_path / "labels.csv"
-    labels.write_text("file,class\nb/1.png,10\na/x.JPG,9\nb/2.png,10\n")
+    labels.write_text("file,class\nb/1.png,10\na/x.JPG, 9\nb/2.png,10 \n")
     listed = ImageList.find(tmp_path, labels)
     assert listed.class_ids.tolist() == [10, 9, 10]  # names that are numbers are ids
     assert listed.class_names == [str(class_id) for class_id in range(11)]

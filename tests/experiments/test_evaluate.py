@@ -273,6 +273,7 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     np.savez(tmp_path / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
     np.savez(tmp_path / "complex.npz", mu=np.zeros(2048), sigma=np.eye(2048) * 1j)
     np.savez(tmp_path / "negative.npz", mu=np.zeros(2048), sigma=-np.eye(2048))
+    np.savez(tmp_path / "lopsided.npz", mu=np.zeros(2048), sigma=np.triu(np.ones((2048, 2048))))
     np.savez(tmp_path / "misfit.npz", mu=np.zeros(2048), sigma=np.eye(3))
     np.savez(tmp_path / "fine.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     np.save(tmp_path / "array.npy", np.zeros(3))
@@ -288,6 +289,7 @@ def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
         "nan": "holds NaN",
         "complex": "expected both mu and sigma",
         "negative": "sigma is no covariance",
+        "lopsided": "sigma is no covariance",
         "misfit": "do not fit",
     }.items():
         assert expected in sentence(scored(folder, f"reference.path={tmp_path}/{name}.npz", out))

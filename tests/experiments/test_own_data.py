@@ -40,12 +40,12 @@ def test_inception_weights_that_are_no_numbers(inception, tmp_path):
 
 def test_a_reference_that_does_not_fit_is_refused_before_training(command, inception, photos, tmp_path):
     """Not at the first validation, when hours of work are done."""
-    options = ["metrics=inception", f"metrics.evaluation.features.weights={inception}", "scored.num_workers=0"]
+    options = ["metrics=inception", f"metrics.evaluation.features.weights={inception}"]
     made = ["task=statistics", f"features.weights={inception}", f"scored.path={photos}", "scored.resolution=16"]
     assert "images of 16 x 16 pixels" in command(*made, "scored.num_workers=0", f"output={tmp_path}/st").out
     shards = ["task=tokenize", "tokenizer=vqgan_tiny", f"images={photos}", "num_workers=0", "held_out=0.1"]
     assert command(*shards, f"output={tmp_path}/shards").status == 0
-    run = [f"data.shards={tmp_path}/shards", "module.net.width=32", "data.num_workers=0", *options[:2]]
+    run = [f"data.shards={tmp_path}/shards", "module.net.width=32", "data.num_workers=0", *options]
     run += [f"reference.path={tmp_path}/st/statistics.npz", "trainer.max_steps=2", f"output={tmp_path}/run"]
     for change, sentence in {
         "protocol=[enat]": "the images are 32x32, those of the reference 16x16",
@@ -54,6 +54,12 @@ def test_a_reference_that_does_not_fit_is_refused_before_training(command, incep
         refused = command(*run, change)
         assert sentence in refused.err
         assert not (tmp_path / "run" / "metrics").exists()
+    trained = command(*run[:3], "trainer.max_steps=1", "trainer.val_check_interval=1", f"output={tmp_path}/good")
+    assert trained.status == 0, trained.err
+    score = ["task=evaluate", f"weights={tmp_path}/good", *options, run[5]]
+    refused = command(*score, "reference=statistics", f"output={tmp_path}/scores")
+    assert "the images are 32x32, those of the reference 16x16" in refused.err
+    assert not (tmp_path / "scores" / "unfinished").exists()
 
 
 def test_files_that_hold_no_statistics(tmp_path):

@@ -181,10 +181,9 @@ def test_an_attempt_without_shards_stands_in_no_way(command, photos, tmp_path):
 def test_a_check_leaves_the_results(command, photos, tmp_path):
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a")
     before = (tmp_path / "a" / "results.json").read_text()
-    assert command("task=tokenize", f"output={tmp_path}/a", "check=true").results["samples"] == {
-        "train": 54,
-        "held_out": 6,
-    }
+    checked = command("task=tokenize", f"output={tmp_path}/a", "check=true")
+    assert checked.results["samples"] == {"train": 54, "held_out": 6}
+    assert "shards are intact." in checked.out
     assert (tmp_path / "a" / "results.json").read_text() == before
 
 

@@ -95,6 +95,7 @@ def test_help_on_a_task():
     )
     assert "images_per_class=8" in ran.stdout
     assert "class ids or names" in ran.stdout
+    assert "output=..." in ran.stdout  # and no interpolation of Hydra
     assert "module" not in ran.stdout.replace("those of network", "")
 
 
