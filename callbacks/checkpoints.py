@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from callbacks.generation_metrics import GenerationMetrics
+from callbacks.generation_metrics import ImageMetrics
 from enat.errors import InputError
 from enat.files import write_atomically
 
@@ -76,7 +76,7 @@ class Checkpoints(Checkpoint):
         if monitor not in logged:
             raise InputError(f"callbacks.checkpoint.monitor={monitor}: nothing of that name is logged.")
         value = float(logged[monitor])
-        scorers = [part for part in trainer.callbacks if isinstance(part, GenerationMetrics)]  # type: ignore[attr-defined]
+        scorers = [part for part in trainer.callbacks if isinstance(part, ImageMetrics)]  # type: ignore[attr-defined]
         of_scores = monitor not in ("val/loss", "val/accuracy")
         compared = [monitor, *(value for scorer in scorers if of_scores for value in scorer.identity())]
         if self.best_of is not None and self.best_of != compared[: len(self.best_of)]:

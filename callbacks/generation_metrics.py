@@ -1,5 +1,6 @@
-"""Scores of generated images while training."""
+"""Scores of images while training."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -7,22 +8,60 @@ import lightning as L
 from annotated_types import Ge
 
 from enat.generation import GeneratedImages
+from enat.images import Images
 from enat.metrics.evaluation import Evaluation
 from enat.module import MaskedTokenModule
 from enat.processes import Processes
 from enat.sampler import Sampler
 
 
-class GenerationMetrics(L.Callback):
-    """Scores images of the averaged network at each validation, on all ranks, and logs the scores.
+class ImageMetrics(L.Callback, ABC):
+    """Scores images that a module makes at each validation, on all ranks, and logs the scores.
 
     The first protocol's scores are logged as `val/fid` and so on, those of others as `val/PROTOCOL/fid`.
 
     Args:
         evaluation: the torchmetrics metrics that `task=evaluate` uses too; None to score nothing.
+        leave_out: names of scores that are only computed after training.
+    """
+
+    def __init__(self, evaluation: Evaluation | None, leave_out: Sequence[str]):
+        if evaluation is not None:
+            evaluation.leave_out(leave_out)
+        self.evaluation = evaluation
+        self.processes: Processes | None = None  # known when training starts
+
+    @abstractmethod
+    def images(self, trainer: L.Trainer, pl_module: Any) -> Images:
+        """Returns the images to score; there is an evaluation."""
+
+    def identity(self) -> list[Any]:
+        """Returns plain values without which two scores can't be compared: how images are made, and with what."""
+        if self.evaluation is None:
+            return []
+        compared = self.evaluation.identity()
+        compared["reference"].pop("path", None)  # a file may be moved
+        del compared["num_images"]  # of the scores after training
+        return [{**compared, "seed": self.evaluation.seed}]
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.evaluation is None:
+            return
+        self.processes = self.processes or Processes()
+        result = self.evaluation.score(self.images(trainer, pl_module), pl_module.device, self.processes)
+        for number, (protocol, scores) in enumerate(result.scores.items()):
+            prefix = f"val/{protocol}/" if number else "val/"
+            logged = {f"{prefix}{name}": value for name, value in scores.items() if name != "num_images"}
+            pl_module.log_dict(logged, sync_dist=True)  # the same on all ranks already
+
+
+class GenerationMetrics(ImageMetrics):
+    """Scores images that the averaged network generates; see `ImageMetrics`.
+
+    Args:
+        evaluation, leave_out: see `ImageMetrics`.
         sampler: draws the token ids, of which the data module's tokenizer makes images.
         num_images: how many images are scored; FIDs of different numbers of images are not comparable.
-        leave_out: names of scores that are only computed after training.
     """
 
     def __init__(
@@ -34,30 +73,20 @@ class GenerationMetrics(L.Callback):
     ):
         if evaluation is not None:
             evaluation.check_count(num_images)
-            evaluation.leave_out(leave_out)
-        self.evaluation = evaluation
+        super().__init__(evaluation, leave_out)
         self.sampler = sampler
         self.num_images = num_images
-        self.processes: Processes | None = None  # known when training starts
 
     def identity(self) -> list[Any]:
-        """Returns plain values without which two scores can't be compared: how images are made, and with what."""
         sampler = self.sampler
         steps = [sampler.mask_shares, sampler.guidance_scales, sampler.sampling_temperatures]
         made = [*steps, sampler.gumbel_temperatures, sampler.reuse_share]
-        if self.evaluation is None:
-            return [self.num_images, made]
-        compared = self.evaluation.identity()
-        compared["reference"].pop("path", None)  # a file may be moved
-        del compared["num_images"]  # of the scores after training
-        return [self.num_images, made, {**compared, "seed": self.evaluation.seed}]
+        return [self.num_images, made, *super().identity()]
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def images(self, trainer: L.Trainer, pl_module: Any) -> Images:
         assert isinstance(pl_module, MaskedTokenModule)
-        if self.evaluation is None:
-            return
-        self.processes = self.processes or Processes()
-        images = GeneratedImages(
+        assert self.evaluation is not None
+        return GeneratedImages(
             pl_module.averaged_net,
             self.sampler,
             trainer.datamodule.tokenizer,  # type: ignore[attr-defined]
@@ -67,8 +96,3 @@ class GenerationMetrics(L.Callback):
             self.evaluation.batch_size,
             trainer.precision_plugin.forward_context,
         )
-        result = self.evaluation.score(images, pl_module.device, self.processes)
-        for number, (protocol, scores) in enumerate(result.scores.items()):
-            prefix = f"val/{protocol}/" if number else "val/"
-            logged = {f"{prefix}{name}": value for name, value in scores.items() if name != "num_images"}
-            pl_module.log_dict(logged, sync_dist=True)  # the same on all ranks already

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from enat.module import MaskedTokenModule
+from enat.module import AveragedModule
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
 
@@ -50,7 +50,7 @@ class TrainingProgress(ProgressBar):
 
     def summary(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Table:
         """Returns a table of parameters, devices, batches, steps and the folder of the results."""
-        assert isinstance(pl_module, MaskedTokenModule)
+        assert isinstance(pl_module, AveragedModule)
         batch: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         devices = trainer.world_size
         accumulated = trainer.accumulate_grad_batches
@@ -61,7 +61,7 @@ class TrainingProgress(ProgressBar):
             "parameters": f"{parameters:,}",
             "devices": f"{devices} x {kind}, precision {trainer.precision}",
             "batch": f"{batch:,} = {factors}",
-            "mask groups": str(pl_module.groups_per_batch * devices * accumulated),
+            **pl_module.facts(),
             "steps": f"{trainer.global_step:,} of {trainer.max_steps:,} done",
             "results": str(trainer.default_root_dir),
         }

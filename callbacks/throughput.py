@@ -7,8 +7,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from enat.flops import measured_peak, training_flops
-from enat.module import MaskedTokenModule
+from enat.flops import measured_peak
+from enat.module import AveragedModule
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by precision; others multiply in float32
 
@@ -49,10 +49,9 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, MaskedTokenModule)
-        group_size = len(batch[0]) // len(pl_module.partitions)
-        for partition in pl_module.partitions:
-            self.flops += training_flops(pl_module.net, partition.counts, group_size)
+        assert isinstance(pl_module, AveragedModule)
+        flops = pl_module.batch_flops(batch)
+        self.flops += flops or 0
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.global_step == self.step or not every or trainer.global_step % every:
             return
@@ -67,7 +66,8 @@ class Throughput(L.Callback):
             "samples_per_second": steps * trainer.datamodule.batch_size / seconds,  # type: ignore[attr-defined]
             "data_wait": (self.loader(trainer).waited_s - self.waited) / seconds,
             "memory_gb": bytes_used / 1e9,
-            "utilization": self.flops / seconds / self.peak,
         }
+        if flops is not None:
+            values["utilization"] = self.flops / seconds / self.peak
         pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
         self.restart(trainer)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from enat.module import MaskedTokenModule
+from enat.module import AveragedModule
 
 
 def logs_this_step(trainer: L.Trainer) -> bool:
@@ -15,7 +15,7 @@ def logs_this_step(trainer: L.Trainer) -> bool:
 
 
 class TrainingLog(L.Callback):
-    """Logs loss, accuracy and mask ratio of an optimiser step, averaged over all of its groups, and the learning rate.
+    """Logs what a module says of an optimiser step, such as its loss, averaged over all groups, and the learning rate.
 
     The groups of a step may be spread over devices and over batches whose gradients are accumulated. `step`, the number
     of optimiser steps done, is the x-axis of the loggers.
@@ -25,7 +25,7 @@ class TrainingLog(L.Callback):
         self.group_values: list[dict[str, Tensor]] = []  # of the current step, on this device
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, MaskedTokenModule)
+        assert isinstance(pl_module, AveragedModule)
         self.group_values += pl_module.group_values
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:

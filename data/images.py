@@ -242,6 +242,18 @@ class Views(Protocol):
         """Turns an RGB image into its views, uint8 (V, S, S, 3)."""
 
 
+class Plain:
+    """Makes one view: the centre crop."""
+
+    names = ["plain"]  # noqa: RUF012
+
+    def __init__(self, side: Annotated[int, Ge(1)]):
+        self.side = side
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(center_crop(image, self.side))[None]
+
+
 class PlainAndFlipped:
     """Makes two views, as the official recipe does: the centre crop, and its mirror image (docs/method.md, Data)."""
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset, default_convert
 
@@ -27,13 +27,13 @@ from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
 
 
-def _ignore_signals(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """Makes a data worker ignore signals: the training process handles them and ends its workers itself."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _kill_workers() -> None:
+def kill_workers() -> None:
     """Kills the data workers at exit. Python would wait for them forever, because they ignore its SIGTERM."""
     for process in multiprocessing.active_children():
         process.kill()
@@ -78,6 +78,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
     batch_size: Annotated[int, Ge(1)]  # of an optimiser step, over all devices and accumulated batches
     seed: int = 0  # determines the order, the views and the class dropout
     class_dropout: Annotated[float, Ge(0), Lt(1)] = 0.15  # share of null class ids (docs/method.md, Recipe)
+    class_balance: Annotated[float, Ge(0), Le(1)] = 0.0  # see `data.stream.TokenStream`
     num_workers: Annotated[int, Ge(0)] = 0  # processes on each rank that read ahead; 0 reads in the training process
     num_classes: int = field(init=False)  # also the id of the null class; 0 to train without classes
     class_names: Sequence[str] = field(init=False)  # one for each class id
@@ -114,14 +115,16 @@ class TokenDataModule(L.LightningDataModule, ABC):
             first_batch=trainer.global_step * accumulate,
         )
         class_dropout = self.class_dropout if self.num_classes else 1.0
-        stream = TokenStream(self.packs("train"), self.num_classes, class_dropout, self.seed)
-        atexit.register(_kill_workers)
+        stream = TokenStream(
+            self.packs("train"), self.num_classes, class_dropout, self.seed, class_balance=self.class_balance
+        )
+        atexit.register(kill_workers)
         return TimedLoader(
             stream,
             batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
             collate_fn=default_convert,
             num_workers=self.num_workers,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )

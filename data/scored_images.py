@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.images import ImageFiles, center_crop, find_images, load_rgb
+from data.images import ImageFiles, ImageList, center_crop, find_images, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards, write_array
+from data.tokenization import plan_shards
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.images import Block, to_pil
@@ -89,6 +90,45 @@ class FolderImages:
                     f"{self.files[number]}: of another size ({sizes}); expected images of one size, or a resolution "
                     "to crop them to."
                 )
+
+
+class ClassFolderImages(FolderImages):
+    """Reads one part of the images of class folders, with their classes.
+
+    Args:
+        path: has a folder of images for each class.
+        part: `train` or `held_out`, as task=tokenize splits the images with the same share and seed.
+        held_out: the share of the images that is held out.
+        seed: decides which.
+        resolution, num_workers: see `FolderImages`.
+
+    Raises:
+        InputError: if there are no class folders, or fewer than two images in the part.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        part: Literal["train", "held_out"],
+        held_out: Annotated[float, Ge(0), Lt(1)],
+        seed: int,
+        resolution: Annotated[int, Ge(1)] | None,
+        num_workers: Annotated[int, Ge(0)],
+    ):
+        super().__init__(path, resolution, num_workers)
+        listed = ImageList.find(Path(str(path)))
+        plans = plan_shards(len(listed.files), held_out, len(listed.files), seed)
+        numbers = [int(number) for plan in plans if plan.split == part for number in plan.numbers]
+        self.files = [listed.folder / listed.files[number] for number in numbers]
+        self.class_ids = torch.from_numpy(listed.class_ids[numbers].astype(np.int64))
+        self.num_images = len(self.files)
+        self.identity = {**self.identity, "part": part, "held_out": held_out, "seed": seed}
+        if len(self.files) < 2:
+            raise InputError(f"images={path}: {len(self.files)} images of the part {part}; expected at least 2.")
+
+    def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
+        for block in super().read(places, device):
+            yield block._replace(class_ids=self.class_ids[block.numbers].to(device))
 
 
 class ShardImages:

@@ -85,12 +85,22 @@ class TokenStream(Dataset[tuple[Tensor, Tensor]]):
         class_dropout: share of the samples whose class is dropped; other samples in each epoch.
         seed: determines, with the number of the epoch, the order, the views and the class dropout.
         pool_bytes: memory of a pool. Where two pools meet, both are in memory.
+        class_balance: 0 gives each sample once an epoch. With 1, samples are drawn so that all classes come equally
+            often; with 0.5, a class comes as often as the root of its number of samples in the pool says.
 
     Raises:
         InputError: if there are no samples.
     """
 
-    def __init__(self, packs: Packs, null_class_id: int, class_dropout: float, seed: int, pool_bytes: int = 2**27):
+    def __init__(
+        self,
+        packs: Packs,
+        null_class_id: int,
+        class_dropout: float,
+        seed: int,
+        pool_bytes: int = 2**27,
+        class_balance: float = 0.0,
+    ):
         self.size = int(packs.sizes.sum())
         if not self.size:
             raise InputError("data: there are no samples to train on.")
@@ -98,6 +108,7 @@ class TokenStream(Dataset[tuple[Tensor, Tensor]]):
         self.null_class_id = null_class_id
         self.class_dropout = class_dropout
         self.seed = seed
+        self.class_balance = class_balance
         self.packs_per_pool = max(pool_bytes // packs.pack_bytes, 1)
         self._order = lru_cache(maxsize=2)(self._draw_order)
         self._pool = lru_cache(maxsize=2)(self._load_pool)
@@ -114,6 +125,11 @@ class TokenStream(Dataset[tuple[Tensor, Tensor]]):
         sizes = self.packs.sizes[numbers]
         packs = [self.packs.read(int(number)) for number in numbers]
         order = rng.permutation(sizes.sum())
+        if self.class_balance:
+            class_ids = np.concatenate([class_ids for _, class_ids in packs])
+            _, of_class, counts = np.unique(class_ids, return_inverse=True, return_counts=True)
+            weights = counts[of_class] ** -self.class_balance
+            order = rng.choice(len(order), len(order), p=weights / weights.sum())
         return Pool(
             packs=packs,
             pack=np.repeat(np.arange(len(sizes)), sizes)[order],

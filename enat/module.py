@@ -1,4 +1,4 @@
-"""The LightningModule: mask, forward, loss, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook."""
+"""The LightningModules: mask, forward, loss, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from enat.checkpoints.names import split_blocks
 from enat.compilation import compile_blocks
 from enat.errors import InputError
+from enat.flops import training_flops
 from enat.masking import Partition, RandomMasking
 from enat.net import ENAT
 from enat.prediction import predict
@@ -21,7 +22,60 @@ from enat.randomness import rng_for, seed_default_generator
 Batch = tuple[Tensor, Tensor]  # token ids (B, L) and class ids (B,)
 
 
-class MaskedTokenModule(L.LightningModule):
+class AveragedModule(L.LightningModule):
+    """Trains a network of which `callbacks.EMA` may keep an average; our callbacks serve any such module.
+
+    Args:
+        net: the network.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped once per optimiser step, from the optimiser.
+    """
+
+    net: Any
+    ema_net: Any  # set by callbacks.EMA, in evaluation mode; no submodule: checkpoints and DDP ignore it
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler],
+    ):
+        super().__init__()
+        self.net = net
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.__dict__["ema_net"] = None  # past nn.Module, which would make it a submodule
+        self.group_values: list[dict[str, Tensor]] = []  # of the last training batch, for callbacks.TrainingLog
+
+    @property
+    def averaged_net(self) -> Any:
+        """The network that is used after training: the EMA network where there is one."""
+        return self.net if self.ema_net is None else self.ema_net
+
+    def facts(self) -> dict[str, str]:
+        """Returns what the summary of a run says of the module, by name."""
+        return {}
+
+    def batch_flops(self, batch: Any) -> int | None:
+        """Returns the operations of training on the last batch; None where they are not counted."""
+        return None
+
+    def current_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gives the weights in a checkpoint of an older version the names that the network has now."""
+        return state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.current_names(checkpoint["state_dict"])
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputError(f"module.optimizer: {error}.") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+
+class MaskedTokenModule(AveragedModule):
     """Trains a network to predict masked tokens (docs/method.md, Masking, Loss, Reuse in training).
 
     The global batch consists of groups of equal size, each with its own mask ratio, reuse and dropout. Random numbers
@@ -32,8 +86,7 @@ class MaskedTokenModule(L.LightningModule):
         net: the network.
         masking: draws a partition of the tokens, see `enat.masking.RandomMasking`.
         loss: callable on logits (B, M, K) and targets (B, M).
-        optimizer: makes the optimiser from the parameters.
-        scheduler: makes the learning-rate schedule, stepped once per optimiser step, from the optimiser.
+        optimizer, scheduler: see `AveragedModule`.
         mask_groups: number of groups. None makes one group for each device and accumulated batch, as the official
             program does on its 16 devices; `mask_groups=16` repeats its recipe on fewer.
         seed: the seed of masks, reuse and dropout.
@@ -41,7 +94,7 @@ class MaskedTokenModule(L.LightningModule):
         compile: whether torch compiles the blocks.
     """
 
-    ema_net: ENAT | None  # set by callbacks.EMA, in evaluation mode; no submodule: checkpoints and DDP ignore it
+    net: ENAT
 
     def __init__(
         self,
@@ -55,24 +108,25 @@ class MaskedTokenModule(L.LightningModule):
         cache_from_ema: bool = True,
         compile: bool = False,
     ):
-        super().__init__()
-        self.net = net
+        super().__init__(net, optimizer, scheduler)
         self.masking = masking
         self.loss = loss
-        self.optimizer = optimizer
-        self.scheduler = scheduler
         self.mask_groups = mask_groups
         self.seed = seed
         self.cache_from_ema = cache_from_ema
         self.is_compiled = compile
-        self.__dict__["ema_net"] = None  # past nn.Module, which would make it a submodule
-        self.group_values: list[dict[str, Tensor]] = []  # of the last training batch, for callbacks.TrainingLog
-        self.partitions: list[Partition] = []  # of its groups, for callbacks.Throughput
+        self.partitions: list[Partition] = []  # of the groups of the last training batch
 
-    @property
-    def averaged_net(self) -> ENAT:
-        """The network that generates: the EMA network where there is one."""
-        return self.net if self.ema_net is None else self.ema_net
+    def facts(self) -> dict[str, str]:
+        groups = self.groups_per_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {"mask groups": str(groups)}
+
+    def batch_flops(self, batch: Batch) -> int:
+        group_size = len(batch[0]) // len(self.partitions)
+        return sum(training_flops(self.net, partition.counts, group_size) for partition in self.partitions)
+
+    def current_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return split_blocks(state, self.net.encoder_depth)
 
     def on_fit_start(self) -> None:
         if self.cache_from_ema and self.ema_net is None and self.masking.reuse_prob:
@@ -120,13 +174,3 @@ class MaskedTokenModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["net_sizes"] = self.net.sizes  # weights do not show the number of heads
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = split_blocks(checkpoint["state_dict"], self.net.encoder_depth)  # older names
-
-    def configure_optimizers(self) -> Any:
-        try:
-            optimizer = self.optimizer(self.net.parameters())
-        except (ValueError, TypeError, IndexError) as error:
-            raise InputError(f"module.optimizer: {error}.") from error
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

@@ -23,12 +23,14 @@ from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from enat.tokenizers.pixels import PixelTokenizer
-from enat.tokenizers.vqgan import VQGAN
+from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
+from enat.tokenizers.vqgan import VQGAN, ConvTokenizer
 from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
 # What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
 NETS = (ENAT, NAT, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
-CLASSES = (*NETS, SeparateBlock, Sampler, PixelTokenizer, VQGAN)
+CONV_TOKENIZERS = (ConvTokenizer, FSQ, LFQ, AveragedCodebook, Codebook)
+CLASSES = (*NETS, SeparateBlock, Sampler, PixelTokenizer, VQGAN, *CONV_TOKENIZERS)
 KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
 SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])
 BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES)}

@@ -1,25 +1,20 @@
 """task=train: trains a network, watches the training, and scores the averaged network."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
-from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.changed_options import ChangedOptions
-from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, RunFacts
+from callbacks.checkpoints import Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from data.module import TokenDataModule
 from enat.checkpoints.warm_start import warm_start
-from enat.errors import InputError
-from enat.files import write_atomically
 from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
@@ -30,77 +25,10 @@ from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.benchmarking.workload import sampling_cost
 from experiments.reporting.scores import notes_on, print_scores
-from experiments.runtime.launch import (
-    cluster_plugins,
-    devices_of_launcher,
-    refuse_in_multirun,
-    sets_find_unused_parameters,
-)
-from experiments.runtime.provenance import commit, hardware, sampler_settings
+from experiments.runtime.provenance import hardware, sampler_settings
 from experiments.runtime.resuming import Changeable, announce, finished_results, refuse_other_start, resume_point
 from experiments.runtime.scoring import score
-
-
-def refuse_options(options: Mapping[str, Any]) -> None:
-    """Refuses options of Lightning's Trainer with which training would be silently wrong or have no end.
-
-    Raises:
-        InputError: naming the option.
-    """
-    if (precision := str(options.get("precision"))) in ("bf16-true", "16-true", "bf16", "16"):
-        raise InputError(
-            f"trainer.precision={precision}: weights and their average would be rounded to half precision, in which "
-            "they stop to move; expected bf16-mixed or 16-mixed."
-        )
-    if not isinstance(steps := options.get("max_steps", 1), int) or steps < 1:
-        raise InputError(f"trainer.max_steps={steps}: expected at least 1, for the data have no end.")
-    if not isinstance(batches := options.get("accumulate_grad_batches", 1), int) or batches < 1:
-        raise InputError(f"trainer.accumulate_grad_batches={batches}: expected at least 1.")
-    for name in ("limit_train_batches", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "max_time"):
-        if options.get(name) is not None:
-            raise InputError(f"trainer.{name}={options[name]}: the data have no epochs; expected trainer.max_steps=N.")
-    if options.get("fast_dev_run"):
-        raise InputError("trainer.fast_dev_run: it would end without the steps asked for; expected experiment=debug.")
-    for name in ("callbacks", "logger", "plugins"):
-        if name in options:
-            raise InputError(f"trainer.{name}: training replaces it; callbacks and loggers are groups of their own.")
-
-
-def build_trainer(
-    trainer: partial[L.Trainer],
-    callbacks: Mapping[str, L.Callback | None],
-    logger: Mapping[str, Logger | None],
-) -> L.Trainer:
-    """Builds a Trainer with the callbacks and loggers that are not None.
-
-    Raises:
-        InputError: for settings that do not fit together.
-    """
-    chosen = [callback for callback in callbacks.values() if callback is not None]
-    loggers = [log for log in logger.values() if log is not None]
-    refuse_options(trainer.keywords)
-    monitors = [callback.monitor for callback in chosen if isinstance(callback, Checkpoints)]
-    scorers = [callback for callback in chosen if isinstance(callback, GenerationMetrics) and callback.evaluation]
-    if "val/fid" in monitors and not scorers:
-        raise InputError(
-            "callbacks.checkpoint.monitor=val/fid: there is no callbacks.generation_metrics to compute it; "
-            "expected another value, such as auto."
-        )
-    try:
-        plugins: list[Any] = [AtomicCheckpointIO(), *cluster_plugins()]
-        built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins, **devices_of_launcher(trainer))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"trainer: {error}.") from error
-    if isinstance(built.strategy, DDPStrategy) and not sets_find_unused_parameters(built.strategy):
-        raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
-    if built.world_size > 1:
-        refuse_in_multirun(built.strategy, built.num_devices)
-    if isinstance(built.val_check_interval, int) and built.val_check_interval % built.accumulate_grad_batches:
-        raise InputError(
-            f"trainer.val_check_interval={built.val_check_interval}: expected a multiple of "
-            f"trainer.accumulate_grad_batches={built.accumulate_grad_batches}, so that no checkpoint cuts a step."
-        )
-    return built
+from experiments.runtime.training import build_trainer, finish_logs, record_settings, with_own_callbacks
 
 
 def score_all(
@@ -129,27 +57,6 @@ def score_all(
         notes = [note for result in results.values() for note in notes_on(result, width)]
         print_scores(rows, notes, [reason for result in results.values() for reason in result.skipped])
     return rows
-
-
-def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: int) -> None:
-    """Logs the scores after training, and closes the loggers."""
-    for log in loggers:
-        log.log_metrics({f"final/{name}": value for name, value in scores.items()}, step)
-        log.finalize("success")
-        if isinstance(log, WandbLogger):
-            log.experiment.finish()
-
-
-def record_settings(
-    fitter: L.Trainer, settings: Mapping[str, Any], composition: Mapping[str, Any], folder: Path
-) -> None:
-    """Gives the settings to the loggers, and writes the configuration into the run's folder."""
-    if fitter.is_global_zero:
-        if (folder / "results.json").exists():  # of fewer steps, or of other scores
-            (folder / "results.json").replace(folder / "results_before.json")
-        write_atomically(folder / "config.yaml", yaml.safe_dump(dict(composition), sort_keys=False).encode())
-    for log in fitter.loggers:
-        log.log_hyperparams({**settings, "commit": commit()})
 
 
 @rank_zero_only
@@ -181,20 +88,6 @@ def find_start(
     if start is not None:
         return start, refuse_other_start(folder, weights, start[1]["settings"])
     return None, {} if weights is None else warm_start(module.net, weights)
-
-
-def with_own_callbacks(
-    callbacks: Mapping[str, L.Callback | None],
-    module: MaskedTokenModule,
-    settings: Mapping[str, Any],
-    changed_on_resume: Collection[str],
-) -> dict[str, L.Callback | None]:
-    """Returns the callbacks with those that every run has, or that an option of the task asks for."""
-    own: dict[str, L.Callback | None] = {"facts": RunFacts(settings)}
-    if changed_on_resume:
-        optimizer: Any = module.optimizer  # a partial
-        own["changed_options"] = ChangedOptions({name: optimizer.keywords[name] for name in changed_on_resume})
-    return {**callbacks, **own}
 
 
 def check_references(

@@ -224,7 +224,7 @@ def verify_tokenizer(golden: Golden) -> Iterator[Row]:
     yield Row("vqgan latents", worst(latents, io["latents"].flatten(2).mT), 1e-4)
     different = vqgan.quantize(latents) != io["indices"].view(len(latents), -1)
     yield Row("vqgan, different indices", int(different.sum()), 0)
-    decoded = vqgan.pixels(vqgan.quantize.embedding(io["codes"].flatten(1)))
+    decoded = vqgan.pixels(vqgan.quantize.codes(io["codes"].flatten(1)))
     yield Row("vqgan decoded images", worst(decoded, io["decoded"]), 1e-4)
 
 

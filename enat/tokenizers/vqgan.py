@@ -6,7 +6,7 @@ Shapes: `B` images, `h, w` sides of the token grid, `L = h*w` tokens, `K` codebo
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,10 @@ from annotated_types import Ge, MinLen
 from einops import rearrange
 from torch import Tensor, nn
 
-from enat.checkpoints.weights import load_exactly, read_file, state_of
+from enat.checkpoints.weights import load_exactly, read_file, select_state
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
+from enat.tokenizers.quantizers import Codebook, Quantized, Quantizer
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -87,11 +88,11 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Computes latents (B, E, h, w) from images (B, 3, H, W)."""
+    """Computes latents (B, E, h, w) from images, or patches of them, (B, in, H, W)."""
 
-    def __init__(self, channels: list[int], num_blocks: int, code_width: int):
+    def __init__(self, channels_in: int, channels: list[int], num_blocks: int, code_width: int):
         super().__init__()
-        self.conv_in = _conv3(3, channels[0], bias=False)
+        self.conv_in = _conv3(channels_in, channels[0], bias=False)
         self.down = nn.ModuleList(
             Level(before, after, num_blocks, upsample=False)
             for before, after in zip([channels[0], *channels], channels, strict=False)
@@ -108,9 +109,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Computes images (B, 3, H, W), not clamped, from codes (B, E, h, w). `up[0]` has the highest resolution."""
+    """Computes images or patches (B, out, H, W), not clamped, from codes (B, E, h, w).
 
-    def __init__(self, channels: list[int], num_blocks: int, code_width: int):
+    `up[0]` has the highest resolution.
+    """
+
+    def __init__(self, channels_out: int, channels: list[int], num_blocks: int, code_width: int):
         super().__init__()
         self.conv_in = _conv3(code_width, channels[-1], bias=True)
         self.mid = Middle(channels[-1])
@@ -119,7 +123,7 @@ class Decoder(nn.Module):
             for number, (before, after) in enumerate(zip([*channels[1:], channels[-1]], channels, strict=True))
         )
         self.norm_out = _norm(channels[0])
-        self.conv_out = _conv3(channels[0], 3, bias=True)
+        self.conv_out = _conv3(channels[0], channels_out, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -128,41 +132,113 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class Codebook(nn.Module):
-    """Finds the nearest of `K` entries of width `E`, by squared Euclidean distance."""
-
-    def __init__(self, codebook_size: int, code_width: int):
-        super().__init__()
-        self.embedding = nn.Embedding(codebook_size, code_width)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Latents (..., E) -> ids (...), int64. The distances are in float32 whatever the precision."""
-        entries, latents = self.embedding.weight.float(), latents.float()
-        with torch.autocast(latents.device.type, enabled=False):
-            # |z - e|^2 without |z|^2, which is the same for all entries
-            return (entries.square().sum(1) - 2 * latents @ entries.T).argmin(dim=-1)
-
-
 def run(module: nn.Module, x: Tensor) -> Tensor:
     """Applies a module to a tensor."""
     result: Tensor = module(x)
     return result
 
 
-class VQGAN(Tokenizer):
-    """Turns square images into tokens and back by a convolutional network with a codebook.
+class ConvTokenizer(Tokenizer):
+    """Turns square images into tokens and back by a convolutional network with a quantiser; it can be trained.
 
     Args:
-        codebook_size: `K`.
-        code_width: `E`.
+        quantizer: turns latents into token ids.
         channels: width of the convolutions at the highest resolution.
         multipliers: of that width, from the highest resolution down; each one after the first halves the sides.
         num_blocks: number of residual blocks at each resolution.
+        patch_size: squares of so many pixels are one position of the highest resolution: 1 is the VQGAN; a larger one
+            is faster, for the convolutions over all pixels cost the most.
         resolution: side of the images in pixels, a multiple of the stride.
         batch_size: number of images that are computed at a time, to limit memory.
-        weights: a checkpoint such as `vqgan_jax_strongaug.ckpt`; None for random weights, the same each time.
+        weights: a checkpoint, of training or an original one; None for random weights, the same each time.
         compile: whether torch compiles the decoder, once for each number of images. The encoder is never compiled:
             rounding otherwise could change a token.
+
+    Raises:
+        InputError: for sizes that do not fit together, or a checkpoint with other weights.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        channels: Annotated[int, Ge(1)],
+        multipliers: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)],
+        num_blocks: Annotated[int, Ge(1)],
+        resolution: Annotated[int, Ge(1)],
+        patch_size: Annotated[int, Ge(1)] = 1,
+        batch_size: Annotated[int, Ge(1)] = 32,
+        weights: str | None = None,
+        compile: bool = False,
+    ):
+        super().__init__()
+        widths = [channels * multiplier for multiplier in multipliers]
+        self.stride = patch_size * 2 ** (len(widths) - 1)
+        if any(width % 32 for width in widths):
+            raise InputError(f"channels={channels}: expected a multiple of 32, the groups of the norms.")
+        if resolution % self.stride:
+            raise InputError(f"resolution={resolution}: expected a multiple of the stride {self.stride}.")
+        self.codebook_size = quantizer.codebook_size
+        self.resolution = resolution
+        self.patch_size = patch_size
+        self.batch_size = batch_size
+        self.grid = (resolution // self.stride, resolution // self.stride)
+        self.run_decoder = torch.compile(run, dynamic=False) if compile else run  # copies of this module share it
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.encoder = Encoder(3 * patch_size**2, widths, num_blocks, quantizer.code_width)
+            self.decoder = Decoder(3 * patch_size**2, widths, num_blocks, quantizer.code_width)
+            self.quantize = quantizer
+            for part in quantizer.modules():
+                if isinstance(part, nn.Embedding):
+                    part.reset_parameters()
+        if weights is not None:
+            try:
+                state = _tokenizer_state(read_file(weights))
+            except InputError as error:
+                raise InputError(f"tokenizer.weights={weights}: {error}") from error
+            load_exactly(self, state, weights)
+        self.eval().requires_grad_(False)
+        self.in_memory_format(torch.channels_last)
+
+    def in_memory_format(self, memory_format: torch.memory_format) -> Self:
+        """Sets how weights and activations lie in memory; convolutions are fastest with the channels last."""
+        self.memory_format = memory_format
+        return self.to(memory_format=memory_format)
+
+    @torch.no_grad()
+    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # rounding otherwise could change a token
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.cat([self.quantize(self.latents(part)) for part in images.split(self.batch_size)])
+
+    @torch.no_grad()
+    def decode(self, token_ids: Tensor) -> Tensor:
+        parts = token_ids.split(self.batch_size)
+        return torch.cat([self.pixels(self.quantize.codes(part)).clamp(0, 1) for part in parts])
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Computes latents before quantisation, (B, L, E), from images (B, 3, H, W)."""
+        patches = F.pixel_unshuffle(images, self.patch_size)
+        latents = self.encoder(patches.contiguous(memory_format=self.memory_format))
+        return rearrange(latents, "b e h w -> b (h w) e")
+
+    def pixels(self, codes: Tensor) -> Tensor:
+        """Computes images (B, 3, H, W), not clamped, from codes (B, L, E) of a square grid."""
+        codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
+        patches = self.run_decoder(self.decoder, codes.contiguous(memory_format=self.memory_format))
+        return F.pixel_shuffle(patches, self.patch_size)
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """Encodes and decodes images (B, 3, H, W) in training; returns images, not clamped, and what is quantised."""
+        quantized = self.quantize.quantize(self.latents(images))
+        return self.pixels(quantized.codes), quantized
+
+
+class VQGAN(ConvTokenizer):
+    """The VQGAN of MAGE: a `ConvTokenizer` with a codebook and, by default, the sizes of the published checkpoint.
+
+    Args:
+        codebook_size, code_width: of the `Codebook`.
+        channels, multipliers, num_blocks, resolution, batch_size, weights, compile: see `ConvTokenizer`.
 
     Raises:
         InputError: for sizes that do not fit together, or a checkpoint with other weights.
@@ -180,54 +256,22 @@ class VQGAN(Tokenizer):
         weights: str | None = None,
         compile: bool = False,
     ):
-        super().__init__()
-        widths = [channels * multiplier for multiplier in multipliers]
-        self.stride = 2 ** (len(widths) - 1)
-        if any(width % 32 for width in widths):
-            raise InputError(f"channels={channels}: expected a multiple of 32, the groups of the norms.")
-        if resolution % self.stride:
-            raise InputError(f"resolution={resolution}: expected a multiple of the stride {self.stride}.")
-        self.codebook_size = codebook_size
-        self.resolution = resolution
-        self.batch_size = batch_size
-        self.grid = (resolution // self.stride, resolution // self.stride)
-        self.run_decoder = torch.compile(run, dynamic=False) if compile else run  # copies of this module share it
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.encoder = Encoder(widths, num_blocks, code_width)
-            self.decoder = Decoder(widths, num_blocks, code_width)
-            self.quantize = Codebook(codebook_size, code_width)
-        if weights is not None:
-            try:
-                state = state_of(read_file(weights))
-            except InputError as error:
-                raise InputError(f"tokenizer.weights={weights}: {error}") from error
-            # Files of taming-transformers also hold the networks of the loss.
-            load_exactly(self, {name: x for name, x in state.items() if not name.startswith("loss.")}, weights)
-        self.eval().requires_grad_(False)
-        self.in_memory_format(torch.channels_last)
+        with torch.random.fork_rng(devices=[]):  # the base class draws its entries
+            codebook = Codebook(codebook_size, code_width)
+        sizes = (channels, multipliers, num_blocks, resolution)
+        super().__init__(codebook, *sizes, batch_size=batch_size, weights=weights, compile=compile)
 
-    def in_memory_format(self, memory_format: torch.memory_format) -> "VQGAN":
-        """Sets how weights and activations lie in memory; convolutions are fastest with the channels last."""
-        self.memory_format = memory_format
-        return self.to(memory_format=memory_format)
 
-    @torch.no_grad()
-    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # rounding otherwise could change a token
-    def encode(self, images: Tensor) -> Tensor:
-        return torch.cat([self.quantize(self.latents(part)) for part in images.split(self.batch_size)])
+def _tokenizer_state(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns a tokenizer's weights from the content of a file: the average of a training run, or those of others."""
+    state, _ = select_state(without_loss(content))
+    return state
 
-    @torch.no_grad()
-    def decode(self, token_ids: Tensor) -> Tensor:
-        parts = token_ids.split(self.batch_size)
-        return torch.cat([self.pixels(self.quantize.embedding(part)).clamp(0, 1) for part in parts])
 
-    def latents(self, images: Tensor) -> Tensor:
-        """Computes latents before quantisation, (B, L, E), from images (B, 3, H, W)."""
-        latents = self.encoder(images.to(memory_format=self.memory_format))
-        return rearrange(latents, "b e h w -> b (h w) e")
-
-    def pixels(self, codes: Tensor) -> Tensor:
-        """Computes images (B, 3, H, W), not clamped, from codes (B, L, E) of a square grid."""
-        codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
-        return self.run_decoder(self.decoder, codes.contiguous(memory_format=self.memory_format))
+def without_loss(content: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the networks of the loss, which files of taming-transformers and of our own training also hold."""
+    return {
+        name: without_loss(part) if isinstance(part, dict) else part
+        for name, part in content.items()
+        if not str(name).startswith("loss.")
+    }

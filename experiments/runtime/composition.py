@@ -23,6 +23,7 @@ from experiments.runtime.options import CONF
 PRIMARY = "config"
 OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
 OF_SHARDS = "of_shards"
+OF_TOKENIZER = "of_tokenizer"
 FINETUNE = "finetune"  # an experiment whose network is that of the checkpoint
 IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
@@ -60,7 +61,9 @@ def primary_config(arguments: Sequence[str]) -> str:
         _replace(defaults, {name: choice for name, choice in choices.items() if name not in given})
     if shards:
         _store_shards(defaults, str(shards), given)
-    if not files and not shards:
+    tokenizer = None if "tokenizer" in given or files else given.get("tokenizer.weights")
+    has_settings = tokenizer is not None and _store_tokenizer(defaults, str(tokenizer))
+    if not files and not shards and not has_settings:
         return PRIMARY
     ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
     return f"{PRIMARY}_of_files"
@@ -195,6 +198,26 @@ def _schedules(sampler: Mapping[str, Any]) -> dict[str, str]:
         for choice, content in files.items()
         if isinstance(value, dict) and value == content
     }
+
+
+def _store_tokenizer(defaults: list[Any], weights: str) -> bool:
+    """Stores the settings of a tokenizer that was trained here as a choice, and adds it to a defaults list.
+
+    Returns:
+        Whether the file has such settings; others, such as the VQGAN of MAGE, have none.
+
+    Raises:
+        InputError: for a file that can't be read.
+    """
+    from enat.checkpoints.weights import read_file  # here, since they import torch
+
+    settings = read_file(weights).get("settings")
+    if not isinstance(settings, dict) or not isinstance(settings.get("tokenizer"), dict):
+        return False
+    refuse_other_targets(weights, settings["tokenizer"])
+    ConfigStore.instance().store(OF_TOKENIZER, settings["tokenizer"], "tokenizer")
+    _replace(defaults, {"tokenizer": OF_TOKENIZER})
+    return True
 
 
 def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) -> None:

@@ -8,18 +8,18 @@ from typing import Any, Literal, get_args
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from data.image_module import ImageDataModule
 from data.module import TokenDataModule
-from enat.checkpoints.names import split_blocks
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import by_full_name, refuse_other_work, sha256_of
-from enat.module import MaskedTokenModule
+from enat.module import AveragedModule
 from experiments.runtime.provenance import options_that_matter
 
 Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
-MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "weights")
+MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "images", "weights", "max_steps")
 
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def without_changing(options: Any) -> Any:
     return {name: without_changing(value) for name, value in options.items() if name not in MAY_CHANGE}
 
 
-def refuse_other_data(folder: Path, earlier: str | None, data: TokenDataModule) -> None:
+def refuse_other_data(folder: Path, earlier: str | None, data: TokenDataModule | ImageDataModule) -> None:
     """Refuses to go on with other samples, or with samples of another tokenizer.
 
     Raises:
@@ -63,8 +63,8 @@ def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str,
 def resume_point(
     folder: Path,
     settings: Mapping[str, Any],
-    module: MaskedTokenModule,
-    data: TokenDataModule,
+    module: AveragedModule,
+    data: TokenDataModule | ImageDataModule,
     changed: Collection[str] = (),
 ) -> tuple[Path, dict[str, Any]] | None:
     """Finds the readable checkpoint of the latest step; returns its path and facts of its run, or None for a new run.
@@ -101,7 +101,7 @@ def resume_point(
             choices += f"; changed_on_resume=[{','.join(changes)}] goes on with the change"
         refuse_other_work(folder.parent, earlier, wanted, "another run", choices)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        weights = split_blocks(content["state_dict"], module.net.encoder_depth)
+        weights = module.current_names(content["state_dict"])
         if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
             raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
         refuse_other_data(folder.parent, content.get("data_sha256"), data)
@@ -135,7 +135,7 @@ def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
     print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
     before = content["world_size"]
     if before not in (None, world_size):
-        if content["settings"]["module"]["mask_groups"] is None:
+        if content["settings"]["module"].get("mask_groups") is None:
             masks = "but masks and dropout are drawn by process (module.mask_groups=null), so the results will differ."
         else:
             masks = "and so do the masks; only the order of sums differs, so results may differ in the last bits."

@@ -28,6 +28,8 @@ from experiments.runtime.provenance import options_that_matter, provenance
 from experiments.runtime.ranks import processes
 from experiments.runtime.type_hints import check_value
 
+# Tasks that see for themselves whether the work in their folder is theirs, or make theirs anew.
+GOES_ON = (".train", ".train_tokenizer", ".tokenize", ".download", ".report", ".stages")
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
 
@@ -131,15 +133,13 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
 
 
 def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
-    """Refuses to replace results of other settings or weights. Training, tokenising and downloads go on.
-
-    A report is made anew.
+    """Refuses to replace results of other settings or weights, but for the tasks `GOES_ON`.
 
     Raises:
         InputError: naming what differs.
     """
     results, config = output / "results.json", output / "config.yaml"
-    goes_on = composition["task"]["_target_"].endswith((".train", ".tokenize", ".download", ".report"))
+    goes_on = composition["task"]["_target_"].endswith(GOES_ON)
     if goes_on or not (results.exists() and config.exists()):
         return
     elsewhere = ("trainer", "weights")  # the first is of training only; of the second, the content counts

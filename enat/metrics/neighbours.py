@@ -1,0 +1,152 @@
+"""Scores that compare features one by one: density and coverage, memorisation, and a linear probe of the classes.
+
+Shapes: `n` generated and `N` real images, `D` features.
+"""
+
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Lt
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from enat.features.network import FeatureNetwork
+from enat.images import Images
+from enat.metrics.scores import KeptFeatures
+
+
+def nearest(features: Tensor, others: Tensor, rank: int = 1, rows: int = 1000) -> tuple[Tensor, Tensor]:
+    """Finds, for each of `features` (n, D), its neighbour of a rank, 1 being the nearest, among `others` (N, D).
+
+    Returns:
+        The Euclidean distances (n,) and the places among `others` (n,).
+    """
+    found = []
+    for part in features.split(rows):  # (n, N) distances at once could fill the memory
+        distances = torch.cdist(part.double(), others.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        found.append(distances.kthvalue(rank, dim=1))
+    return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
+
+
+class DensityCoverage(KeptFeatures):
+    """Density and coverage (arXiv 2002.09797), which are robuster against outliers than precision and recall.
+
+    A ball around each real image reaches to its neighbour of rank `neighbours` among the real ones. Density is the
+    number of balls that a generated image lies in, on average, divided by `neighbours`; coverage is the share of balls
+    with a generated image in them.
+
+    Args:
+        neighbours: see above.
+        max_real: see `KeptFeatures`.
+    """
+
+    def __init__(self, neighbours: Annotated[int, Ge(1)] = 5, max_real: Annotated[int, Ge(2)] = 10_000):
+        super().__init__(max_real)
+        self.neighbours = neighbours
+
+    def compute(self) -> dict[str, float]:
+        """Returns density and coverage; nothing if there are no more real images than `neighbours`."""
+        fake, real = super().compute()
+        if len(real) <= self.neighbours:
+            self.notes = [f"Without density and coverage, which need more than {self.neighbours} real images."]
+            return {}
+        radii, _ = nearest(real, real, self.neighbours + 1)  # rank 1 is the image itself
+        counts = torch.zeros(len(fake), dtype=torch.float64)
+        for part, radius in zip(real.split(1000), radii.split(1000), strict=True):
+            distances = torch.cdist(fake.double(), part.double(), compute_mode="donot_use_mm_for_euclid_dist")
+            counts += (distances < radius).double().sum(1)
+        closest, _ = nearest(real, fake)
+        return {
+            "density": float(counts.mean() / self.neighbours),
+            "coverage": float((closest < radii).double().mean()),
+        }
+
+
+class Memorization(KeptFeatures):
+    """The share of generated images that lie nearer to a training image than nearly all held-out images do.
+
+    The real images are those of training. For a network that has learnt nothing by heart, the share is about `share`.
+
+    Args:
+        held_out: real images that were not trained on.
+        features: the network that makes the features; its first protocol counts.
+        share: of the held-out images that lie nearer than the threshold.
+        max_real: see `KeptFeatures`; too few would hide copies of the others.
+    """
+
+    def __init__(
+        self,
+        held_out: Images,
+        features: FeatureNetwork,
+        share: Annotated[float, Gt(0), Lt(1)] = 0.01,
+        max_real: Annotated[int, Ge(2)] = 1_000_000,
+    ):
+        super().__init__(max_real)
+        self.share = share
+        self.held_out: Any = held_out
+        self.features: Any = [features]  # in a list, past torchmetrics, which would copy and save the network
+
+    def compute(self) -> dict[str, float]:
+        """Returns `memorized`, in [0, 1]."""
+        fake, real = super().compute()
+        images, network = self.held_out, self.features[0]
+        protocol = next(iter(network.protocols))
+        places = [range(first, min(first + 50, images.num_images)) for first in range(0, images.num_images, 50)]
+        with torch.no_grad():
+            blocks = images.read(places, torch.device("cpu"))
+            held_out = torch.cat([network.to("cpu")(block.images)[protocol]["pool"].float() for block in blocks])
+        threshold = nearest(held_out, real)[0].quantile(self.share)
+        return {"memorized": float((nearest(fake, real)[0] < threshold).double().mean())}
+
+
+class LinearProbe(KeptFeatures):
+    """The accuracy of a linear classifier, fitted to real images and their classes, on generated ones.
+
+    It says whether images show the class that was asked for. The share for real images that were not trained on tells
+    what can be reached.
+
+    Args:
+        regularization: the inverse strength `C` of scikit-learn's logistic regression on standardised features.
+        max_real: see `KeptFeatures`.
+    """
+
+    def __init__(self, regularization: Annotated[float, Gt(0)] = 0.05, max_real: Annotated[int, Ge(2)] = 50_000):
+        super().__init__(max_real)
+        self.regularization = regularization
+        self.add_state("real_classes", [])
+        self.add_state("fake_classes", [])
+        self.real_classes: list[Tensor]
+        self.fake_classes: list[Tensor]
+
+    def update(  # type: ignore[override]
+        self, imgs: Tensor, real: bool, image_numbers: Tensor, num_images: int, class_ids: Tensor
+    ) -> None:
+        """Adds features (B, D) and classes (B,); see `KeptFeatures.update`."""
+        super().update(imgs, real, image_numbers, num_images)
+        if not real:
+            self.fake_classes.append(class_ids.cpu())
+            return
+        kept = np.linspace(0, num_images - 1, min(num_images, self.max_real)).round()
+        self.real_classes.append(class_ids.cpu()[torch.from_numpy(np.isin(image_numbers.numpy(), kept))])
+
+    def compute(self) -> dict[str, float]:
+        """Returns `probe_accuracy`, and `probe_balanced_accuracy`, in which each class has the same weight."""
+        fake, real = super().compute()
+        fake_classes = torch.cat(self.fake_classes).cpu().numpy()
+        real_classes = torch.cat(self.real_classes).cpu().numpy()
+        if len(np.unique(real_classes)) < 2:
+            self.notes = ["Without a linear probe, which needs real images of two classes at least."]
+            return {}
+        with threadpool_limits(1):  # the number of threads would change the weights
+            scaler = StandardScaler().fit(real.double().numpy())
+            probe = LogisticRegression(C=self.regularization, max_iter=2000)
+            probe.fit(scaler.transform(real.double().numpy()), real_classes)
+            predicted = probe.predict(scaler.transform(fake.double().numpy()))
+        recalls = [(predicted[fake_classes == one] == one).mean() for one in np.unique(fake_classes)]
+        return {
+            "probe_accuracy": float((predicted == fake_classes).mean()),
+            "probe_balanced_accuracy": float(np.mean(recalls)),
+        }

@@ -1,0 +1,121 @@
+"""task=neighbours: shows the training images nearest to samples and to held-out images, side by side.
+
+It tells learning from learning by heart. Shapes: `n` images, `D` features.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib as mpl
+import seaborn as sns
+import torch
+from annotated_types import Ge
+from matplotlib.figure import Figure
+from rich.progress import track
+from torch import Tensor
+
+from callbacks.sample_grid import save_grid
+from enat.errors import InputError
+from enat.features.network import FeatureNetwork
+from enat.images import Images
+from enat.metrics.evaluation import Evaluation
+from enat.metrics.neighbours import nearest
+from enat.sampler import Sampler
+from experiments.reporting.figures import STYLE, save
+from experiments.runtime.checkpoint import Checkpoint
+
+BLOCK = 50  # images whose features are computed together
+QUANTILES = (0.01, 0.1, 0.5)
+
+
+@torch.no_grad()
+def read_all(images: Images, network: FeatureNetwork, device: torch.device, title: str) -> tuple[Tensor, Tensor]:
+    """Returns images (n, 3, H, W) and their pool features (n, D) of the network's first protocol, on the CPU."""
+    protocol = next(iter(network.protocols))
+    places = [range(first, min(first + BLOCK, images.num_images)) for first in range(0, images.num_images, BLOCK)]
+    pixels: list[Tensor] = []
+    features: list[Tensor] = []
+    for block in track(images.read(places, device), title, len(places)):
+        pixels.append(block.images.cpu())
+        features.append(network(block.images)[protocol]["pool"].float().cpu())
+    return torch.cat(pixels), torch.cat(features)
+
+
+@mpl.rc_context(STYLE)
+def plot_distances(distances: dict[str, Tensor], path: Path) -> None:
+    """Draws the distribution of the distances to the nearest training image, a curve for each set of images."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, values in distances.items():
+        sns.ecdfplot(values.numpy(), ax=axes, label=name)
+    axes.set_xlabel("distance to the nearest training image, in features")
+    axes.set_ylabel("share of the images")
+    axes.set_xlim(left=0)
+    save(figure, path)
+
+
+def neighbours(
+    checkpoint: Checkpoint,
+    sampler: Sampler,
+    evaluation: Evaluation,
+    held_out: Images,
+    num_images: Annotated[int, Ge(2)],
+    rows: Annotated[int, Ge(1)],
+    columns: Annotated[int, Ge(1)],
+    output: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Finds the training images that are nearest to samples and to held-out images.
+
+    Args:
+        checkpoint, sampler: make the samples.
+        evaluation: has the feature network and, as its reference, the training images.
+        held_out: real images that were not trained on.
+        num_images: the number of samples.
+        rows, columns: of the picture: samples and held-out images, with so many neighbours each.
+        output: folder of `neighbours.png`, the samples with their neighbours; `neighbours_held_out.png`, the same of
+            held-out images; and `distances.png`.
+        seed: of the samples.
+
+    Returns:
+        Quantiles of the distances; `memorized`, the share of samples nearer than the nearest 1 % of held-out images
+        are; and the pictures.
+
+    Raises:
+        InputError: if the reference holds statistics and no images.
+    """
+    network, device = evaluation.features.to(checkpoint.device), checkpoint.device
+    reference: Any = evaluation.reference
+    if not hasattr(reference, "read"):
+        raise InputError("reference: expected the images of training, not statistics, such as metrics=lite0.")
+    evaluation.num_images = num_images
+    samples = checkpoint.images(evaluation, sampler, seed)
+    sets = {"training": reference, "samples": samples, "held-out images": held_out}
+    pixels: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
+    for name, images in sets.items():
+        pixels[name], features[name] = read_all(images, network, device, name)
+    distances = {name: nearest(features[name], features["training"])[0] for name in list(sets)[1:]}
+    pictures = []
+    for name, file in (("samples", "neighbours.png"), ("held-out images", "neighbours_held_out.png")):
+        every = max(len(pixels[name]) // rows, 1)
+        chosen = torch.arange(0, len(pixels[name]), every)[:rows]
+        ranks = range(1, min(columns, len(pixels["training"])) + 1)
+        places = [nearest(features[name][chosen], features["training"], rank)[1] for rank in ranks]
+        shown = [pixels[name][chosen], *(pixels["training"][place] for place in places)]
+        titles = [f"{distance:.1f}" for distance in distances[name][chosen].tolist()]
+        pictures.append(str(save_grid(torch.stack(shown, 1).flatten(0, 1), titles, Path(output) / file)))
+    plot_distances(distances, Path(output) / "distances.png")
+    threshold = distances["held-out images"].quantile(QUANTILES[0])
+    memorized = float((distances["samples"] < threshold).double().mean())
+    print(f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are.")
+    quantiles = {
+        name: {f"{share:.0%}": float(values.quantile(share)) for share in QUANTILES}
+        for name, values in distances.items()
+    }
+    return {
+        "memorized": memorized,
+        "distances": quantiles,
+        "pictures": [*pictures, str(Path(output) / "distances.png")],
+        **checkpoint.facts,
+    }

@@ -1,0 +1,122 @@
+"""Trainers: what `task=train` and `task=train_tokenizer` have in common."""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from callbacks.changed_options import ChangedOptions
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, RunFacts
+from callbacks.generation_metrics import ImageMetrics
+from enat.errors import InputError
+from enat.files import write_atomically
+from enat.module import AveragedModule
+from experiments.runtime.launch import (
+    cluster_plugins,
+    devices_of_launcher,
+    refuse_in_multirun,
+    sets_find_unused_parameters,
+)
+from experiments.runtime.provenance import commit
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Refuses options of Lightning's Trainer with which training would be silently wrong or have no end.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if (precision := str(options.get("precision"))) in ("bf16-true", "16-true", "bf16", "16"):
+        raise InputError(
+            f"trainer.precision={precision}: weights and their average would be rounded to half precision, in which "
+            "they stop to move; expected bf16-mixed or 16-mixed."
+        )
+    if not isinstance(steps := options.get("max_steps", 1), int) or steps < 1:
+        raise InputError(f"trainer.max_steps={steps}: expected at least 1, for the data have no end.")
+    if not isinstance(batches := options.get("accumulate_grad_batches", 1), int) or batches < 1:
+        raise InputError(f"trainer.accumulate_grad_batches={batches}: expected at least 1.")
+    for name in ("limit_train_batches", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "max_time"):
+        if options.get(name) is not None:
+            raise InputError(f"trainer.{name}={options[name]}: the data have no epochs; expected trainer.max_steps=N.")
+    if options.get("fast_dev_run"):
+        raise InputError("trainer.fast_dev_run: it would end without the steps asked for; expected experiment=debug.")
+    for name in ("callbacks", "logger", "plugins"):
+        if name in options:
+            raise InputError(f"trainer.{name}: training replaces it; callbacks and loggers are groups of their own.")
+
+
+def build_trainer(
+    trainer: partial[L.Trainer],
+    callbacks: Mapping[str, L.Callback | None],
+    logger: Mapping[str, Logger | None],
+) -> L.Trainer:
+    """Builds a Trainer with the callbacks and loggers that are not None.
+
+    Raises:
+        InputError: for settings that do not fit together.
+    """
+    chosen = [callback for callback in callbacks.values() if callback is not None]
+    loggers = [log for log in logger.values() if log is not None]
+    refuse_options(trainer.keywords)
+    monitors = [callback.monitor for callback in chosen if isinstance(callback, Checkpoints)]
+    scorers = [callback for callback in chosen if isinstance(callback, ImageMetrics) and callback.evaluation]
+    if "val/fid" in monitors and not scorers:
+        raise InputError(
+            "callbacks.checkpoint.monitor=val/fid: there is no callback, such as generation_metrics, to compute it; "
+            "expected another value, such as auto."
+        )
+    try:
+        plugins: list[Any] = [AtomicCheckpointIO(), *cluster_plugins()]
+        built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins, **devices_of_launcher(trainer))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"trainer: {error}.") from error
+    if isinstance(built.strategy, DDPStrategy) and not sets_find_unused_parameters(built.strategy):
+        raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
+    if built.world_size > 1:
+        refuse_in_multirun(built.strategy, built.num_devices)
+    if isinstance(built.val_check_interval, int) and built.val_check_interval % built.accumulate_grad_batches:
+        raise InputError(
+            f"trainer.val_check_interval={built.val_check_interval}: expected a multiple of "
+            f"trainer.accumulate_grad_batches={built.accumulate_grad_batches}, so that no checkpoint cuts a step."
+        )
+    return built
+
+
+def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: int) -> None:
+    """Logs the scores after training, and closes the loggers."""
+    for log in loggers:
+        log.log_metrics({f"final/{name}": value for name, value in scores.items()}, step)
+        log.finalize("success")
+        if isinstance(log, WandbLogger):
+            log.experiment.finish()
+
+
+def record_settings(
+    fitter: L.Trainer, settings: Mapping[str, Any], composition: Mapping[str, Any], folder: Path
+) -> None:
+    """Gives the settings to the loggers, and writes the configuration into the run's folder."""
+    if fitter.is_global_zero:
+        if (folder / "results.json").exists():  # of fewer steps, or of other scores
+            (folder / "results.json").replace(folder / "results_before.json")
+        write_atomically(folder / "config.yaml", yaml.safe_dump(dict(composition), sort_keys=False).encode())
+    for log in fitter.loggers:
+        log.log_hyperparams({**settings, "commit": commit()})
+
+
+def with_own_callbacks(
+    callbacks: Mapping[str, L.Callback | None],
+    module: AveragedModule,
+    settings: Mapping[str, Any],
+    changed_on_resume: Collection[str],
+) -> dict[str, L.Callback | None]:
+    """Returns the callbacks with those that every run has, or that an option of the task asks for."""
+    own: dict[str, L.Callback | None] = {"facts": RunFacts(settings)}
+    if changed_on_resume:
+        optimizer: Any = module.optimizer  # a partial
+        own["changed_options"] = ChangedOptions({name: optimizer.keywords[name] for name in changed_on_resume})
+    return {**callbacks, **own}

@@ -1,0 +1,40 @@
+"""EfficientNet-Lite0 with the weights of its package: it knows a cat, and lets gradients through."""
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from enat.errors import InputError
+from enat.features.lite0 import Lite0Features
+
+CATS = {281, 282, 283, 284, 285}  # of ImageNet
+
+
+@pytest.fixture(scope="module")
+def features():
+    return Lite0Features()
+
+
+def test_it_knows_a_cat(features):
+    image = torch.from_numpy(np.array(skimage.data.chelsea())).permute(2, 0, 1).unsqueeze(0).float() / 255
+    views = features(image)["lite0"]
+    assert set(views["logits"].topk(2).indices[0].tolist()) <= CATS
+    assert {name: view.shape[1] for name, view in views.items()} == features.widths
+
+
+def test_scores_are_of_eight_bits_and_gradients_pass(features):
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 48, 48, requires_grad=True)
+    rounded = (images.detach() * 255).round() / 255
+    assert torch.equal(features(images)["lite0"]["pool"], features(rounded)["lite0"]["pool"])
+    features(images)["lite0"]["pool"].sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_other_weights_are_refused(tmp_path):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="these are not the weights of EfficientNet-Lite0"):
+        Lite0Features(str(tmp_path / "other.pth"))
+    with pytest.raises(InputError, match="there is no such file"):
+        Lite0Features(str(tmp_path / "none.pth"))

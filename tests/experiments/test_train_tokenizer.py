@@ -1,0 +1,124 @@
+"""Training a tokenizer on a folder of photos, going on with it, and training a network on its tokens."""
+
+import pytest
+import torch
+
+import enat
+from enat.checkpoints.weights import read_file
+from enat.tokenizers import module as tokenizer_module
+
+TINY = ["experiment=tokenizer", "tokenizer.channels=32", "tokenizer.multipliers=[1,1]", "tokenizer.resolution=16"]
+TINY += ["data.batch_size=8", "data.num_workers=0", "data.held_out=0.2", "trainer.val_check_interval=3"]
+TINY += ["trainer.max_steps=6", "callbacks.reconstruction_grid.num_images=4", "callbacks.checkpoint.every_n_steps=2"]
+VQ = ["quantizer@tokenizer.quantizer=vq", "tokenizer.quantizer.codebook_size=32"]
+DISCRIMINATOR = [
+    "+discriminator@module.loss.adversarial=patches",
+    "module.loss.adversarial.first_step=2",
+    "module.loss.adversarial.channels=4",
+]
+
+
+def test_it_learns_and_says_how_well(command, photos, tmp_path):
+    options = [
+        *TINY,
+        f"data.images={photos}",
+        f"output={tmp_path}",
+        "trainer.max_steps=60",
+        "module.optimizer.lr=0.003",
+    ]
+    trained = command(*options, "trainer.val_check_interval=60", "callbacks.ema.decay=0.9")
+    assert trained.status == 0, trained.err
+    results = trained.results
+    assert results["psnr"] > 12  # a grey picture has about 11 here
+    assert 0 < results["codes_used"] <= 1
+    assert 1 <= results["perplexity"] <= 1000
+    assert "48 training images and 12 held out, cropped to 16 px" in trained.out
+    assert (tmp_path / "reconstructions" / "step_0000060.png").exists()
+    again = command(*options, "trainer.val_check_interval=60", "callbacks.ema.decay=0.9")
+    assert "is finished: 60 steps" in again.out
+    assert again.results["psnr"] == results["psnr"]
+
+
+def test_a_killed_run_goes_on_with_the_same_bits(command, killed, same_training, photos, tmp_path):
+    """With a codebook that restarts entries at random, and a discriminator."""
+    run = [*TINY, *VQ, *DISCRIMINATOR, f"data.images={photos}"]
+    whole = command(*run, f"output={tmp_path}/whole")
+    assert whole.status == 0, whole.err
+    killed(*run, f"output={tmp_path}/parts", at="enat.tokenizers.module:TokenizerModule.training_step", number=6)
+    goes_on = command(*run, f"output={tmp_path}/parts")
+    assert "Going on from" in goes_on.out
+    assert same_training(tmp_path / "whole", tmp_path / "parts")
+    assert goes_on.results["psnr"] == whole.results["psnr"]
+
+
+def test_two_processes_train_as_one(command, separate_command, photos, tmp_path):
+    run = [*TINY, f"data.images={photos}", "trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu"]
+    one = command(*run, f"output={tmp_path}/one")
+    two = separate_command(*run, f"output={tmp_path}/two", ranks=2)
+    assert two.status == 0, two.err
+    assert two.results["processes"] == 2
+    first, second = (read_file(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4)
+    assert two.results["psnr"] == pytest.approx(one.results["psnr"], abs=0.01)
+
+
+def test_from_a_folder_of_images_to_pictures(command, photos, tmp_path):
+    """The three commands of docs/data.md, then Python."""
+    tokenizer = command(*TINY, f"data.images={photos}", f"output={tmp_path}/tokenizer")
+    weights = f"tokenizer.weights={tmp_path}/tokenizer/checkpoints/last.ckpt"
+    made = command(
+        "task=tokenize", f"images={photos}", weights, "held_out=0.2", "num_workers=0", f"output={tmp_path}/shards"
+    )
+    assert made.status == 0, made.err
+    assert made.results["samples"] == {"train": 48, "held_out": 12}
+    small = ["module.net.width=32", "data.num_workers=0", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    trained = command(f"data.shards={tmp_path}/shards", *small, f"output={tmp_path}/run")
+    assert trained.status == 0, trained.err
+    drawn = enat.load(tmp_path / "run/checkpoints/last.ckpt").generate(classes=[0, 3])
+    assert [image.size for image in drawn] == [(16, 16), (16, 16)]
+    assert tokenizer.results["checkpoint"].endswith("tokenizer/checkpoints/last.ckpt")
+
+
+def test_the_average_is_what_tokenises(command, photos, tmp_path):
+    command(*TINY, f"data.images={photos}", f"output={tmp_path}", "callbacks.ema.decay=1.0")
+    content = read_file(tmp_path / "checkpoints/last.ckpt")
+    before = content["callbacks"]["EMA"]["net"]["decoder.conv_out.bias"]
+    weights = f"tokenizer.weights={tmp_path}/checkpoints/last.ckpt"
+    from enat.pipeline import _build
+
+    tokenizer = _build({**content["settings"]["tokenizer"], "weights": weights.partition("=")[2]})
+    assert torch.equal(tokenizer.decoder.conv_out.bias, before)
+    assert not torch.equal(content["state_dict"]["net.decoder.conv_out.bias"], before)
+
+
+def test_a_collapse_is_named(command, monkeypatch, photos, tmp_path):
+    monkeypatch.setattr(tokenizer_module, "COLLAPSED", 0.9)
+    outcome = command(
+        *TINY, *VQ, f"data.images={photos}", f"output={tmp_path}", "tokenizer.quantizer.codebook_size=900"
+    )
+    assert "The codebook has collapsed at step 3:" in outcome.out
+    assert "of its 900 entries are in use" in outcome.out
+
+
+def test_bad_input(command, photos, tmp_path):
+    for change, sentence in {
+        "data.images=null": "data.images=None: expected a folder of images.",
+        "data.held_out=0": "holds none of the 60 images out; expected a larger share",
+        "tokenizer.resolution=18": "resolution=18: expected a multiple of the stride 4.",
+        "module.loss.terms.l1=null module.loss.terms.gradient=null": "module.loss.terms: expected at least one",
+        "data.batch_size=0": "data.batch_size=0",
+    }.items():
+        refused = command(*TINY, f"data.images={photos}", *change.split(), f"output={tmp_path}/run")
+        assert refused.status in (1, 2), change
+        assert sentence in refused.err, refused.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_going_on_longer_and_with_other_images(command, photos, tmp_path):
+    command(*TINY, f"data.images={photos}", f"output={tmp_path}/run")
+    longer = command(*TINY, f"data.images={photos}", f"output={tmp_path}/run", "trainer.max_steps=9")
+    assert longer.results["steps"] == 9
+    refused = command(*TINY, f"data.images={photos / 'chelsea'}", f"output={tmp_path}/run", "trainer.max_steps=12")
+    assert refused.status == 1
+    assert "a run on other samples" in refused.err
