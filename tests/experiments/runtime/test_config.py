@@ -34,7 +34,11 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
     "scheduler": ("module.scheduler", ()),
     "schedule": ("sampler.guidance_schedule", ()),
     "reader": ("data.reader", ("data=shards",)),
+    "quantizer": ("tokenizer.quantizer", ("tokenizer=conv",)),
+    "perceptual": ("module.loss.terms.perceptual", ("experiment=tokenizer", "data.images=images")),
+    "discriminator": ("module.loss.adversarial", ("experiment=tokenizer", "data.images=images")),
 }
+IN_NO_LIST = ("ablation", "perceptual", "discriminator")  # groups of no defaults list
 EXTRA = {  # what else a choice needs
     "metrics/none": ["callbacks.generation_metrics=null"],
     "features/inception": ["task=statistics", "scored.path=images"],
@@ -51,7 +55,27 @@ EXTRA = {  # what else a choice needs
     "reference/npz": ["metrics=inception", "reference.path=images.npz"],
     "reference/shards": ["metrics=inception", "reference.images.path=shards", "tokenizer=vqgan_tiny"],
     "views/plain_and_flipped": ["task=tokenize"],
+    "views/plain": ["task=tokenize"],
     "views/ten_crop": ["task=tokenize"],
+    "module/tokenizer": ["experiment=tokenizer", "data.images=images"],
+    "scheduler/warmup_cosine": ["experiment=tokenizer", "data.images=images"],
+    "metrics/lite0": ["metrics.images=images", "metrics.held_out_share=0.5"],
+    "score/linear_probe": ["metrics=lite0", "metrics.images=images", "metrics.held_out_share=0.5"],
+    "score/memorization": ["metrics=lite0", "metrics.images=images", "metrics.held_out_share=0.5"],
+    "features/lite0": ["task=statistics", "scored.path=images"],
+    "task/train_tokenizer": ["experiment=tokenizer", "data.images=images"],
+    "task/stages": ["experiment=emoji"],
+    "task/neighbours": [
+        "metrics=lite0",
+        "metrics.images=images",
+        "metrics.held_out_share=0.5",
+        "weights=digits.safetensors",
+    ],
+    "callbacks/tokenizer": ["metrics=none"],
+    "experiment/emoji_network": ["metrics.images=images", "metrics.held_out_share=0.5", "data.shards=shards"],
+    "experiment/tokenizer": ["data.images=images"],
+    "experiment/emoji_tokenizer": ["data.images=images"],
+    "experiment/from_images": ["images=images"],
     "data/shards": ["data.batch_size=16"],
 }
 WHOLE = {"task", "experiment", "variant", "ablation"}  # merged into the root
@@ -88,7 +112,7 @@ def test_every_yaml_is_instantiated(compose_config, file):
     group, choice = file.split("/", 1)
     key, more = PACKAGES.get(group, ("task" if group in WHOLE else PLACES.get(group, group), ()))
     override = f"{group}@{key}={choice}" if group in PACKAGES else f"{group}={choice}"
-    override = f"+{override}" if group == "ablation" else override  # that is in no defaults list
+    override = f"+{override}" if group in IN_NO_LIST else override
     config = compose_config(*more, override, *EXTRA.get(file, []))
     check_config(config, "task")
     check_config(config, key)
