@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from enat.module import AveragedModule
+from enat.averaged_module import AveragedModule
 
 
 def logs_this_step(trainer: L.Trainer) -> bool:

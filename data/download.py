@@ -1,10 +1,11 @@
 """Downloads a single file over http(s), which goes on where it was stopped."""
 
 from collections.abc import Callable
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from enat.errors import InputError
@@ -34,6 +35,7 @@ def download_file(
     """
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{url}: expected an address of http or https.")
+    address = quote(url, safe=":/?#[]@!$&'()*+,;=%")  # letters outside ASCII and spaces, as a browser sends them
     partial = path.with_name(f"{path.name}.partial")
     version = path.with_name(f"{path.name}.version")  # the server's mark of the version that the part is of
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +43,12 @@ def download_file(
     done = partial.stat().st_size if partial.exists() and known else 0
     headers = {"Range": f"bytes={done}-", "If-Range": known} if done else {}
     try:
-        with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
+        with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as response:
             if response.headers.get_content_type() == "text/html":
                 raise InputError(f"{url}: the server gives a web page instead of the file; open it in a browser.")
             done = done if response.status == 206 else 0  # 206: the rest; 200: the whole file
-            length = response.headers.get("Content-Length")
-            total = None if length is None else done + int(length)
+            length = response.headers.get("Content-Length") or ""
+            total = done + int(length) if length.isdecimal() else None
             version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
             with partial.open("ab" if done else "wb") as file:
                 done = _copy(response, file, done, total, on_progress)
@@ -57,14 +59,16 @@ def download_file(
         if done != total:  # or else all of it is there, and only its name is missing
             partial.unlink()
             raise InputError(f"{url}: the file has changed since a part of it was fetched; try again.") from error
-    except URLError as error:
-        raise InputError(f"{url}: can't be reached ({error.reason}).") from error
+    except (ValueError, InvalidURL, URLError) as error:
+        raise InputError(f"{url}: can't be reached ({getattr(error, 'reason', error)}).") from error
     except (OSError, HTTPException) as error:
         raise InputError(f"{url}: the download stopped ({error}); the same command goes on with it.") from error
     if total is not None and done < total:
         raise InputError(
             f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command goes on with it."
         )
+    if not done:
+        raise InputError(f"{url}: the server sends an empty file.")
     digest = sha256_of(partial)
     version.unlink()
     if sha256 is not None and not digest.startswith(sha256):

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from enat.errors import InputError
+from enat.generation import UNCONDITIONAL
 
 Image.init()
 # All that Pillow reads, but for documents and containers, of which it reads no pixels by itself.
@@ -105,6 +106,10 @@ class ImageList:
 
 def _number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
     """Returns the class names in the order of their ids, and the id of each name, see `ImageList.find`."""
+    if UNCONDITIONAL in names:
+        raise InputError(
+            f"a class is named {UNCONDITIONAL}, which stands for images of no class; expected another name."
+        )
     if classes is not None:
         ordered = _read_classes(classes)
         if unknown := sorted(names - set(ordered)):

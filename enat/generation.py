@@ -89,6 +89,17 @@ def balanced_classes(net: ENAT, numbers: Tensor) -> Tensor:
     return numbers % max(net.num_classes, 1)
 
 
+def check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Returns the names of the classes, one for each id; the ids themselves where a file has no names.
+
+    Raises:
+        InputError: for another number of names than of classes.
+    """
+    if names and len(names) != num_classes:
+        raise InputError(f"class_names: {len(names)} names for the {num_classes} classes of the network.")
+    return list(names or map(str, range(num_classes)))
+
+
 def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names: Sequence[str]) -> list[int]:
     """Returns the ids of classes that are given by id or by name; `unconditional` is the null class.
 

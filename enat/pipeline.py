@@ -16,12 +16,13 @@ from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.weights import load_exactly, read_file, select_state
 from enat.errors import InputError
-from enat.generation import find_class_ids, sample_classes
+from enat.generation import check_class_names, find_class_ids, sample_classes
 from enat.images import to_pil
 from enat.net import ENAT
 from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
+from enat.tokenizers.diffusers import DiffusersTokenizer
 from enat.tokenizers.pixels import PixelTokenizer
 from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
 from enat.tokenizers.vqgan import VQGAN, ConvTokenizer
@@ -29,8 +30,8 @@ from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
 # What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
 NETS = (ENAT, NAT, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
-CONV_TOKENIZERS = (ConvTokenizer, FSQ, LFQ, AveragedCodebook, Codebook)
-CLASSES = (*NETS, SeparateBlock, Sampler, PixelTokenizer, VQGAN, *CONV_TOKENIZERS)
+TOKENIZERS = (PixelTokenizer, VQGAN, DiffusersTokenizer, ConvTokenizer, FSQ, LFQ, AveragedCodebook, Codebook)
+CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS)
 KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
 SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])
 BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES)}
@@ -52,7 +53,7 @@ class Pipeline:
         self.net = net
         self.sampler = sampler
         self.tokenizer = tokenizer
-        self.class_names = list(class_names or map(str, range(net.num_classes)))
+        self.class_names = check_class_names(class_names, net.num_classes)
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Moves network and tokenizer to a device."""

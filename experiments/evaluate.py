@@ -64,8 +64,7 @@ def evaluate(
     """Scores a checkpoint's images.
 
     Args:
-        checkpoint, sampler: make the images.
-        evaluation: scores the images.
+        checkpoint, sampler, evaluation: make the images, and score them.
         seeds: each gives a set of images; with several, scores are means with deviations.
         png: also writes each image as a PNG file below `output`.
         npz: also writes them as ADM's suite reads them, `arr_0`, uint8 (n, H, W, 3).

@@ -54,6 +54,16 @@ def plot_distances(distances: dict[str, Tensor], path: Path) -> None:
     save(figure, path)
 
 
+def draw_neighbours(
+    pixels: Tensor, features: Tensor, training_pixels: Tensor, training_features: Tensor, columns: int, path: Path
+) -> Path:
+    """Draws a row for each image: the image, then the training images nearest to it; the distance is the row's name."""
+    ranks = range(1, min(columns, len(training_pixels)) + 1)
+    found = [nearest(features, training_features, rank) for rank in ranks]
+    shown = torch.stack([pixels, *(training_pixels[places] for _, places in found)], 1).flatten(0, 1)
+    return save_grid(shown, [f"{distance:.1f}" for distance in found[0][0].tolist()], path)
+
+
 def neighbours(
     checkpoint: Checkpoint,
     sampler: Sampler,
@@ -98,13 +108,9 @@ def neighbours(
     distances = {name: nearest(features[name], features["training"])[0] for name in list(sets)[1:]}
     pictures = []
     for name, file in (("samples", "neighbours.png"), ("held-out images", "neighbours_held_out.png")):
-        every = max(len(pixels[name]) // rows, 1)
-        chosen = torch.arange(0, len(pixels[name]), every)[:rows]
-        ranks = range(1, min(columns, len(pixels["training"])) + 1)
-        places = [nearest(features[name][chosen], features["training"], rank)[1] for rank in ranks]
-        shown = [pixels[name][chosen], *(pixels["training"][place] for place in places)]
-        titles = [f"{distance:.1f}" for distance in distances[name][chosen].tolist()]
-        pictures.append(str(save_grid(torch.stack(shown, 1).flatten(0, 1), titles, Path(output) / file)))
+        chosen = torch.arange(0, len(pixels[name]), max(len(pixels[name]) // rows, 1))[:rows]
+        shown = (pixels[name][chosen], features[name][chosen], pixels["training"], features["training"])
+        pictures.append(str(draw_neighbours(*shown, columns, Path(output) / file)))
     plot_distances(distances, Path(output) / "distances.png")
     threshold = distances["held-out images"].quantile(QUANTILES[0])
     memorized = float((distances["samples"] < threshold).double().mean())

@@ -15,7 +15,7 @@ from data.images import load_rgb
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import write_atomically
-from enat.generation import UNCONDITIONAL, find_class_ids, sample_images
+from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids, sample_images
 from enat.images import to_pil
 from enat.sampler import Sampler
 from experiments.runtime.checkpoint import Checkpoint
@@ -140,7 +140,7 @@ def sample(
     """
     source = checkpoint.source
     num_classes = checkpoint.net.num_classes
-    names = list(read_file(source["weights"]).get("class_names") or map(str, range(num_classes)))
+    names = check_class_names(read_file(source["weights"]).get("class_names"), num_classes)
     class_ids = choose_classes(classes, names)
     names.append(UNCONDITIONAL)  # has the null class id
     folder = Path(output) / "images"

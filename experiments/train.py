@@ -145,10 +145,9 @@ def train(
         tokenizer, sampler, evaluation: for the scores after training; there are none without an evaluation.
         held_out: real images that were not trained on, scored like generated ones.
         untrained: whether the network before training is scored too.
-        resume: whether a run that is in `output` already goes on.
         weights: a file whose weights training starts from; None starts from random ones.
         changed_on_resume: options of the optimiser that may differ from those in the checkpoint of a run that goes on.
-        output: the run's folder.
+        resume, output: whether a run that is in the folder `output` already goes on.
         settings: the whole configuration, for the checkpoints and the loggers.
         composition: the same with its references, such as `${seed}`, for the folder.
 

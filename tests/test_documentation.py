@@ -124,6 +124,8 @@ def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
     chooses = any("experiment=" in text or text.startswith("+sweep=table_") for text in overrides)
     if any(text.startswith("data.shards=") for text in overrides) and not chooses:
         overrides = ["experiment=own_images", *overrides]  # which `primary_config` chooses
+    if any(text.startswith("tokenizer.weights=") for text in overrides) and not chooses:
+        overrides = ["tokenizer=conv", *overrides]  # which the file says
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides, return_hydra_config=hydra)
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from enat.averaged_module import AveragedModule
 from enat.metrics.reconstruction import ReconstructionQuality
-from enat.module import AveragedModule
 from enat.randomness import rng_for, seed_default_generator
 from enat.tokenizers.losses import TokenizerLoss
 from enat.tokenizers.vqgan import ConvTokenizer

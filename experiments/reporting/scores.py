@@ -55,7 +55,9 @@ def over_seeds(by_seed: Sequence[Scores]) -> Scores:
         merged[protocol] = {}
         for name in (name for name in first if not name.endswith("_std")):
             values = [scores[protocol][name] for scores in by_seed]
+            if name == "num_images":
+                merged[protocol][name] = first[name]
+                continue
             merged[protocol][name] = fmean(values)
-            if name != "num_images":
-                merged[protocol][f"{name}{OVER_SEEDS}"] = stdev(values)
+            merged[protocol][f"{name}{OVER_SEEDS}"] = stdev(values)
     return merged

@@ -54,7 +54,7 @@ def primary_config(arguments: Sequence[str]) -> str:
     if given.get("experiment") == FINETUNE and trains and not given.get("weights"):
         raise InputError("experiment=finetune: expected weights=FILE, the checkpoint that training starts from.")
     if files:
-        settings = _settings_of(files[0])
+        settings = _settings_of(_existing(files[0], given, trains))
         for other in files[1:]:
             _refuse_other_settings(files[0], settings, other, given)
         choices = _store_checkpoint(settings)
@@ -67,6 +67,13 @@ def primary_config(arguments: Sequence[str]) -> str:
         return PRIMARY
     ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
     return f"{PRIMARY}_of_files"
+
+
+def _existing(weights: str, given: Mapping[str, Any], trains: bool) -> str:
+    """Returns a file, or the newest checkpoint of the run that has started from it: a run goes on without its start."""
+    name = yaml.safe_load((CONF / "experiment" / f"{FINETUNE}.yaml").read_text())["name"]
+    own = Path(str(given.get("output", f"outputs/{name}"))) / "checkpoints" / "last.ckpt"
+    return str(own) if trains and own.is_file() and not Path(weights).is_file() else weights
 
 
 def _overrides(arguments: Sequence[str]) -> list[Override]:

@@ -60,8 +60,7 @@ def run_job(
     The folder's `job.json` has the job's number, overrides and study, the sha256 of its weights, and its error if any.
 
     Args:
-        output: the folder of the job.
-        resume: whether earlier results are used.
+        output, resume: the folder of the job, and whether earlier results in it are used.
         weights: the file that the job reads, if any.
         study: the study that the job is of, whose jobs all have to read the same weights; None outside of studies.
         work: computes the results, and writes them into the folder.

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from data.image_module import ImageDataModule
 from data.module import TokenDataModule
+from enat.averaged_module import AveragedModule
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import by_full_name, refuse_other_work, sha256_of
-from enat.module import AveragedModule
 from experiments.runtime.provenance import options_that_matter
 
 Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for

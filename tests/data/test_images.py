@@ -100,3 +100,10 @@ def test_folders_that_do_not_serve(picture, tmp_path):
     labels.write_text("file,class\nx.png,1\n")
     with pytest.raises(InputError, match=r"x\.png has no class or is not in"):
         ImageList.find(tmp_path, labels)
+
+
+def test_a_class_can_not_have_the_name_of_no_class(picture, tmp_path):
+    (tmp_path / "unconditional").mkdir()
+    picture.save(tmp_path / "unconditional" / "a.png")
+    with pytest.raises(InputError, match="a class is named unconditional, which stands for images of no class"):
+        ImageList.find(tmp_path)

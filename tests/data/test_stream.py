@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.stream import StreamPositions, TokenStream, per_device_batch
+from data.stream import OnePack, StreamPositions, TokenStream, per_device_batch
 from enat.errors import InputError
 
 
@@ -102,3 +102,14 @@ def test_global_batch_is_divided_or_refused():
     assert per_device_batch(48, 4, 3) == 4
     with pytest.raises(InputError, match=r"data\.batch_size=50: expected a multiple of 4 devices x 3"):
         per_device_batch(50, 4, 3)
+
+
+@pytest.mark.parametrize(("balance", "share"), [(0.0, 0.9), (0.5, 0.75), (1.0, 0.5)])
+def test_classes_can_come_more_evenly(balance, share):
+    """Of two classes with 900 and 100 samples; the root of the sizes is 30 and 10."""
+    tokens = np.arange(1000, dtype=np.uint16).reshape(1000, 1, 1)
+    packs = OnePack(tokens, np.repeat([0, 1], [900, 100]))
+    drawn = TokenStream(packs, -1, class_dropout=0.0, seed=0, class_balance=balance).__getitems__(range(20_000))
+    assert (drawn[1] == 0).float().mean().item() == pytest.approx(share, abs=0.02)
+    again = TokenStream(packs, -1, class_dropout=0.0, seed=0, class_balance=balance).__getitems__(range(5_000, 5_100))
+    assert torch.equal(again[0], drawn[0][5_000:5_100])

@@ -80,3 +80,9 @@ def test_an_official_file_needs_its_tokenizer(monkeypatch, tmp_path):
     torch.save(to_official(other.state_dict()), tmp_path / "other.pth")
     with pytest.raises(InputError, match="3 blocks; expected the 24 of ENAT-L or the 16 of ENAT-B"):
         enat.load(tmp_path / "other.pth", tokenizer="vqgan.ckpt")
+
+
+def test_a_file_with_names_for_other_classes(checkpoint, tmp_path):
+    torch.save({**checkpoint, "class_names": ["cat", "dog"]}, tmp_path / "edited.ckpt")
+    with pytest.raises(InputError, match="class_names: 2 names for the 10 classes of the network"):
+        enat.load(tmp_path / "edited.ckpt")

@@ -163,3 +163,20 @@ def test_a_server_that_marks_no_versions(server, tmp_path):
 def test_a_server_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/file: can't be reached \("):
         download_file("http://127.0.0.1:9/file", tmp_path / "file")
+
+
+def test_addresses_and_answers_that_are_odd(server, tmp_path):
+    kind, url = server
+    for address, sentence in {
+        "http://": "can't be reached",
+        "http://[::1": "can't be reached",
+        "http://127.0.0.1:port/file": "can't be reached",
+        f"{url}/überall": "the server answers 404",
+        f"{url} with spaces": "the server answers 404",
+    }.items():
+        with pytest.raises(InputError, match=sentence):
+            download_file(address, tmp_path / "file")
+    kind.content = b""
+    with pytest.raises(InputError, match="sends an empty file"):
+        download_file(url, tmp_path / "file")
+    assert not (tmp_path / "file").exists()

@@ -217,6 +217,7 @@ def test_seeds(command, checkpoint, tmp_path):
     fids = [both["by_seed"][seed]["digits"]["fid"] for seed in ("3", "4")]
     assert single["fid"] == fids[1] != fids[0]
     assert both["fid"] == pytest.approx(np.mean(fids))
+    assert json.dumps(both["num_images"]) == "40"
     assert both["fid_std_over_seeds"] == pytest.approx(np.std(fids, ddof=1))
 
 

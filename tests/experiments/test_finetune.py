@@ -119,3 +119,28 @@ def test_an_official_file_with_the_network_that_it_has(command, trained, tmp_pat
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert f"Training starts from {official} (official weights)." in outcome.out
+
+
+def test_a_run_goes_on_without_the_file_that_it_started_from(command, trained, photos, tmp_path):
+    command(
+        "task=tokenize",
+        "tokenizer=vqgan_tiny",
+        "num_workers=0",
+        "held_out=0.1",
+        f"images={photos}",
+        f"output={tmp_path}/shards",
+    )
+    shutil.copy(trained, tmp_path / "start.ckpt")
+    run = ["experiment=finetune", f"weights={tmp_path}/start.ckpt", f"data.shards={tmp_path}/shards"]
+    run += [
+        "data.num_workers=0",
+        "callbacks.sample_grid=null",
+        "trainer.val_check_interval=1",
+        f"output={tmp_path}/run",
+    ]
+    assert command(*run, "trainer.max_steps=1").status == 0
+    (tmp_path / "start.ckpt").unlink()
+    longer = command(*run, "trainer.max_steps=2")
+    assert longer.status == 0, longer.err
+    assert longer.results["steps"] == 2
+    assert "there is no such file" in command(*run, f"output={tmp_path}/new").err

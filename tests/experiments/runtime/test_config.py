@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import VQModel
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from PIL import Image
@@ -77,6 +78,7 @@ EXTRA = {  # what else a choice needs
     "experiment/emoji_tokenizer": ["data.images=images"],
     "experiment/from_images": ["images=images"],
     "data/shards": ["data.batch_size=16"],
+    "tokenizer/diffusers": ["tokenizer.folder=vqvae"],
 }
 WHOLE = {"task", "experiment", "variant", "ablation"}  # merged into the root
 PLACES = {"protocol": "protocols", "score": "scores"}  # where a group's choice says itself that it goes
@@ -96,6 +98,7 @@ def assets(tmp_path_factory, inception, compose_config):
     np.savez(folder / "images.npz", np.zeros((2, 8, 8, 3), dtype=np.uint8))
     tokenizer, listed = VQGAN(64, 32, 32, (1, 1, 2), 1, 32), ImageList.find(folder / "images")
     write_shards(ImageSource(listed, PlainAndFlipped(32), 4, 0), tokenizer, folder / "shards", 0.25, 4, 4, 0)
+    VQModel(block_out_channels=[32], norm_num_groups=8).save_pretrained(folder / "vqvae")
     for side in (256, 512):
         name = "VIRTUAL_imagenet256_labeled" if side == 256 else "VIRTUAL_imagenet512"
         np.savez(folder / "assets" / f"{name}.npz", mu=np.zeros(2048), sigma=np.eye(2048))

@@ -1,0 +1,64 @@
+"""What the LightningModules of networks and of tokenizers have in common."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from enat.errors import InputError
+
+
+class AveragedModule(L.LightningModule):
+    """Trains a network of which `callbacks.EMA` may keep an average; our callbacks serve any such module.
+
+    Args:
+        net: the network.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped once per optimiser step, from the optimiser.
+    """
+
+    net: Any
+    ema_net: Any  # set by callbacks.EMA, in evaluation mode; no submodule: checkpoints and DDP ignore it
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler],
+    ):
+        super().__init__()
+        self.net = net
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.__dict__["ema_net"] = None  # past nn.Module, which would make it a submodule
+        self.group_values: list[dict[str, Tensor]] = []  # of the last training batch, for callbacks.TrainingLog
+
+    @property
+    def averaged_net(self) -> Any:
+        """The network that is used after training: the EMA network where there is one."""
+        return self.net if self.ema_net is None else self.ema_net
+
+    def facts(self) -> dict[str, str]:
+        """Returns what the summary of a run says of the module, by name."""
+        return {}
+
+    def batch_flops(self, batch: Any) -> int | None:
+        """Returns the operations of training on the last batch; None where they are not counted."""
+        return None
+
+    def current_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gives the weights in a checkpoint of an older version the names that the network has now."""
+        return state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.current_names(checkpoint["state_dict"])
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputError(f"module.optimizer: {error}.") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
