@@ -1,4 +1,4 @@
-"""Imports go one way: run -> experiments -> {callbacks, data} -> enat, which is plain torch but for LightningModules."""
+"""Imports go one way: run -> experiments -> {callbacks, data} -> enat; enat is plain torch but for LightningModules."""
 
 import ast
 from pathlib import Path
