@@ -52,6 +52,8 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
     """
     if processes()[1] > 1:
         raise InputError("task=stages: expected a single process; run the commands that it prints one by one.")
+    if not stages:
+        raise InputError("task=stages: expected an experiment that has stages, such as experiment=emoji.")
     if unknown := sorted(more.keys() - stages.keys()):
         raise InputError(f"more.{unknown[0]}: there is no such stage; expected one of {', '.join(stages)}.")
     results: dict[str, Any] = {}

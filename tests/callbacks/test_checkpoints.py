@@ -22,7 +22,7 @@ from enat.loss import MaskedCrossEntropy
 from experiments.runtime.launch import cluster_plugins, starts_processes
 from experiments.runtime.ranks import launched, processes
 from experiments.runtime.resuming import fixed_settings, without_changing
-from experiments.train import build_trainer
+from experiments.runtime.training import build_trainer
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"

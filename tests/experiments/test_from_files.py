@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from enat.checkpoints.weights import read_file
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+OF_OTHER_TASKS = {"emoji", "from_images", "tokenizer", "emoji_tokenizer"}
+EXPERIMENTS = sorted({path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} - OF_OTHER_TASKS)
 FAST = ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid.images_per_class=1"]
 
 

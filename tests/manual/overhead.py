@@ -19,7 +19,7 @@ import experiments.runtime.command_line  # noqa: F401  # registers the resolvers
 from callbacks.ema import EMA
 from data.stream import StreamPositions, TokenStream
 from enat.randomness import rng_for, seed_default_generator
-from experiments.train import build_trainer
+from experiments.runtime.training import build_trainer
 
 STEPS = 500
 WARM_UP = 20
