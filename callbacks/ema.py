@@ -8,7 +8,7 @@ from annotated_types import Interval
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from enat.averaged_module import AveragedModule
+from enat.training.module import AveragedModule
 
 
 class EMA(L.Callback):

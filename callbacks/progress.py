@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from enat.averaged_module import AveragedModule
+from enat.training.module import AveragedModule
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
 
@@ -61,7 +61,7 @@ class TrainingProgress(ProgressBar):
             "parameters": f"{parameters:,}",
             "devices": f"{devices} x {kind}, precision {trainer.precision}",
             "batch": f"{batch:,} = {factors}",
-            **pl_module.facts(),
+            **pl_module.summary_rows(),
             "steps": f"{trainer.global_step:,} of {trainer.max_steps:,} done",
             "results": str(trainer.default_root_dir),
         }

@@ -47,14 +47,14 @@ class ReconstructionMetrics(ImageMetrics):
 
     def images(self, trainer: L.Trainer, pl_module: Any) -> Images:
         held_out = trainer.datamodule.held_out_images  # type: ignore[attr-defined]
-        return ReconstructedImages(held_out, pl_module.averaged_net.eval())
+        return ReconstructedImages(held_out, pl_module.averaged_net)
 
 
 class ReconstructionGrid(L.Callback):
     """Saves held-out images above their reconstructions at each validation.
 
     Args:
-        num_images: how many there are.
+        num_images: how many images are shown.
         folder: where the PNG files go.
     """
 
@@ -71,9 +71,7 @@ class ReconstructionGrid(L.Callback):
         count = min(self.num_images, held_out.num_images) // columns * columns
         (block,) = held_out.read([range(count)], pl_module.device)
         net = pl_module.averaged_net
-        was_training = net.training
-        decoded = net.eval().decode(net.encode(block.images)).float()
-        net.train(was_training)
+        decoded = net.decode(net.encode(block.images)).float()
         rows = torch.stack([block.images.unflatten(0, (-1, columns)), decoded.unflatten(0, (-1, columns))], 1)
         names = ["image", "decoded"] * (count // columns)
         path = save_grid(rows.flatten(0, 2), names, self.folder / f"step_{trainer.global_step:07d}.png")

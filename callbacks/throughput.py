@@ -7,8 +7,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from enat.averaged_module import AveragedModule
 from enat.flops import measured_peak
+from enat.training.module import AveragedModule
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by precision; others multiply in float32
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from enat.averaged_module import AveragedModule
+from enat.training.module import AveragedModule
 
 
 def logs_this_step(trainer: L.Trainer) -> bool:

@@ -3,7 +3,6 @@
 Shapes: `B` images of a batch, `S` height and width of a crop in pixels.
 """
 
-import atexit
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
 from data.images import center_crop, find_images, load_rgb
-from data.module import TimedLoader, held_out_blocks, ignore_signals, kill_workers
-from data.stream import StreamPositions, per_device_batch
-from data.tokenization import plan_shards
+from data.module import held_out_blocks, training_loader
+from data.tokenization import split_numbers
 from enat.errors import InputError
 from enat.images import Block
 from enat.randomness import rng_for
@@ -179,9 +177,8 @@ def split_folder(images: str | None, held_out: float, seed: int) -> tuple[list[P
         rank_zero_only(print)(f"Ignored: {reason}.")
     if len(files) < 2:
         raise InputError(f"data.images={images}: found {len(files)} images; expected at least 2.")
-    parts: dict[str, list[Path]] = {"held_out": [], "train": []}
-    for plan in plan_shards(len(files), held_out, len(files), seed):
-        parts[plan.split] = [files[number] for number in plan.numbers]
+    numbers = split_numbers(len(files), held_out, seed)
+    parts = {split: [files[number] for number in chosen] for split, chosen in numbers.items()}
     if not parts["held_out"]:
         raise InputError(
             f"data.held_out={held_out}: holds none of the {len(files)} images out; expected a larger share."
@@ -206,7 +203,7 @@ class ImageDataModule(L.LightningDataModule):
         crop: cuts training images out.
         batch_size: images of an optimiser step, over all devices and accumulated batches.
         seed: determines the order, the crops and which images are held out.
-        held_out: share of the images that is not trained on, and watched.
+        held_out: share of the images that is not trained on, but reconstructed at each validation.
         at_most: so many held-out images are reconstructed at each validation.
         num_workers: processes on each rank that read ahead; 0 reads in the training process.
 
@@ -221,14 +218,15 @@ class ImageDataModule(L.LightningDataModule):
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.05
     at_most: Annotated[int, Ge(1)] = 1000
     num_workers: Annotated[int, Ge(0)] = 0
-    class_names: Sequence[str] = ()
+
+    class_names = ()  # an attribute of every data module; images for a tokenizer have no classes
 
     def __post_init__(self) -> None:
         super().__init__()
 
     @cached_property
     def held_out_images(self) -> HeldOutImages:
-        """The images that are watched."""
+        """The images that are reconstructed at each validation."""
         return HeldOutImages(self.images, self.held_out, self.seed, self.crop.side, self.at_most)
 
     def sha256(self) -> str:
@@ -245,24 +243,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Starts the stream at the first batch that the trainer has not yet trained on."""
-        trainer: Any = self.trainer
-        accumulate = trainer.accumulate_grad_batches
-        positions = StreamPositions(
-            per_device_batch(self.batch_size, trainer.world_size, accumulate),
-            trainer.global_rank,
-            trainer.world_size,
-            first_batch=trainer.global_step * accumulate,
-        )
-        atexit.register(kill_workers)
-        return TimedLoader(
-            ImageStream(self.held_out_images.training_files, self.crop, self.seed),
-            batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
-            collate_fn=default_convert,
-            num_workers=self.num_workers,
-            worker_init_fn=ignore_signals,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+        stream = ImageStream(self.held_out_images.training_files, self.crop, self.seed)
+        return training_loader(stream, self.batch_size, self.num_workers, self.trainer)
 
     def val_dataloader(self) -> DataLoader:
         """Reads the held-out images."""

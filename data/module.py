@@ -18,22 +18,23 @@ import lightning as L
 import torch
 from annotated_types import Ge, Le, Lt
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, TensorDataset, default_convert
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_convert
 
 from data.fetch import fetch, local_folder
 from data.shards import Manifest, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
 from enat.errors import InputError
+from enat.images import blocks_of
 from enat.tokenizers.base import Tokenizer
 
 
-def ignore_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Makes a data worker ignore signals: the training process handles them and ends its workers itself."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-def kill_workers() -> None:
+def _kill_workers() -> None:
     """Kills the data workers at exit. Python would wait for them forever, because they ignore its SIGTERM."""
     for process in multiprocessing.active_children():
         process.kill()
@@ -45,8 +46,7 @@ def held_out_blocks(num_samples: int, rank: int, world_size: int, block_size: in
     Ranks take blocks in turns. A rank for which there is no block repeats an earlier one, because a rank without
     batches would let the others wait forever.
     """
-    starts = range(0, num_samples, block_size)
-    blocks = [range(start, min(start + block_size, num_samples)) for start in starts]
+    blocks = blocks_of(num_samples, block_size)
     return [blocks[number % len(blocks)] for number in range(rank, max(len(blocks), world_size), world_size)]
 
 
@@ -70,6 +70,34 @@ class TimedLoader(DataLoader):
             yield batch
 
 
+def training_loader(stream: Dataset[Any], batch_size: int, num_workers: int, trainer: Any) -> TimedLoader:
+    """Reads an endless stream, whose samples are read by their positions, from the first batch not yet trained on.
+
+    Args:
+        stream: the samples.
+        batch_size: of an optimiser step, over all devices and accumulated batches.
+        num_workers: processes that read ahead; 0 reads in this process.
+        trainer: knows the devices, the accumulated batches and the steps that are done.
+    """
+    accumulate = trainer.accumulate_grad_batches
+    positions = StreamPositions(
+        per_device_batch(batch_size, trainer.world_size, accumulate),
+        trainer.global_rank,
+        trainer.world_size,
+        first_batch=trainer.global_step * accumulate,
+    )
+    atexit.register(_kill_workers)
+    return TimedLoader(
+        stream,
+        batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
+        collate_fn=default_convert,
+        num_workers=num_workers,
+        worker_init_fn=_ignore_signals,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+    )
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class TokenDataModule(L.LightningDataModule, ABC):
     """Feeds training with the stream of `data.stream`; a subclass says where the samples are stored."""
@@ -78,7 +106,7 @@ class TokenDataModule(L.LightningDataModule, ABC):
     batch_size: Annotated[int, Ge(1)]  # of an optimiser step, over all devices and accumulated batches
     seed: int = 0  # determines the order, the views and the class dropout
     class_dropout: Annotated[float, Ge(0), Lt(1)] = 0.15  # share of null class ids (docs/method.md, Recipe)
-    class_balance: Annotated[float, Ge(0), Le(1)] = 0.0  # see `data.stream.TokenStream`
+    class_balance: Annotated[float, Ge(0), Le(1)] | None = None  # see `data.stream.TokenStream`; None is 0
     num_workers: Annotated[int, Ge(0)] = 0  # processes on each rank that read ahead; 0 reads in the training process
     num_classes: int = field(init=False)  # also the id of the null class; 0 to train without classes
     class_names: Sequence[str] = field(init=False)  # one for each class id
@@ -106,28 +134,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Starts the stream at the first batch that the trainer has not yet trained on."""
-        trainer: Any = self.trainer
-        accumulate = trainer.accumulate_grad_batches
-        positions = StreamPositions(
-            per_device_batch(self.batch_size, trainer.world_size, accumulate),
-            trainer.global_rank,
-            trainer.world_size,
-            first_batch=trainer.global_step * accumulate,
-        )
         class_dropout = self.class_dropout if self.num_classes else 1.0
         stream = TokenStream(
-            self.packs("train"), self.num_classes, class_dropout, self.seed, class_balance=self.class_balance
+            self.packs("train"), self.num_classes, class_dropout, self.seed, class_balance=self.class_balance or 0.0
         )
-        atexit.register(kill_workers)
-        return TimedLoader(
-            stream,
-            batch_sampler=positions,  # type: ignore[arg-type]  # ranges serve as lists
-            collate_fn=default_convert,
-            num_workers=self.num_workers,
-            worker_init_fn=ignore_signals,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+        return training_loader(stream, self.batch_size, self.num_workers, self.trainer)
 
     def val_dataloader(self) -> DataLoader:
         """Reads the held-out samples into memory, each in its first view."""

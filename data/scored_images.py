@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from data.images import ImageFiles, ImageList, center_crop, find_images, load_rgb
 from data.shards import Manifest, ShardPacks, check_shards, write_array
-from data.tokenization import plan_shards
+from data.tokenization import split_numbers
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.images import Block, to_pil
@@ -117,8 +117,7 @@ class ClassFolderImages(FolderImages):
     ):
         super().__init__(path, resolution, num_workers)
         listed = ImageList.find(Path(str(path)))
-        plans = plan_shards(len(listed.files), held_out, len(listed.files), seed)
-        numbers = [int(number) for plan in plans if plan.split == part for number in plan.numbers]
+        numbers = split_numbers(len(listed.files), held_out, seed)[part].tolist()
         self.files = [listed.folder / listed.files[number] for number in numbers]
         self.class_ids = torch.from_numpy(listed.class_ids[numbers].astype(np.int64))
         self.num_images = len(self.files)

@@ -30,16 +30,21 @@ class ShardPlan(NamedTuple):
     numbers: np.ndarray
 
 
+def split_numbers(size: int, held_out: float, seed: int) -> dict[str, np.ndarray]:
+    """Permutes the numbers of `size` samples; a share goes to the split `held_out`, and the others to `train`."""
+    order = np.random.default_rng(seed).permutation(size)
+    num_held_out = round(size * held_out)
+    return {"held_out": order[:num_held_out], "train": order[num_held_out:]}
+
+
 def plan_shards(size: int, held_out: float, shard_size: int, seed: int) -> list[ShardPlan]:
     """Permutes the numbers of `size` samples and cuts them into shards of at most `shard_size` samples.
 
     The share `held_out` of the samples goes to the split `held_out`, and the others to `train`.
     """
-    order = np.random.default_rng(seed).permutation(size)
-    num_held_out = round(size * held_out)
     return [
         ShardPlan(split, f"{split}-{number:05d}.tar", numbers[start : start + shard_size])
-        for split, numbers in {"held_out": order[:num_held_out], "train": order[num_held_out:]}.items()
+        for split, numbers in split_numbers(size, held_out, seed).items()
         for number, start in enumerate(range(0, len(numbers), shard_size))
     ]
 

@@ -46,6 +46,11 @@ class Images(Protocol):
         """Reads the images of these numbers, one block for each range, in order."""
 
 
+def blocks_of(num_images: int, block_size: int, first: int = 0) -> list[range]:
+    """Cuts the numbers of images, from `first` on, into blocks; only the last one may be smaller."""
+    return [range(start, min(start + block_size, num_images)) for start in range(first, num_images, block_size)]
+
+
 @dataclass
 class Progress:
     """Functions that are called while a set of images is gone through.

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from enat.averaged_module import AveragedModule
 from enat.checkpoints.names import split_blocks
 from enat.compilation import compile_blocks
 from enat.errors import InputError
@@ -18,6 +17,7 @@ from enat.masking import Partition, RandomMasking
 from enat.net import ENAT
 from enat.prediction import predict
 from enat.randomness import rng_for, seed_default_generator
+from enat.training.module import AveragedModule
 
 Batch = tuple[Tensor, Tensor]  # token ids (B, L) and class ids (B,)
 
@@ -64,7 +64,7 @@ class MaskedTokenModule(AveragedModule):
         self.is_compiled = compile
         self.partitions: list[Partition] = []  # of the groups of the last training batch
 
-    def facts(self) -> dict[str, str]:
+    def summary_rows(self) -> dict[str, str]:
         groups = self.groups_per_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
         return {"mask groups": str(groups)}
 

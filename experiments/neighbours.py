@@ -16,29 +16,14 @@ from torch import Tensor
 
 from callbacks.sample_grid import save_grid
 from enat.errors import InputError
-from enat.features.network import FeatureNetwork
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation
-from enat.metrics.neighbours import nearest
+from enat.metrics.neighbours import memorized_share, nearest, read_features
 from enat.sampler import Sampler
 from experiments.reporting.figures import STYLE, save
 from experiments.runtime.checkpoint import Checkpoint
 
-BLOCK = 50  # images whose features are computed together
 QUANTILES = (0.01, 0.1, 0.5)
-
-
-@torch.no_grad()
-def read_all(images: Images, network: FeatureNetwork, device: torch.device, title: str) -> tuple[Tensor, Tensor]:
-    """Returns images (n, 3, H, W) and their pool features (n, D) of the network's first protocol, on the CPU."""
-    protocol = next(iter(network.protocols))
-    places = [range(first, min(first + BLOCK, images.num_images)) for first in range(0, images.num_images, BLOCK)]
-    pixels: list[Tensor] = []
-    features: list[Tensor] = []
-    for block in track(images.read(places, device), title, len(places)):
-        pixels.append(block.images.cpu())
-        features.append(network(block.images)[protocol]["pool"].float().cpu())
-    return torch.cat(pixels), torch.cat(features)
 
 
 @mpl.rc_context(STYLE)
@@ -69,7 +54,6 @@ def neighbours(
     sampler: Sampler,
     evaluation: Evaluation,
     held_out: Images,
-    num_images: Annotated[int, Ge(2)],
     rows: Annotated[int, Ge(1)],
     columns: Annotated[int, Ge(1)],
     output: str,
@@ -79,9 +63,8 @@ def neighbours(
 
     Args:
         checkpoint, sampler: make the samples.
-        evaluation: has the feature network and, as its reference, the training images.
+        evaluation: has the feature network, the number of samples and, as its reference, the training images.
         held_out: real images that were not trained on.
-        num_images: the number of samples.
         rows, columns: of the picture: samples and held-out images, with so many neighbours each.
         output: folder of `neighbours.png`, the samples with their neighbours; `neighbours_held_out.png`, the same of
             held-out images; and `distances.png`.
@@ -94,26 +77,27 @@ def neighbours(
     Raises:
         InputError: if the reference holds statistics and no images.
     """
-    network, device = evaluation.features.to(checkpoint.device), checkpoint.device
     reference: Any = evaluation.reference
     if not hasattr(reference, "read"):
         raise InputError("reference: expected the images of training, not statistics, such as metrics=lite0.")
-    evaluation.num_images = num_images
-    samples = checkpoint.images(evaluation, sampler, seed)
-    sets = {"training": reference, "samples": samples, "held-out images": held_out}
+    sets = {
+        "training": reference,
+        "samples": checkpoint.images(evaluation, sampler, seed),
+        "held-out images": held_out,
+    }
     pixels: dict[str, Tensor] = {}
     features: dict[str, Tensor] = {}
-    for name, images in sets.items():
-        pixels[name], features[name] = read_all(images, network, device, name)
-    distances = {name: nearest(features[name], features["training"])[0] for name in list(sets)[1:]}
+    for name, images in track(sets.items(), "sets of images"):
+        pixels[name], features[name] = read_features(images, evaluation.features, checkpoint.device)
+    files = {"samples": "neighbours.png", "held-out images": "neighbours_held_out.png"}
+    distances = {name: nearest(features[name], features["training"])[0] for name in files}
     pictures = []
-    for name, file in (("samples", "neighbours.png"), ("held-out images", "neighbours_held_out.png")):
+    for name, file in files.items():
         chosen = torch.arange(0, len(pixels[name]), max(len(pixels[name]) // rows, 1))[:rows]
         shown = (pixels[name][chosen], features[name][chosen], pixels["training"], features["training"])
         pictures.append(str(draw_neighbours(*shown, columns, Path(output) / file)))
     plot_distances(distances, Path(output) / "distances.png")
-    threshold = distances["held-out images"].quantile(QUANTILES[0])
-    memorized = float((distances["samples"] < threshold).double().mean())
+    memorized = memorized_share(distances["samples"], distances["held-out images"])
     print(f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are.")
     quantiles = {
         name: {f"{share:.0%}": float(values.quantile(share)) for share in QUANTILES}

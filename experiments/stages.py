@@ -36,7 +36,7 @@ def run_command(options: Sequence[str]) -> int:
 
 
 def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> dict[str, Any]:
-    """Runs a command for each stage; stages that are done are passed over, and an interrupted one goes on.
+    """Runs a command for each stage. Finished stages are passed over, unless one before them runs; others go on.
 
     Args:
         stages: the options of each command, by the stage's name; each stage has its own folder in `output`.
@@ -57,15 +57,19 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
     if unknown := sorted(more.keys() - stages.keys()):
         raise InputError(f"more.{unknown[0]}: there is no such stage; expected one of {', '.join(stages)}.")
     results: dict[str, Any] = {}
+    has_run = False  # then what comes after depends on new results
     for number, (name, options) in enumerate(stages.items(), 1):
         folder = Path(output) / name
         command = [*shlex.split(options), *shlex.split(more.get(name, "")), f"output={folder}"]
         done = folder / "stage.json"  # the command that has finished
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)
-        if done.exists() and results_file.exists() and json.loads(done.read_text()) == command:
+        is_done = done.exists() and results_file.exists() and json.loads(done.read_text()) == command
+        if is_done and not has_run:
             print("It is done already.")
         else:
+            has_run = True
+            done.unlink(missing_ok=True)
             status = run_command(command)
             if status:
                 raise SystemExit(status)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.reconstructions import ReconstructedImages, ReconstructionGrid
 from data.image_module import HeldOutImages, ImageDataModule
+from enat.images import blocks_of
 from enat.metrics.evaluation import Evaluation, Scores
 from enat.metrics.reconstruction import ReconstructionQuality
 from enat.processes import Processes
@@ -23,15 +25,13 @@ from experiments.runtime.resuming import Changeable, announce, finished_results,
 from experiments.runtime.scoring import score
 from experiments.runtime.training import build_trainer, finish_logs, record_settings, with_own_callbacks
 
+BLOCK = 50  # images that are reconstructed at a time
 
-def quality_of(tokenizer: Tokenizer, images: HeldOutImages, device: Any) -> dict[str, float]:
+
+def quality_of(tokenizer: Tokenizer, images: HeldOutImages, device: torch.device) -> dict[str, float]:
     """Returns PSNR, SSIM and the use of the codebook for all of some images."""
     quality = ReconstructionQuality(tokenizer.codebook_size).to(device)
-    for metric in (quality.psnr, quality.ssim, quality.codebook_use):
-        metric.sync_on_compute = False  # every process sees all images
-    every = 50
-    starts = range(0, images.num_images, every)
-    for block in images.read([range(start, min(start + every, images.num_images)) for start in starts], device):
+    for block in images.read(blocks_of(images.num_images, BLOCK), device):
         quality.update(tokenizer, block.images)
     return quality.compute()
 

@@ -122,7 +122,8 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Pat
         if own[name].shape != state[name].shape:
             shapes = f"{list(state[name].shape)} instead of {list(own[name].shape)}"
             raise InputError(f"{path}: weight {name} has shape {shapes}. {hint}".rstrip())
-        if state[name].layout != torch.strided or not state[name].is_floating_point():
+        is_number = state[name].is_floating_point() or state[name].dtype == own[name].dtype
+        if state[name].layout != torch.strided or not is_number:
             kind = "sparse" if state[name].layout != torch.strided else f"of type {state[name].dtype}"
             raise InputError(f"{path}: weight {name} is {kind}; expected floating-point numbers, all of them.")
         if not state[name].float().isfinite().all():

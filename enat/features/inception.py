@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -15,7 +14,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
-from enat.features.network import Views
+from enat.features.network import Views, check_finite, full_precision
 from enat.files import sha256_of
 from enat.images import to_bytes
 
@@ -58,8 +57,7 @@ def _load(weights: str, sha256: str) -> FeatureExtractorInceptionV3:
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
     except RuntimeError as error:
         raise InputError(f"features.weights={weights}: these are not the weights of the FID Inception.") from error
-    if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
-        raise InputError(f"features.weights={weights}: the weights hold NaN or infinite values.")
+    check_finite(net, weights)
     return net
 
 
@@ -89,12 +87,7 @@ class InceptionFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Views]:
         """Returns pool and spatial features, and logits without bias, of images (B, 3, H, W) in [0, 1], by protocol."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(f"images of shape {list(images.shape[1:])}: the FID Inception expects [3, height, width].")
-        with (
-            torch.autocast(images.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
+        with full_precision(images):
             return {name: self._extract(prepare(images)) for name, prepare in self.protocols.items()}
 
     def _extract(self, x: Tensor) -> Views:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
-from enat.features.network import Views
+from enat.features.network import Views, check_finite, full_precision
 from enat.files import sha256_of
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels
@@ -56,6 +55,7 @@ class Lite0Features(nn.Module):
         if [x.shape for x in own.values()] != [getattr(x, "shape", None) for x in theirs.values()]:
             raise InputError(f"features.weights={path}: these are not the weights of EfficientNet-Lite0.")
         self.net.load_state_dict(dict(zip(own, theirs.values(), strict=True)))
+        check_finite(self.net, path)
         self.eval().requires_grad_(False)
         self.side = side
         self.sha256 = sha256_of(path)
@@ -64,12 +64,7 @@ class Lite0Features(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Views]:
         """Returns pool and spatial features, and logits, of images (B, 3, H, W) in [0, 1]."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(f"images of shape {list(images.shape[1:])}: the network expects [3, height, width].")
-        with (
-            torch.autocast(images.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
+        with full_precision(images):
             images = images.float()
             rounded = images + (images.mul(255).round().clamp(0, 255).div(255) - images).detach()
             resized = F.interpolate(rounded, size=(self.side, self.side), mode="bilinear", antialias=True)

@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from enat.errors import InputError
 from enat.features.network import IMAGES, FeatureNetwork, Views
 from enat.files import write_atomically
-from enat.images import Block, Images, Progress, to_bytes
+from enat.images import Block, Images, Progress, blocks_of, to_bytes
 from enat.metrics.view import scores_in
 from enat.processes import Processes
 
@@ -106,7 +106,7 @@ def accumulate(
     record = _restore(metrics, folder, processes, device)
     count, done = images.num_images, record.num_blocks * block_size
     progress.on_start(count, min(done, count))
-    places = [range(first, min(first + block_size, count)) for first in range(done, count, block_size)]
+    places = blocks_of(count, block_size, done)
     groups = [places[i : i + images.read_together] for i in range(0, len(places), images.read_together)]
     mine = groups[processes.rank :: processes.size]
     blocks = images.read([place for group in mine for place in group], device)

@@ -14,8 +14,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from enat.features.network import FeatureNetwork
-from enat.images import Images
+from enat.images import Images, blocks_of
 from enat.metrics.scores import KeptFeatures
+
+BLOCK = 50  # images whose features are computed together
 
 
 def nearest(features: Tensor, others: Tensor, rank: int = 1, rows: int = 1000) -> tuple[Tensor, Tensor]:
@@ -29,6 +31,31 @@ def nearest(features: Tensor, others: Tensor, rank: int = 1, rows: int = 1000) -
         distances = torch.cdist(part.double(), others.double(), compute_mode="donot_use_mm_for_euclid_dist")
         found.append(distances.kthvalue(rank, dim=1))
     return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
+
+
+@torch.no_grad()
+def read_features(images: Images, network: FeatureNetwork, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Reads images (n, 3, H, W) and computes their pool features (n, D) by a network's first protocol, on the CPU."""
+    net: Any = network
+    net.to(device)
+    protocol = next(iter(network.protocols))
+    pixels: list[Tensor] = []
+    features: list[Tensor] = []
+    for block in images.read(blocks_of(images.num_images, BLOCK), device):
+        pixels.append(block.images.cpu())
+        features.append(network(block.images)[protocol]["pool"].float().cpu())
+    return torch.cat(pixels), torch.cat(features)
+
+
+def memorized_share(distances: Tensor, of_held_out: Tensor, share: float = 0.01) -> float:
+    """Returns the share of images that are nearer to a training image than the nearest held-out images are.
+
+    Args:
+        distances: of generated images to their nearest training images (n,).
+        of_held_out: the same of held-out images.
+        share: of the held-out images that lie nearer than the threshold.
+    """
+    return float((distances < of_held_out.quantile(share)).double().mean())
 
 
 class DensityCoverage(KeptFeatures):
@@ -92,14 +119,8 @@ class Memorization(KeptFeatures):
     def compute(self) -> dict[str, float]:
         """Returns `memorized`, in [0, 1]."""
         fake, real = super().compute()
-        images, network = self.held_out, self.features[0]
-        protocol = next(iter(network.protocols))
-        places = [range(first, min(first + 50, images.num_images)) for first in range(0, images.num_images, 50)]
-        with torch.no_grad():
-            blocks = images.read(places, torch.device("cpu"))
-            held_out = torch.cat([network.to("cpu")(block.images)[protocol]["pool"].float() for block in blocks])
-        threshold = nearest(held_out, real)[0].quantile(self.share)
-        return {"memorized": float((nearest(fake, real)[0] < threshold).double().mean())}
+        _, held_out = read_features(self.held_out, self.features[0], torch.device("cpu"))
+        return {"memorized": memorized_share(nearest(fake, real)[0], nearest(held_out, real)[0], self.share)}
 
 
 class LinearProbe(KeptFeatures):

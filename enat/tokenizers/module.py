@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from enat.averaged_module import AveragedModule
 from enat.metrics.reconstruction import ReconstructionQuality
 from enat.randomness import rng_for, seed_default_generator
 from enat.tokenizers.losses import TokenizerLoss
 from enat.tokenizers.vqgan import ConvTokenizer
+from enat.training.module import AveragedModule
 
 COLLAPSED = 0.1  # of a codebook: fewer used entries are worth a warning
 
@@ -44,7 +44,7 @@ class TokenizerModule(AveragedModule):
         self.seed = seed
         self.quality = ReconstructionQuality(net.codebook_size)
 
-    def facts(self) -> dict[str, str]:
+    def summary_rows(self) -> dict[str, str]:
         height, width = self.net.grid
         return {"tokens": f"{height} x {width} of {self.net.codebook_size:,} codes, {self.net.stride} pixels each"}
 
@@ -63,8 +63,7 @@ class TokenizerModule(AveragedModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         images = batch.float() / 255
-        net = self.averaged_net.eval()
-        reconstructed = self.quality.update(net, images)
+        reconstructed = self.quality.update(self.averaged_net, images)
         loss = self.loss(images, reconstructed, images.new_zeros(()), images, 0)["loss"]
         self.log("val/loss", loss, sync_dist=True, batch_size=len(images))
 

@@ -40,7 +40,7 @@ class Quantizer(nn.Module, ABC):
         """Token ids (B, L) -> codes (B, L, E)."""
 
     @abstractmethod
-    def quantize(self, latents: Tensor) -> Quantized:
+    def quantize_with_gradient(self, latents: Tensor) -> Quantized:
         """Quantises latents (B, L, E) in training, where it may change the codebook."""
 
 
@@ -74,7 +74,7 @@ class Codebook(Quantizer):
     def codes(self, token_ids: Tensor) -> Tensor:
         return self.embedding(token_ids)
 
-    def quantize(self, latents: Tensor) -> Quantized:
+    def quantize_with_gradient(self, latents: Tensor) -> Quantized:
         token_ids = self(latents.detach())
         codes = self.embedding(token_ids)
         loss = F.mse_loss(codes, latents.detach()) + self.commitment * F.mse_loss(latents, codes.detach())
@@ -103,7 +103,7 @@ class _FromLibrary(Quantizer):
         codes: Tensor = self.inner.indices_to_codes(token_ids)
         return codes
 
-    def quantize(self, latents: Tensor) -> Quantized:
+    def quantize_with_gradient(self, latents: Tensor) -> Quantized:
         with torch.autocast(latents.device.type, enabled=False):
             codes, token_ids, *losses = self.inner.train()(latents.float())
         loss = losses[0].sum() if losses else codes.new_zeros(())

@@ -193,7 +193,7 @@ class ConvTokenizer(Tokenizer):
                     part.reset_parameters()
         if weights is not None:
             try:
-                state = _tokenizer_state(read_file(weights))
+                state, _ = select_state(without_loss(read_file(weights)))
             except InputError as error:
                 raise InputError(f"tokenizer.weights={weights}: {error}") from error
             load_exactly(self, state, weights)
@@ -229,7 +229,7 @@ class ConvTokenizer(Tokenizer):
 
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Encodes and decodes images (B, 3, H, W) in training; returns images, not clamped, and what is quantised."""
-        quantized = self.quantize.quantize(self.latents(images))
+        quantized = self.quantize.quantize_with_gradient(self.latents(images))
         return self.pixels(quantized.codes), quantized
 
 
@@ -260,12 +260,6 @@ class VQGAN(ConvTokenizer):
             codebook = Codebook(codebook_size, code_width)
         sizes = (channels, multipliers, num_blocks, resolution)
         super().__init__(codebook, *sizes, batch_size=batch_size, weights=weights, compile=compile)
-
-
-def _tokenizer_state(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns a tokenizer's weights from the content of a file: the average of a training run, or those of others."""
-    state, _ = select_state(without_loss(content))
-    return state
 
 
 def without_loss(content: dict[str, Any]) -> dict[str, Any]:

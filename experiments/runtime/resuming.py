@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from data.image_module import ImageDataModule
 from data.module import TokenDataModule
-from enat.averaged_module import AveragedModule
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import by_full_name, refuse_other_work, sha256_of
+from enat.training.module import AveragedModule
 from experiments.runtime.provenance import options_that_matter
 
 Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for
@@ -135,7 +135,10 @@ def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
     print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
     before = content["world_size"]
     if before not in (None, world_size):
-        if content["settings"]["module"].get("mask_groups") is None:
+        module = content["settings"]["module"]
+        if "mask_groups" not in module:
+            masks = "but random numbers are drawn by process, so results may differ."
+        elif module["mask_groups"] is None:
             masks = "but masks and dropout are drawn by process (module.mask_groups=null), so the results will differ."
         else:
             masks = "and so do the masks; only the order of sums differs, so results may differ in the last bits."

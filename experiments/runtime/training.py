@@ -13,9 +13,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from callbacks.changed_options import ChangedOptions
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, RunFacts
 from callbacks.generation_metrics import ImageMetrics
-from enat.averaged_module import AveragedModule
 from enat.errors import InputError
 from enat.files import write_atomically
+from enat.training.module import AveragedModule
 from experiments.runtime.launch import (
     cluster_plugins,
     devices_of_launcher,

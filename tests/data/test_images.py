@@ -60,6 +60,7 @@ def test_views(picture):
     plain, flipped = PlainAndFlipped(32)(picture)
     assert np.array_equal(plain, np.asarray(center_crop(picture, 32)))
     assert np.array_equal(flipped, plain[:, ::-1])
+    assert np.array_equal(Plain(32)(picture), plain[None])
     ten = TenCrop(30)
     crops = ten(picture)
     large = np.asarray(center_crop(picture, 33))

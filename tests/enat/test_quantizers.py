@@ -1,5 +1,6 @@
 """Quantisers: ids and codes belong together, gradients reach the latents, and drawing tokens changes no codebook."""
 
+import sys
 from copy import deepcopy
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from enat.errors import InputError
 from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
+from enat.tokenizers.vqgan import ConvTokenizer
 
 KINDS = {
     "codebook": lambda: Codebook(30, 6),
@@ -36,14 +38,14 @@ def test_ids_and_codes_belong_together(quantizer):
     codes = quantizer.codes(token_ids)
     assert codes.shape == latents.shape
     assert len(quantizer.codes(torch.arange(quantizer.codebook_size)).unique(dim=0)) == quantizer.codebook_size
-    quantized = quantizer.quantize(latents)
+    quantized = quantizer.quantize_with_gradient(latents)
     assert torch.equal(quantized.token_ids, token_ids)
     torch.testing.assert_close(quantized.codes, codes)
 
 
 def test_gradients_reach_the_latents(quantizer):
     latents = latents_for(quantizer)
-    quantizer.quantize(latents).codes.sum().backward()
+    quantizer.quantize_with_gradient(latents).codes.sum().backward()
     assert latents.grad.abs().sum() > 0
 
 
@@ -54,12 +56,29 @@ def test_drawing_token_ids_changes_nothing(quantizer):
     assert all(torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_trained_weights_are_read_again(tmp_path, kind):
+    """A codebook has state that is no floating-point number, such as whether it has begun."""
+    torch.manual_seed(0)
+    trained = ConvTokenizer(KINDS[kind](), 32, [1], 1, 8)
+    trained.quantize.quantize_with_gradient(torch.randn(2, 64, trained.quantize.code_width))
+    loss = {"loss.adversarial.discriminator.0.bias": torch.zeros(3)}
+    torch.save(
+        {"state_dict": {**{f"net.{k}": v for k, v in trained.state_dict().items()}, **loss}}, tmp_path / "a.ckpt"
+    )
+    torch.manual_seed(1)
+    read = ConvTokenizer(KINDS[kind](), 32, [1], 1, 8, weights=str(tmp_path / "a.ckpt"))
+    assert read.fingerprint() == trained.fingerprint()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(read.encode(images), trained.encode(images))
+
+
 def test_the_loss_of_a_codebook():
     """Both terms are the mean squared distance; they differ in what they move."""
     codebook = Codebook(2, 1, commitment=0.5)
     codebook.embedding.weight.data = torch.tensor([[0.0], [10.0]])
     latents = torch.tensor([[[1.0], [8.0]]], requires_grad=True)
-    quantized = codebook.quantize(latents)
+    quantized = codebook.quantize_with_gradient(latents)
     assert quantized.token_ids.tolist() == [[0, 1]]
     assert quantized.loss.item() == pytest.approx(1.5 * (1 + 4) / 2)
     quantized.loss.backward()
@@ -72,16 +91,16 @@ def test_unused_entries_start_again():
     codebook = AveragedCodebook(8, 2, decay=0.5, restart_below=0.5)
     latents = torch.randn(1, 64, 2) + 100  # far from all entries but one
     for _ in range(20):
-        used = codebook.quantize(latents).token_ids.unique()
+        used = codebook.quantize_with_gradient(latents).token_ids.unique()
     assert len(used) == 8
     torch.manual_seed(0)
     without = AveragedCodebook(8, 2, decay=0.5, restart_below=0)
     for _ in range(20):
-        used = without.quantize(latents).token_ids.unique()
+        used = without.quantize_with_gradient(latents).token_ids.unique()
     assert len(used) < 8
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "vector_quantize_pytorch", None)
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     with pytest.raises(InputError, match="needs vector-quantize-pytorch; `pip install -e"):
         FSQ([4, 4])

@@ -22,7 +22,7 @@ MORE = {
     " metrics.evaluation.num_images=20 metrics.evaluation.block_size=10 metrics.evaluation.batch_size=20"
     " metrics.held_out_share=0.2 metrics.evaluation.reference.num_workers=0 metrics.held_out.num_workers=0"
     " callbacks.generation_metrics=null callbacks.sample_grid.images_per_class=1",
-    "neighbours": "num_images=20 rows=2 columns=2",
+    "neighbours": "rows=2 columns=2",
 }
 KILLS = {  # where the first try of each stage ends
     "images": ("data.toy.emoji:write_atomically", 1),
@@ -123,4 +123,7 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
     assert command(*run, '+more.network="trainer.max_steps=5"').status == 0
     assert len(commands) == 4
     assert "trainer.max_steps=5" in commands[3]
+    # What comes after a stage that runs again runs again too: it would be of the old tokenizer.
+    assert command(*run, '+more.tokenizer="seed=1"', '+more.network="trainer.max_steps=5"').status == 0
+    assert [Path(options[-1]).name for options in commands[4:]] == ["tokenizer", "shards", "network"]
     assert command(*run, "+more.nothing=x").err.startswith("Error: more.nothing: there is no such stage; expected")

@@ -1,7 +1,11 @@
 """Training a tokenizer on a folder of photos, going on with it, and training a network on its tokens."""
 
+import shutil
+
+import pandas as pd
 import pytest
 import torch
+from hydra.utils import instantiate
 
 import enat
 from enat.checkpoints.weights import read_file
@@ -80,16 +84,37 @@ def test_from_a_folder_of_images_to_pictures(command, photos, tmp_path):
     assert tokenizer.results["checkpoint"].endswith("tokenizer/checkpoints/last.ckpt")
 
 
-def test_the_average_is_what_tokenises(command, photos, tmp_path):
-    command(*TINY, f"data.images={photos}", f"output={tmp_path}", "callbacks.ema.decay=1.0")
-    content = read_file(tmp_path / "checkpoints/last.ckpt")
-    before = content["callbacks"]["EMA"]["net"]["decoder.conv_out.bias"]
-    weights = f"tokenizer.weights={tmp_path}/checkpoints/last.ckpt"
-    from enat.pipeline import _build
+def tokenizer_of(checkpoint):
+    """Builds the tokenizer that a checkpoint of its training describes."""
+    options = read_file(checkpoint)["settings"]["tokenizer"]
+    return instantiate({**options, "weights": str(checkpoint)})
 
-    tokenizer = _build({**content["settings"]["tokenizer"], "weights": weights.partition("=")[2]})
-    assert torch.equal(tokenizer.decoder.conv_out.bias, before)
-    assert not torch.equal(content["state_dict"]["net.decoder.conv_out.bias"], before)
+
+def test_the_average_is_what_tokenises(command, photos, tmp_path):
+    """Of the weights. A codebook is an average already, and goes with the latents of the same step."""
+    command(*TINY, *VQ, f"data.images={photos}", f"output={tmp_path}/a", "callbacks.ema.decay=1.0")
+    content = read_file(tmp_path / "a/checkpoints/last.ckpt")
+    trained, averaged = content["state_dict"], content["callbacks"]["EMA"]["net"]
+    tokenizer = tokenizer_of(tmp_path / "a/checkpoints/last.ckpt")
+    assert torch.equal(tokenizer.decoder.conv_out.bias, averaged["decoder.conv_out.bias"])
+    assert not torch.equal(trained["net.decoder.conv_out.bias"], averaged["decoder.conv_out.bias"])
+    codebook = "quantize.inner._codebook.embed"
+    assert torch.equal(trained[f"net.{codebook}"], averaged[codebook])
+    assert torch.equal(tokenizer.state_dict()[codebook], averaged[codebook])
+    command(*TINY, f"data.images={photos}", f"output={tmp_path}/b", "callbacks.ema=null")
+    tokenizer = tokenizer_of(tmp_path / "b/checkpoints/last.ckpt")
+    trained = read_file(tmp_path / "b/checkpoints/last.ckpt")["state_dict"]
+    assert torch.equal(tokenizer.decoder.conv_out.bias, trained["net.decoder.conv_out.bias"])
+
+
+def test_reconstructions_are_scored(command, photos, tmp_path):
+    run = [*TINY, f"data.images={photos}", "metrics=reconstruction", "metrics.evaluation.features.side=32"]
+    scored = command(*run, f"output={tmp_path}")
+    assert scored.status == 0, scored.err
+    table = pd.concat(pd.read_csv(path) for path in tmp_path.glob("metrics/*/metrics.csv"))
+    assert table["val/fid"].dropna().to_list()[-1] == pytest.approx(scored.results["scores"]["lite0"]["fid"])
+    assert scored.results["scores"]["lite0"]["num_images"] == 12
+    assert table["val/psnr"].dropna().to_list()[-1] == pytest.approx(scored.results["psnr"], abs=1e-4)
 
 
 def test_a_collapse_is_named(command, monkeypatch, photos, tmp_path):
@@ -117,7 +142,8 @@ def test_bad_input(command, photos, tmp_path):
 
 def test_going_on_longer_and_with_other_images(command, photos, tmp_path):
     command(*TINY, f"data.images={photos}", f"output={tmp_path}/run")
-    longer = command(*TINY, f"data.images={photos}", f"output={tmp_path}/run", "trainer.max_steps=9")
+    shutil.copytree(photos, tmp_path / "moved")
+    longer = command(*TINY, f"data.images={tmp_path}/moved", f"output={tmp_path}/run", "trainer.max_steps=9")
     assert longer.results["steps"] == 9
     refused = command(*TINY, f"data.images={photos / 'chelsea'}", f"output={tmp_path}/run", "trainer.max_steps=12")
     assert refused.status == 1

@@ -63,6 +63,7 @@ EXTRA = {  # what else a choice needs
     "metrics/lite0": ["metrics.images=images", "metrics.held_out_share=0.5"],
     "score/linear_probe": ["metrics=lite0", "metrics.images=images", "metrics.held_out_share=0.5"],
     "score/memorization": ["metrics=lite0", "metrics.images=images", "metrics.held_out_share=0.5"],
+    "metrics/reconstruction": ["experiment=tokenizer", "data.images=images", "data.held_out=0.5"],
     "features/lite0": ["task=statistics", "scored.path=images"],
     "task/train_tokenizer": ["experiment=tokenizer", "data.images=images"],
     "task/stages": ["experiment=emoji"],

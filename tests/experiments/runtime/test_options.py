@@ -32,7 +32,7 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["taks=sample"], "taks: there is no such option; did you mean task?"),
         (["modul.net.width=3"], "modul.net.width: there is no such option; did you mean module.net.width"),
         (["width=3"], "width: there is no such option; did you mean module.net.width?"),
-        (["task=sample", "num_images=3"], "images_per_class? task=neighbours and task=similarity have it."),
+        (["task=sample", "num_images=3"], "images_per_class? task=similarity has it."),
         (["classes=[3]"], "task=sample and task=tokenize have it."),
         (["logger.wandb.offline=true"], "logger.wandb.offline: there is no such option; logger=wandb has it."),
         (["~callbacks.foo"], "callbacks.foo: there is no such option; did you mean callbacks"),

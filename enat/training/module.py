@@ -41,7 +41,7 @@ class AveragedModule(L.LightningModule):
         """The network that is used after training: the EMA network where there is one."""
         return self.net if self.ema_net is None else self.ema_net
 
-    def facts(self) -> dict[str, str]:
+    def summary_rows(self) -> dict[str, str]:
         """Returns what the summary of a run says of the module, by name."""
         return {}
 

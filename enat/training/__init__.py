@@ -1,0 +1,1 @@
+"""What training needs beside a network: the base of the LightningModules, and schedules of the learning rate."""
