@@ -22,7 +22,7 @@ from enat.net import ENAT
 from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
-from enat.tokenizers.diffusers import DiffusersTokenizer
+from enat.tokenizers.diffusers import DiffusersTokenizer, TamingTokenizer
 from enat.tokenizers.pixels import PixelTokenizer
 from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
 from enat.tokenizers.vqgan import VQGAN, ConvTokenizer
@@ -30,7 +30,8 @@ from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
 # What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
 NETS = (ENAT, NAT, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
-TOKENIZERS = (PixelTokenizer, VQGAN, DiffusersTokenizer, ConvTokenizer, FSQ, LFQ, AveragedCodebook, Codebook)
+PUBLISHED = (VQGAN, DiffusersTokenizer, TamingTokenizer)
+TOKENIZERS = (PixelTokenizer, *PUBLISHED, ConvTokenizer, FSQ, LFQ, AveragedCodebook, Codebook)
 CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS)
 KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
 SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])

@@ -1,55 +1,40 @@
-"""A tokenizer in the format of diffusers: a folder with `config.json` and weights of a `VQModel`, such as aMUSEd's.
+"""Tokenizers that are a `VQModel` of diffusers: folders in its own format, such as aMUSEd's, and files of taming.
 
 Shapes: `B` images, `h, w` sides of the token grid, `L = h*w` tokens.
 """
 
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from einops import rearrange
 from torch import Tensor
 
+from enat.checkpoints.weights import load_exactly, read_file, state_of
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
+from enat.tokenizers.vqgan import without_loss
 
 
-class DiffusersTokenizer(Tokenizer):
-    """Encodes and decodes by a `VQModel` of diffusers, which reads its weights as safetensors and runs no code of them.
+class VQModelTokenizer(Tokenizer):
+    """Encodes and decodes by a `VQModel` of diffusers.
 
     Args:
-        folder: has `config.json` and `diffusion_pytorch_model.safetensors`.
+        model: the `VQModel`.
         resolution: side of the images in pixels, a multiple of the model's stride.
-        symmetric: whether the model's pixels go from -1 to 1; those of aMUSEd go from 0 to 1.
+        symmetric: whether the model's pixels go from -1 to 1, instead of from 0 to 1.
         batch_size: number of images that are computed at a time, to limit memory.
 
     Raises:
-        InputError: if the folder holds no such model, or sizes do not fit.
+        InputError: if the resolution does not fit.
     """
 
-    def __init__(
-        self,
-        folder: str | None,
-        resolution: Annotated[int, Ge(1)] = 256,
-        symmetric: bool = False,
-        batch_size: Annotated[int, Ge(1)] = 32,
-    ):
+    def __init__(self, model: Any, resolution: int, symmetric: bool, batch_size: int):
         super().__init__()
-        try:
-            from diffusers import VQModel  # here: most runs have another tokenizer
-        except ImportError as error:
-            sentence = "tokenizer=diffusers: needs diffusers; `pip install -e '.[diffusers]'` installs it."
-            raise InputError(sentence) from error
-        if folder is None or not (Path(folder) / "config.json").is_file():
-            raise InputError(f"tokenizer.folder={folder}: expected a folder with the config.json of a VQModel.")
-        try:
-            model = VQModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, device_map=None
-            )
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"tokenizer.folder={folder}: no VQModel of diffusers: {error}") from error
         self.model = model.eval().requires_grad_(False)
         stride = 2 ** (len(model.config.block_out_channels) - 1)
         if resolution % stride:
@@ -78,3 +63,123 @@ class DiffusersTokenizer(Tokenizer):
             pixels = self.model.decode(codes, force_not_quantize=True).sample
             parts.append((pixels + 1) / 2 if self.symmetric else pixels)
         return torch.cat(parts).clamp(0, 1)
+
+
+class DiffusersTokenizer(VQModelTokenizer):
+    """Reads a `VQModel` in the format of diffusers, whose weights are safetensors, so that no code in them runs.
+
+    Args:
+        folder: has `config.json` and `diffusion_pytorch_model.safetensors`.
+        resolution, batch_size: see `VQModelTokenizer`.
+        symmetric: see `VQModelTokenizer`; the pixels of aMUSEd go from 0 to 1.
+
+    Raises:
+        InputError: if the folder holds no such model, or sizes do not fit.
+    """
+
+    def __init__(
+        self,
+        folder: str | None,
+        resolution: Annotated[int, Ge(1)] = 256,
+        symmetric: bool = False,
+        batch_size: Annotated[int, Ge(1)] = 32,
+    ):
+        if folder is None or not (Path(folder) / "config.json").is_file():
+            raise InputError(f"tokenizer.folder={folder}: expected a folder with the config.json of a VQModel.")
+        try:
+            model = _vq_model().from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, device_map=None
+            )
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"tokenizer.folder={folder}: no VQModel of diffusers: {error}") from error
+        super().__init__(model, resolution, symmetric, batch_size)
+
+
+class TamingTokenizer(VQModelTokenizer):
+    """Reads a VQGAN of taming-transformers (arXiv 2012.09841), whose sizes follow from the shapes of its weights.
+
+    Args:
+        weights: a checkpoint, with or without the networks of the loss.
+        resolution, batch_size: see `VQModelTokenizer`.
+
+    Raises:
+        InputError: if the file holds other weights, such as a VQGAN with Gumbel softmax, or sizes do not fit.
+    """
+
+    def __init__(
+        self,
+        weights: str | None,
+        resolution: Annotated[int, Ge(1)] = 256,
+        batch_size: Annotated[int, Ge(1)] = 32,
+    ):
+        if weights is None:
+            raise InputError("tokenizer.weights=null: expected weights of a VQGAN of taming-transformers.")
+        try:
+            state = state_of(without_loss(read_file(weights)))
+            model = _vq_model()(**_taming_sizes(state))
+        except InputError as error:
+            raise InputError(f"tokenizer.weights={weights}: {error}") from error
+        depth = len(model.config.block_out_channels)
+        names = {name: _from_taming(name, depth) for name in state}
+        own = model.state_dict()
+        renamed = {
+            new: state[old].flatten(1) if new in own and own[new].ndim == 2 else state[old]  # 1x1 convolutions there
+            for old, new in names.items()
+        }
+        load_exactly(model, renamed, f"tokenizer.weights={weights}")
+        super().__init__(model, resolution, True, batch_size)
+
+
+def _vq_model() -> Any:
+    """Returns the class of diffusers, which is imported here because most runs have another tokenizer."""
+    try:
+        from diffusers import VQModel
+    except ImportError as error:
+        sentence = "tokenizer: this one needs diffusers; `pip install -e '.[diffusers]'` installs it."
+        raise InputError(sentence) from error
+    return VQModel
+
+
+def _taming_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads the options of a `VQModel` from the shapes of weights with taming's names.
+
+    Raises:
+        InputError: if a weight that shows a size is missing.
+    """
+    levels = {int(match[1]) for name in state if (match := re.match(r"encoder\.down\.(\d+)\.", name))}
+    blocks = [name for name in state if re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)]
+    try:
+        widths = [state[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in range(len(levels))]
+        codebook_size, code_width = state["quantize.embedding.weight"].shape
+        latent_channels = state["encoder.conv_out.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"no weights of a VQGAN of taming-transformers ({error}).") from error
+    if not blocks:
+        raise InputError("no weights of a VQGAN of taming-transformers (it has no residual blocks).")
+    attention = ["Attn" if f"encoder.down.{level}.attn.0.norm.weight" in state else "" for level in range(len(levels))]
+    return {
+        "down_block_types": [f"{kind}DownEncoderBlock2D" for kind in attention],
+        "up_block_types": [f"{kind}UpDecoderBlock2D" for kind in reversed(attention)],
+        "block_out_channels": widths,
+        "layers_per_block": len(blocks),
+        "latent_channels": latent_channels,
+        "num_vq_embeddings": codebook_size,
+        "vq_embed_dim": code_width,
+    }
+
+
+def _from_taming(name: str, depth: int) -> str:
+    """Translates the name of a weight of taming to that of a `VQModel` with `depth` resolutions."""
+    name = re.sub(r"\bdown\.(\d+)\.block\.", r"down_blocks.\1.resnets.", name)
+    name = re.sub(r"\bdown\.(\d+)\.attn\.", r"down_blocks.\1.attentions.", name)
+    name = re.sub(r"\bdown\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0.", name)
+    if match := re.match(r"decoder\.up\.(\d+)\.(block|attn|upsample)\.", name):  # taming counts from the highest down
+        kind = {"block": "resnets", "attn": "attentions", "upsample": "upsamplers.0"}[match[2]]
+        name = f"decoder.up_blocks.{depth - 1 - int(match[1])}.{kind}.{name[match.end() :]}"
+    name = re.sub(r"\bmid\.block_([12])\.", lambda found: f"mid_block.resnets.{int(found[1]) - 1}.", name)
+    name = name.replace(".mid.attn_1.", ".mid_block.attentions.0.")
+    name = name.replace(".nin_shortcut.", ".conv_shortcut.").replace("coder.norm_out.", "coder.conv_norm_out.")
+    if ".attentions." in name:
+        name = re.sub(r"\.(q|k|v)\.(\w+)$", r".to_\1.\2", name)
+        name = name.replace(".norm.", ".group_norm.").replace(".proj_out.", ".to_out.0.")
+    return name

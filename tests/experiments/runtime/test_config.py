@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import re
 import sys
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from enat.tokenizers.vqgan import VQGAN
 from experiments.runtime.config_check import check_config
 
 CONF = Path(__file__).parents[3] / "conf"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
 PACKAGES = {  # group -> the place of its choice, and what else must be chosen for it
     "net": ("module.net", ()),
@@ -80,6 +82,7 @@ EXTRA = {  # what else a choice needs
     "experiment/from_images": ["images=images"],
     "data/shards": ["data.batch_size=16"],
     "tokenizer/diffusers": ["tokenizer.folder=vqvae"],
+    "tokenizer/taming": ["tokenizer.weights=taming.ckpt"],
 }
 WHOLE = {"task", "experiment", "variant", "ablation"}  # merged into the root
 PLACES = {"protocol": "protocols", "score": "scores"}  # where a group's choice says itself that it goes
@@ -100,6 +103,8 @@ def assets(tmp_path_factory, inception, compose_config):
     tokenizer, listed = VQGAN(64, 32, 32, (1, 1, 2), 1, 32), ImageList.find(folder / "images")
     write_shards(ImageSource(listed, PlainAndFlipped(32), 4, 0), tokenizer, folder / "shards", 0.25, 4, 4, 0)
     VQModel(block_out_channels=[32], norm_num_groups=8).save_pretrained(folder / "vqvae")
+    shapes = json.loads((GOLDEN / "taming.json").read_text())["shapes"]
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "taming.ckpt")
     for side in (256, 512):
         name = "VIRTUAL_imagenet256_labeled" if side == 256 else "VIRTUAL_imagenet512"
         np.savez(folder / "assets" / f"{name}.npz", mu=np.zeros(2048), sigma=np.eye(2048))
