@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from enat.errors import InputError
 
@@ -20,6 +21,7 @@ CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 ALL = "`python run.py --cfg job` prints all options"
+REFERENCE_ERRORS = (InterpolationResolutionError, GrammarParseError)  # of `${NAME}`
 PACKAGES = {  # that bring choices of Hydra's own groups
     "joblib": "pip install -e '.[sweeps]'",
     "optuna": "pip install -e '.[sweeps]'",
@@ -88,6 +90,14 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
         return (
             f"{error.override}: this is no option with a value; expected NAME=VALUE, or 'NAME=\"VALUE\"' to quote it."
         )
+    referring = [argument for argument in arguments if "${" in argument]
+    reference = next((one for one in (error, error.__cause__) if isinstance(one, REFERENCE_ERRORS)), None)
+    if referring and reference is not None:
+        reason = str(reference).strip().splitlines()[0].rstrip(".")
+        return (
+            f"{referring[0]}: {reason}; ${{NAME}} stands for the value of the option NAME, so that no "
+            "path can have ${ in it: rename such a file or folder."
+        )
     if choice := re.search(r"Could not find '([^']+)'", lines[0]):
         return _explain_choice(choice[1])
     if name := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", lines[0]):
@@ -102,8 +112,9 @@ def _explain_choice(path: str) -> str:
     if name in PACKAGES and group.startswith("hydra/"):
         return f"{option}: the package of this is not installed; `{PACKAGES[name]}` installs it."
     if group.startswith("net/"):  # the networks of the ablations
-        sizes = " or ".join(sorted(folder.name for folder in (CONF / "net").iterdir() if folder.is_dir()))
-        return f"experiment={group.removeprefix('net/')}: the ablations have no networks for it; expected {sizes}."
+        *others, last = sorted(folder.name for folder in (CONF / "net").iterdir() if folder.is_dir())
+        name = group.removeprefix("net/")
+        return f"experiment={name}: the ablations have no networks for it; expected {', '.join(others)} or {last}."
     choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
     similar = difflib.get_close_matches(name, choices, 1)
     hint = f"did you mean {similar[0]}? There " if similar else ""

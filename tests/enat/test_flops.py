@@ -105,17 +105,20 @@ def test_parameters_are_the_papers(build, experiment, millions):
 
 
 @pytest.mark.parametrize("name", ["nat", "disentangled_half", "disentangled_quarter", "disentangled_one"])
-def test_ablations_on_digits_have_equal_operations(build, compose_config, name):
-    """The widths in conf/net/digits are those that `find_width` finds for 0.3 G operations."""
-    config = compose_config("experiment=digits", f"+ablation={name}")
+@pytest.mark.parametrize(("experiment", "operations"), [("digits", 0.3e9), ("emoji_s", 0.9e9)])
+def test_ablations_have_equal_operations(build, compose_config, name, experiment, operations):
+    """The widths in conf/net/EXPERIMENT are those that `find_width` finds."""
+    sizes = ["codebook_size=1000", "num_classes=21", "num_tokens=144"] if experiment == "emoji_s" else []
+    of_shards = [f"module.net.{size}" for size in sizes]
+    config = compose_config(f"experiment={experiment}", f"+ablation={name}", *of_shards)
     sampler = instantiate(config.sampler)
 
     def make_net(width):
         with torch.device("meta"):
             return instantiate(config.module.net, width=width)
 
-    assert find_width(make_net, sampler, 0.3e9, config.module.net.num_heads) == config.module.net.width
-    assert paper_operations(make_net(config.module.net.width), sampler) == pytest.approx(0.3e9, rel=0.02)
+    assert find_width(make_net, sampler, operations, config.module.net.num_heads) == config.module.net.width
+    assert paper_operations(make_net(config.module.net.width), sampler) == pytest.approx(operations, rel=0.02)
 
 
 def test_a_width_that_is_not_near_enough_is_refused(make_net, compose_config):

@@ -46,6 +46,12 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["metrics=null"], "metrics=null: expected one of digits, inception, lite0, none"),
         (["schedule@sampler.mask_schedule=null"], "expected one of constant, cosine, "),
         (["--seed=1"], "--seed=1: options have no dashes; expected seed=1."),
+        (
+            ["output=a${y}b"],
+            "output=a${y}b: Interpolation key 'y' not found; ${NAME} stands for the value of the option",
+        ),
+        (["output=a${y b"], "no path can have ${ in it: rename such a file or folder."),
+        (["name=${oc.env:NOT_SET_HERE}"], "'NOT_SET_HERE' not found"),
         (["hydra/launcher=submitit_slurm"], "`pip install -e '.[slurm]'` installs it."),
     ],
 )
@@ -114,7 +120,7 @@ def test_a_multirun_shows_the_settings_of_a_job():
 def test_ablations_of_an_experiment_without_their_networks(command):
     refused = command("+sweep=table_6a", "experiment=photos")
     assert (
-        "Error: experiment=photos: the ablations have no networks for it; expected digits or enat_s_256." in refused.err
+        "Error: experiment=photos: the ablations have no networks for it; expected digits, emoji_s or enat_s_256." in refused.err
     )
 
 
