@@ -87,8 +87,7 @@ def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
     for step, (masked, left) in enumerate(pairwise([net.num_tokens, *sampler.mask_counts(net.num_tokens)])):
         if not masked:
             break
-        guided = net.num_classes > 0 and any(sampler.guidance_scales)
-        branches = 2 if guided and (step > 0 or sampler.guidance_scales[0] or net.caches_masked) else 1
+        branches = sampler.branches(net, step)
         reused = round(sampler.reuse_share * cached)
         encoded = new + cached - reused
         if net.caches_masked and step and sampler.reuse_share == 1:

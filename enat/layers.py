@@ -13,13 +13,13 @@ from enat.kernels import MLP, Kernel, Linear, sdpa, unwrapped
 EPS = 1e-6  # of every layer norm except those of the head
 
 
-def normalize(x: Tensor) -> Tensor:
+def layer_norm(x: Tensor) -> Tensor:
     """Applies layer norm without parameters to the last dimension of `x` (..., D)."""
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def modulate(normalized: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scales and shifts normalised tokens: with `normalize`, this is adaptive layer norm (DiT, arXiv 2212.09748)."""
+    """Scales and shifts normalised tokens: with `layer_norm`, this is adaptive layer norm (DiT, arXiv 2212.09748)."""
     return normalized * (1 + scale) + shift
 
 
@@ -76,8 +76,8 @@ class Block(nn.Module):
 
         Args:
             x: the tokens to compute, (B, N, D).
-            context: the tokens to attend to, (B, P, D), which `normalize` has been applied to; None for no context.
-            modulation: the 8 vectors, (B, 1, 8, D); in a packed batch (`enat.packed`), one set a token: (B, N, 8, D).
+            context: the tokens to attend to, (B, P, D), already layer-normalised; None for no context.
+            modulation: the 8 vectors, (B, 1, 8, D); in a packed batch (`enat.packed`), one set per token: (B, N, 8, D).
             context_modulation: the vectors of the context in a packed batch, (B, P, 8, D); None for `modulation`.
             kernel: computes the attention in place of the block's own kernel.
         """
@@ -86,5 +86,5 @@ class Block(nn.Module):
             vectors = modulation if context_modulation is None else context_modulation
             _, _, context_shift, context_scale, *_ = vectors.unbind(dim=-2)
             context = modulate(context, context_shift, context_scale)
-        x = x + gate * self.attention(modulate(normalize(x), shift, scale), context, kernel)
-        return x + mlp_gate * self.mlp(modulate(normalize(x), mlp_shift, mlp_scale))
+        x = x + gate * self.attention(modulate(layer_norm(x), shift, scale), context, kernel)
+        return x + mlp_gate * self.mlp(modulate(layer_norm(x), mlp_shift, mlp_scale))

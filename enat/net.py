@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from enat.errors import InputError
 from enat.kernels import MLP, Kernel, Linear, sdpa
-from enat.layers import EPS, Block, normalize
+from enat.layers import EPS, Block, layer_norm
 
 
 class FeatureReuse(nn.Module):
@@ -123,8 +123,9 @@ class ENAT(nn.Module):
             is_dropped = torch.rand(class_ids.shape, device=class_ids.device) < self.class_dropout
             class_ids = class_ids.masked_fill(is_dropped, self.null_class_id)
         activated = F.silu(self.class_embedding(class_ids))  # SiLU(c), (B, D)
-        stacked = torch.stack([block.modulation(activated) for block in self.blocks])  # one tensor: blocks that a step
-        return list(stacked.unflatten(2, (1, -1, self.width)))  # skips get a gradient of zero, which AdamW counts
+        # As one tensor: blocks that a step skips get a gradient of zero, not None, so that AdamW counts the step.
+        stacked = torch.stack([block.modulation(activated) for block in self.blocks])
+        return list(stacked.unflatten(2, (1, -1, self.width)))
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Embeds tokens from their ids and positions, both (B, N): Dropout(LN(E[id] + E_pos[position])), (B, N, D)."""
@@ -155,10 +156,10 @@ class ENAT(nn.Module):
         reused = context = None
         if cached_features is not None and cached_features.shape[1]:
             reused = self.reuse(cached_features)  # R(f), (B, P, D)
-            context = normalize(reused)
+            context = layer_norm(reused)
         if x.shape[1]:
             for i, block in enumerate(self.encoder):
-                x = block(x, context, modulations[i], (context_modulations or modulations)[i], kernel)
+                x = block(x, context, modulations[i], context_modulations and context_modulations[i], kernel)
         return x if reused is None else torch.cat([reused.to(x.dtype), x], dim=1)  # under autocast, they may differ
 
     def decode(
@@ -171,9 +172,9 @@ class ENAT(nn.Module):
     ) -> Tensor:
         """Computes features of the masked tokens at `positions` (B, M) from those of the visible ones, (B, V, D)."""
         x = self.embed(torch.full_like(positions, self.mask_token_id), positions)  # (B, M, D)
-        context = normalize(features) if features.shape[1] else None  # the same for every block (paper, section 4.1)
+        context = layer_norm(features) if features.shape[1] else None  # the same for every block (paper, section 4.1)
         for i, block in enumerate(self.decoder, start=self.encoder_depth):
-            x = block(x, context, modulations[i], (context_modulations or modulations)[i], kernel)
+            x = block(x, context, modulations[i], context_modulations and context_modulations[i], kernel)
         return x
 
     def logits(self, features: Tensor) -> Tensor:
@@ -191,8 +192,8 @@ class ENAT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Computes one step from token ids (B, L) and the positions of new (B, N) and masked (B, M) tokens.
 
-        Only ids of new tokens matter. `modulations` is the result of `ENAT.modulations`. Returns logits (B, M, K) of
-        the masked tokens and features (B, V, D) of the visible ones, which are the `cached_features` of the next step.
+        Ids at other positions than the new ones are ignored. `modulations` is the result of `ENAT.modulations`. Returns
+        logits (B, M, K) of the masked tokens, and features (B, V, D) of the visible ones, which the next step reuses.
         """
         features = self.encode(token_ids.gather(1, new_positions), new_positions, modulations, cached_features)
         return self.logits(self.decode(features, masked_positions, modulations)), features

@@ -30,9 +30,9 @@ from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
 # What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
 NETS = (ENAT, NAT, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
-PUBLISHED = (VQGAN, DiffusersTokenizer, TamingTokenizer)
-TOKENIZERS = (PixelTokenizer, *PUBLISHED, ConvTokenizer, FSQ, LFQ, AveragedCodebook, Codebook)
-CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS)
+TOKENIZERS = (PixelTokenizer, VQGAN, DiffusersTokenizer, TamingTokenizer, ConvTokenizer)
+QUANTIZERS = (FSQ, LFQ, AveragedCodebook, Codebook)
+CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS, *QUANTIZERS)
 KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
 SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])
 BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES)}
@@ -91,7 +91,7 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     Raises:
         InputError: if a file is missing, holds something else, or does not say what it needs.
     """
-    content = with_found_tokenizer(read_file(weights), weights)
+    content = read_file(weights) if tokenizer else with_found_tokenizer(read_file(weights), weights)
     state, kind = select_state(content)
     settings = content.get("settings")
     if settings is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enat.layers import normalize
+from enat.layers import layer_norm
 from enat.net import ENAT, FeatureReuse
 
 
@@ -66,7 +66,7 @@ class LayerToLayerReuse(ENAT):
         features = []
         for number, block in enumerate(self.encoder):
             if x.shape[1]:
-                x = block(x, normalize(reused[number]) if reused else None, modulations[number])
+                x = block(x, layer_norm(reused[number]) if reused else None, modulations[number])
             features.append(x)
         new = torch.cat([*features, x], dim=2)  # the decoder attends to what the last block gives
         return torch.cat([torch.cat(reused, dim=2).to(new.dtype), new], dim=1) if reused else new

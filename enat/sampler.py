@@ -80,6 +80,17 @@ class Sampler:
         """Returns the number of tokens that are still masked after each step; the last is 0."""
         return [max(math.floor(num_tokens * share), 0) for share in self.mask_shares]
 
+    def is_guided(self, net: ENAT) -> bool:
+        """Says whether any step needs the unconditional branch."""
+        return net.num_classes > 0 and any(self.guidance_scales)
+
+    def branches(self, net: ENAT, step: int) -> int:
+        """Returns 2 if a step computes the unconditional branch too, else 1.
+
+        A first step of guidance 0 needs none, unless features of masked tokens are cached.
+        """
+        return 2 if self.is_guided(net) and (step > 0 or self.guidance_scales[0] or net.caches_masked) else 1
+
     @torch.no_grad()
     def __call__(
         self, net: ENAT, class_ids: Tensor, generator: Generators = None, record: list[Tensor] | None = None
@@ -98,8 +109,7 @@ class Sampler:
                 "the network is in training mode, so that dropout would change the images; call net.eval()."
             )
         batch, device = len(class_ids), class_ids.device
-        guided = net.num_classes > 0 and any(self.guidance_scales)
-        if guided:
+        if self.is_guided(net):
             class_ids = torch.cat([class_ids, torch.full_like(class_ids, net.null_class_id)])
         modulations = net.modulations(class_ids)  # conditional rows first
         run_step = compile_step(self._step, device) if self.compile else self._step
@@ -111,8 +121,7 @@ class Sampler:
                 record.append(state.token_ids)
             if not num_masked:
                 continue  # all tokens are revealed already
-            # A first step of guidance 0 needs no unconditional branch, unless features of masked tokens are cached.
-            branches = 2 if guided and (step > 0 or self.guidance_scales[0] or net.caches_masked) else 1
+            branches = self.branches(net, step)
             token_noise = gumbel((batch, num_masked, net.codebook_size), device, generator)
             order_noise = gumbel((batch, num_masked), device, generator)
             rows = [modulation[: branches * batch] for modulation in modulations]
@@ -126,15 +135,16 @@ class Sampler:
         token_noise, order_noise = noise  # Gumbel noise, (B, M, K) and (B, M)
         branches = len(modulations[0]) // len(state.token_ids)  # 2 with guidance, else 1
 
-        # 1. Choose the visible tokens whose features are reused, without an end all; the others are encoded.
+        # 1. Choose the visible tokens whose features are reused; the others are encoded. None also keeps the features
+        # of masked tokens, where a variant caches them.
         end = None if self.reuse_share == 1 else round(self.reuse_share * state.cached_positions.shape[1])
         reused = state.cached_positions[:, :end]
         new = torch.cat([state.cached_positions[:, reused.shape[1] :], state.new_positions], dim=1)
         cached_features = None if state.cached_features is None else state.cached_features[:, :end]
 
         # 2. Predict the masked tokens, both branches in one batch.
-        per_image = (state.token_ids, new, state.masked_positions)  # the same in both branches
-        logits, features = net(*(x.repeat(branches, 1) for x in per_image), modulations, cached_features)
+        inputs = [x.repeat(branches, 1) for x in (state.token_ids, new, state.masked_positions)]
+        logits, features = net(*inputs, modulations, cached_features)
 
         # 3. Guide: l = l_c + w (l_c - l_null), in float32.
         logits = logits.float()
@@ -153,11 +163,11 @@ class Sampler:
         # 6. Reveal the most confident tokens; the others stay masked.
         order = confidence.argsort(dim=1, descending=True)
         revealed, masked = order.split([order.shape[1] - num_left, num_left], dim=1)  # indices into masked_positions
-        new_positions = state.masked_positions.gather(1, revealed)
+        revealed_positions = state.masked_positions.gather(1, revealed)
         return State(
-            token_ids=state.token_ids.scatter(1, new_positions, drawn.gather(1, revealed)),
+            token_ids=state.token_ids.scatter(1, revealed_positions, drawn.gather(1, revealed)),
             masked_positions=state.masked_positions.gather(1, masked),
-            new_positions=new_positions,
+            new_positions=revealed_positions,
             cached_positions=torch.cat([reused, new], dim=1),  # in the order of the features
             cached_features=features,
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from enat.errors import InputError
 from enat.kernels import Kernel, Linear, sdpa, unwrapped
-from enat.layers import Block, modulate, normalize
+from enat.layers import Block, layer_norm, modulate
 from enat.net import ENAT
 
 INTERACTIONS = ("visible_to_visible", "visible_to_masked", "masked_to_visible", "masked_to_masked")
@@ -131,11 +131,11 @@ class SeparateBlock(Block):
             raise InputError("block=separate: it takes rows of images; expected masking@module.masking=per_group.")
         shift, scale, context_shift, context_scale, gate, *rest = modulation.unbind(dim=-2)
         mlp_shift, mlp_scale, mlp_gate, cross_shift, cross_scale, cross_gate = rest  # (B, 1, D) each
-        x = x + gate * self.attention(modulate(normalize(x), shift, scale), None)
+        x = x + gate * self.attention(modulate(layer_norm(x), shift, scale), None)
         if context is not None:
             context = modulate(context, context_shift, context_scale)
-            x = x + cross_gate * self.cross_attention(modulate(normalize(x), cross_shift, cross_scale), context)
-        return x + mlp_gate * self.mlp(modulate(normalize(x), mlp_shift, mlp_scale))
+            x = x + cross_gate * self.cross_attention(modulate(layer_norm(x), cross_shift, cross_scale), context)
+        return x + mlp_gate * self.mlp(modulate(layer_norm(x), mlp_shift, mlp_scale))
 
 
 class CrossAttention(nn.Module):

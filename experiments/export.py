@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from enat.checkpoints.official import to_official
-from enat.checkpoints.weights import DESCRIPTIONS, load_weights, read_file, select_state, with_found_tokenizer
+from enat.checkpoints.weights import DESCRIPTIONS, load_weights, read_file, select_state, without_loss
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 from enat.layers import Block
@@ -19,7 +19,9 @@ from enat.net import ENAT
 TOKENIZER_FILE = "tokenizer.safetensors"
 
 
-def export(net: ENAT, weights: str | None, with_tokenizer: bool, half: bool, output: str) -> dict[str, Any]:
+def export(
+    net: ENAT, weights: str | None, with_tokenizer: bool, half: bool, output: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Writes the EMA weights of a checkpoint as safetensors with this project's names, and as an official file.
 
     Every task that takes `weights=FILE` reads both files. A variant of ENAT has no official file.
@@ -27,29 +29,35 @@ def export(net: ENAT, weights: str | None, with_tokenizer: bool, half: bool, out
     Args:
         net: a network of the checkpoint's sizes.
         weights: a checkpoint of this project, or an official one.
-        with_tokenizer: whether the weights of the tokenizer are written beside them, so that the folder can be moved
-            and is all that is needed to draw images.
+        with_tokenizer: whether the tokenizer is written too, so that the folder is all that is needed to draw images.
         half: whether the weights are stored in float16, which halves the files.
         output: the folder of the files.
+        settings: the whole configuration, which says the tokenizer.
 
     Returns:
         The files, the sha256 of each, and where the weights come from.
 
     Raises:
-        InputError: if the tokenizer is asked for, and the checkpoint does not say which one it is.
+        InputError: if a weight is beyond the range of float16, or the tokenizer can't be written.
     """
     source = load_weights(net, weights)
-    content = with_found_tokenizer(read_file(str(weights)), str(weights))
     state = _stored(net.state_dict(), half)
+    content = read_file(str(weights))
+    described = {name: content[name] for name in DESCRIPTIONS if name in content} | {"net_sizes": net.sizes}
     results: dict[str, Any] = {}
     if with_tokenizer:
-        path = Path(output) / TOKENIZER_FILE
-        content["settings"] = _write_tokenizer(content, str(weights), half, path)
-        if path.exists():
-            results = {"tokenizer": str(path), "tokenizer_sha256": sha256_of(path)}
+        if "settings" not in described:
+            raise InputError(
+                f"with_tokenizer=true: {weights} does not say its sampler and its classes; expected a checkpoint of a "
+                "run."
+            )
+        tokenizer, path = settings["tokenizer"], Path(output) / TOKENIZER_FILE
+        described["settings"] = {**described["settings"], "tokenizer": tokenizer}
+        if _write_tokenizer(tokenizer, half, path):
+            results = {"tokenizer": str(path), "tokenizer_file_sha256": sha256_of(path)}
+            described["tokenizer_file"] = {"name": path.name, "sha256": results["tokenizer_file_sha256"]}
     ours = Path(output) / "weights.safetensors"
-    metadata = {name: json.dumps(content[name]) for name in DESCRIPTIONS if name in content}
-    write_atomically(ours, save(state, {**metadata, "net_sizes": json.dumps(net.sizes)}))
+    write_atomically(ours, save(state, {name: json.dumps(value) for name, value in described.items()}))
     results |= {"safetensors": str(ours), "safetensors_sha256": sha256_of(ours), **source}
     if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):
         print("This is a variant of ENAT, for which there is no official file format.")
@@ -65,27 +73,34 @@ def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
     Raises:
         InputError: for a weight beyond the range of float16.
     """
-    stored = {}
-    for name, tensor in state.items():
-        halved = tensor.half() if half and tensor.is_floating_point() else tensor
-        if halved.is_floating_point() and not halved.isfinite().all():
-            raise InputError(f"half=true: the weight {name} has values beyond the range of float16; leave it out.")
-        stored[name] = halved.contiguous()
-    return stored
+    if not half:
+        return {name: tensor.contiguous() for name, tensor in state.items()}
+    stored = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for name, tensor in stored.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(
+                f"half=true: the weight {name} has values beyond the range of float16; leave out half=true."
+            )
+    return {name: tensor.contiguous() for name, tensor in stored.items()}
 
 
-def _write_tokenizer(content: Mapping[str, Any], weights: str, half: bool, path: Path) -> dict[str, Any]:
-    """Writes the weights of a checkpoint's tokenizer, if it has any; returns the checkpoint's settings with their file.
+def _write_tokenizer(tokenizer: Mapping[str, Any], half: bool, path: Path) -> bool:
+    """Writes the weights of a tokenizer with its settings; returns whether it has any.
 
     Raises:
-        InputError: if the checkpoint does not say its tokenizer.
+        InputError: if they can't be read, or lie in a folder of diffusers.
     """
-    settings = content.get("settings")
-    if not isinstance(settings, dict) or not isinstance(settings.get("tokenizer"), dict):
-        raise InputError(f"weights={weights}: the file does not say its tokenizer; leave out with_tokenizer=true.")
-    file = settings["tokenizer"].get("weights")
-    if file is None:
-        return settings
-    state, _ = select_state(read_file(file))
-    write_atomically(path, save(_stored(state, half)))
-    return {**settings, "tokenizer": {**settings["tokenizer"], "weights": path.name}}
+    if tokenizer.get("folder") is not None:
+        raise InputError(
+            f"with_tokenizer=true: {tokenizer['folder']} is a folder of diffusers, which is not copied; copy it "
+            "yourself, and name it by tokenizer.folder=DIR."
+        )
+    if tokenizer.get("weights") is None:
+        return False
+    try:
+        state, _ = select_state(without_loss(read_file(tokenizer["weights"])))
+    except InputError as error:
+        raise InputError(f"tokenizer.{error}") from error
+    own = json.dumps({"tokenizer": {**tokenizer, "weights": None}})
+    write_atomically(path, save(_stored(state, half), {"settings": own}))
+    return True

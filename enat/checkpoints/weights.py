@@ -19,9 +19,11 @@ from enat.files import by_full_name, sha256_of
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 
+# What checkpoints of other programs hold beside their weights: callbacks and options.
+OTHER_LIBRARIES = ("pytorch_lightning.", "lightning.", "omegaconf.", "typing.", "collections.")
 AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
-DESCRIPTIONS = ("settings", "net_sizes", "class_names")  # what a checkpoint says beside its weights
+DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file")  # what a checkpoint says beside its weights
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         mapped = zipfile.is_zipfile(path)  # then torch reads a weight when it is used; files of old torch can't do that
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals(_stand_ins(path) if mapped else []):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run. "
@@ -52,6 +55,19 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+class _Nothing:
+    """Stands in for a class of another library that a file names beside its weights."""
+
+    def __init__(self, *_: Any):
+        pass
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """Returns a stand-in for each class of Lightning or OmegaConf that a file names, so that no code of theirs runs."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(_Nothing, name) for name in names if name.startswith(OTHER_LIBRARIES)]
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     """Reads weights and, from the metadata of files that task=export wrote, what belongs to them."""
     with safe_open(path, framework="pt") as file:
@@ -61,17 +77,31 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def with_found_tokenizer(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Returns a file's content with the full path of its tokenizer's weights, where these lie beside the file.
+    """Returns a file's content with the path of the tokenizer that task=export wrote beside the file, if it did.
 
-    task=export writes both into a folder that can be moved.
+    Raises:
+        InputError: if the tokenizer has gone, or is another one.
     """
-    settings = content.get("settings")
-    tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
-    name = tokenizer.get("weights") if isinstance(tokenizer, dict) else None
-    if not isinstance(name, str) or not (Path(path).parent / name).is_file():
+    written = content.get("tokenizer_file")
+    if written is None:
         return content
-    found = {**tokenizer, "weights": str(Path(path).parent / name)}
-    return {**content, "settings": {**settings, "tokenizer": found}}
+    file = Path(path).parent / written["name"]
+    if not file.is_file() or sha256_of(file) != written["sha256"]:
+        raise InputError(
+            f"weights={path}: expected {written['name']} beside it, as task=export has written it; copy the whole "
+            "folder."
+        )
+    settings = content["settings"]
+    return {**content, "settings": {**settings, "tokenizer": {**settings["tokenizer"], "weights": str(file)}}}
+
+
+def without_loss(content: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the networks of the loss, which files of taming-transformers and of our own training also hold."""
+    return {
+        name: without_loss(part) if isinstance(part, dict) else part
+        for name, part in content.items()
+        if not str(name).startswith("loss.")
+    }
 
 
 def is_state(part: Any) -> TypeGuard[dict[str, Tensor]]:

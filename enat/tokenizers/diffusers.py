@@ -14,10 +14,9 @@ from annotated_types import Ge
 from einops import rearrange
 from torch import Tensor
 
-from enat.checkpoints.weights import load_exactly, read_file, state_of
+from enat.checkpoints.weights import load_exactly, read_file, state_of, without_loss
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
-from enat.tokenizers.vqgan import without_loss
 
 
 class VQModelTokenizer(Tokenizer):
@@ -86,8 +85,9 @@ class DiffusersTokenizer(VQModelTokenizer):
     ):
         if folder is None or not (Path(folder) / "config.json").is_file():
             raise InputError(f"tokenizer.folder={folder}: expected a folder with the config.json of a VQModel.")
+        model_class = _vq_model()
         try:
-            model = _vq_model().from_pretrained(
+            model = model_class.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, device_map=None
             )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
@@ -116,17 +116,17 @@ class TamingTokenizer(VQModelTokenizer):
             raise InputError("tokenizer.weights=null: expected weights of a VQGAN of taming-transformers.")
         try:
             state = state_of(without_loss(read_file(weights)))
-            model = _vq_model()(**_taming_sizes(state))
+            sizes = _taming_sizes(state)
         except InputError as error:
             raise InputError(f"tokenizer.weights={weights}: {error}") from error
-        depth = len(model.config.block_out_channels)
-        names = {name: _from_taming(name, depth) for name in state}
+        model = _vq_model()(**sizes)
         own = model.state_dict()
-        renamed = {
-            new: state[old].flatten(1) if new in own and own[new].ndim == 2 else state[old]  # 1x1 convolutions there
-            for old, new in names.items()
-        }
-        load_exactly(model, renamed, f"tokenizer.weights={weights}")
+        renamed = {_from_taming(name, len(sizes["block_out_channels"])): tensor for name, tensor in state.items()}
+        for name, tensor in renamed.items():
+            if name in own and own[name].ndim == 2 and tensor.ndim == 4:  # a convolution of 1x1 there, a matrix here
+                renamed[name] = tensor.flatten(1)
+        hint = "The name is that of a VQModel of diffusers."
+        load_exactly(model, renamed, f"tokenizer.weights={weights}", hint)
         super().__init__(model, resolution, True, batch_size)
 
 
@@ -135,7 +135,7 @@ def _vq_model() -> Any:
     try:
         from diffusers import VQModel
     except ImportError as error:
-        sentence = "tokenizer: this one needs diffusers; `pip install -e '.[diffusers]'` installs it."
+        sentence = "this tokenizer needs the package diffusers; `pip install -e '.[diffusers]'` installs it."
         raise InputError(sentence) from error
     return VQModel
 
@@ -152,10 +152,10 @@ def _taming_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         widths = [state[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in range(len(levels))]
         codebook_size, code_width = state["quantize.embedding.weight"].shape
         latent_channels = state["encoder.conv_out.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise InputError(f"no weights of a VQGAN of taming-transformers ({error}).") from error
-    if not blocks:
-        raise InputError("no weights of a VQGAN of taming-transformers (it has no residual blocks).")
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"these are no weights of a VQGAN of taming-transformers ({error}).") from error
+    if not blocks or any(width % 32 for width in widths):
+        raise InputError(f"these are no weights of a VQGAN of taming-transformers (its widths are {widths}).")
     attention = ["Attn" if f"encoder.down.{level}.attn.0.norm.weight" in state else "" for level in range(len(levels))]
     return {
         "down_block_types": [f"{kind}DownEncoderBlock2D" for kind in attention],

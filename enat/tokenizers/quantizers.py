@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
 
-from enat.errors import InputError
-
 
 class Quantized(NamedTuple):
     """What training gets from a quantiser."""
@@ -86,12 +84,8 @@ class _FromLibrary(Quantizer):
 
     def __init__(self, kind: str, **options: Any):
         super().__init__()
-        try:
-            import vector_quantize_pytorch as library  # here: most runs quantise nothing
-        except ImportError as error:
-            raise InputError(
-                f"quantizer: {kind} needs vector-quantize-pytorch; `pip install -e '.[tokenizer]'` installs it."
-            ) from error
+        import vector_quantize_pytorch as library  # here: most runs quantise nothing
+
         self.inner = getattr(library, kind)(**options)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ Shapes: `B` images, `h, w` sides of the token grid, `L = h*w` tokens, `K` codebo
 """
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from annotated_types import Ge, MinLen
 from einops import rearrange
 from torch import Tensor, nn
 
-from enat.checkpoints.weights import load_exactly, read_file, select_state
+from enat.checkpoints.weights import load_exactly, read_file, select_state, without_loss
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
 from enat.tokenizers.quantizers import Codebook, Quantized, Quantizer
@@ -132,6 +133,12 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
+def _from_maskgit(name: str) -> str:
+    """Translates the names of MaskGIT's VQGAN (`maskgit-vqgan-imagenet-f16-256.bin`), which has the same layers."""
+    name = re.sub(r"(?<=coder\.mid\.)[01](?=\.)", lambda found: f"block_{int(found[0]) + 1}", name)
+    return name.replace(".upsample_conv.", ".upsample.conv.")
+
+
 def run(module: nn.Module, x: Tensor) -> Tensor:
     """Applies a module to a tensor."""
     result: Tensor = module(x)
@@ -194,6 +201,7 @@ class ConvTokenizer(Tokenizer):
         if weights is not None:
             try:
                 state, _ = select_state(without_loss(read_file(weights)))
+                state = {_from_maskgit(name): tensor for name, tensor in state.items()}
             except InputError as error:
                 raise InputError(f"tokenizer.weights={weights}: {error}") from error
             load_exactly(self, state, weights)
@@ -260,12 +268,3 @@ class VQGAN(ConvTokenizer):
             codebook = Codebook(codebook_size, code_width)
         sizes = (channels, multipliers, num_blocks, resolution)
         super().__init__(codebook, *sizes, batch_size=batch_size, weights=weights, compile=compile)
-
-
-def without_loss(content: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out the networks of the loss, which files of taming-transformers and of our own training also hold."""
-    return {
-        name: without_loss(part) if isinstance(part, dict) else part
-        for name, part in content.items()
-        if not str(name).startswith("loss.")
-    }

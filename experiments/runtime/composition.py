@@ -31,8 +31,8 @@ COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content
 TARGETS = (
     *(f"enat.{part}." for part in ("net", "variants", "reuse", "packed", "kernels", "masking", "loss", "module")),
     *(f"enat.{part}." for part in ("sampler", "schedules", "tokenizers", "features", "metrics")),
-    *("data.references.", "data.scored_images.", "data.toy.digits.", "torchmetrics.", "torch.optim."),
-    "enat.training.learning_rates.",
+    *("data.references.", "data.scored_images.", "data.toy.digits.", "data.image_module.", "torchmetrics."),
+    *("torch.optim.", "enat.training.learning_rates."),
 )
 GROUPS = {"net": "module.net", "score": "scores", "protocol": "protocols"}  # where the choices of these groups are
 # Nodes of a configuration to which others refer, such as `${tokenizer}`.
@@ -157,6 +157,9 @@ def _store_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stores the settings of a checkpoint as choices of groups; returns the choices by group."""
     store = ConfigStore.instance()
     linked = _link(settings, settings)
+    # The schedule of the rate belongs to the steps of that training.
+    module = {name: value for name, value in linked["module"].items() if name != "scheduler"}
+    linked = {**linked, "module": {"defaults": ["/scheduler@scheduler: warmup", "_self_"], **module}}
     for group in COPIED:
         store.store(OF_CHECKPOINT, linked[group], group)
     schedules = _schedules(settings["sampler"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from enat.kernels import sdpa
-from enat.layers import Block, normalize
+from enat.layers import Block, layer_norm
 
 B, N, P, D = 3, 4, 6, 32
 
@@ -18,7 +18,7 @@ def block():
 def tensors():
     """Tokens, context, and modulations of images."""
     torch.manual_seed(1)
-    return torch.randn(B, N, D), normalize(torch.randn(B, P, D)), torch.randn(B, 1, 8, D)
+    return torch.randn(B, N, D), layer_norm(torch.randn(B, P, D)), torch.randn(B, 1, 8, D)
 
 
 def test_modulations_of_tokens(block):

@@ -1,12 +1,10 @@
 """Quantisers: ids and codes belong together, gradients reach the latents, and drawing tokens changes no codebook."""
 
-import sys
 from copy import deepcopy
 
 import pytest
 import torch
 
-from enat.errors import InputError
 from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
 from enat.tokenizers.vqgan import ConvTokenizer
 
@@ -98,9 +96,3 @@ def test_unused_entries_start_again():
     for _ in range(20):
         used = without.quantize_with_gradient(latents).token_ids.unique()
     assert len(used) < 8
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    with pytest.raises(InputError, match="needs vector-quantize-pytorch; `pip install -e"):
-        FSQ([4, 4])

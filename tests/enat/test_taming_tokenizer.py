@@ -5,13 +5,16 @@ program computed with the weights of `fill`.
 """
 
 import json
+import pickle
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from enat.errors import InputError
-from enat.tokenizers.diffusers import TamingTokenizer
+from enat.tokenizers.diffusers import DiffusersTokenizer, TamingTokenizer
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "taming.json").read_text())
 
@@ -47,6 +50,30 @@ def test_tokens_and_images_are_those_of_taming(weights):
     assert drawn.tolist() == pytest.approx(GOLDEN["pixels"], abs=2e-5)
 
 
+def test_a_file_of_lightning_1(weights, monkeypatch, tmp_path):
+    """The released files have classes of callbacks as keys, of a library that nobody has any more."""
+    module = ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    content = torch.load(weights, weights_only=True)
+    callbacks = {module.ModelCheckpoint: {"best": module.ModelCheckpoint()}}
+    torch.save({**content, "callbacks": callbacks}, tmp_path / "old.ckpt")
+    monkeypatch.undo()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "old.ckpt", weights_only=True)
+    tokenizer = TamingTokenizer(str(tmp_path / "old.ckpt"), resolution=32)
+    assert tokenizer.fingerprint() == TamingTokenizer(str(weights), resolution=32).fingerprint()
+
+
+def test_a_missing_package_is_named(weights, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    (tmp_path / "config.json").write_text("{}")
+    for make in (lambda: TamingTokenizer(str(weights)), lambda: DiffusersTokenizer(str(tmp_path))):
+        with pytest.raises(InputError, match=r"^this tokenizer needs the package diffusers; `pip install -e"):
+            make()
+
+
 def changed(weights, change):
     content = torch.load(weights, weights_only=True)
     change(content["state_dict"])
@@ -62,7 +89,9 @@ def test_files_that_do_not_serve(weights):
         TamingTokenizer(str(weights), resolution=33)
     other = {"quantize.embedding.weight": "quantize.embed.weight"}  # of a VQGAN with Gumbel softmax
     gumbel = changed(weights, lambda state: state.update({new: state.pop(old) for old, new in other.items()}))
-    with pytest.raises(InputError, match=r"no weights of a VQGAN of taming-transformers \('quantize\.embedding"):
+    with pytest.raises(
+        InputError, match=r"these are no weights of a VQGAN of taming-transformers \('quantize\.embedding"
+    ):
         TamingTokenizer(gumbel)
     with pytest.raises(InputError, match=r"weight quant_conv\.bias is missing"):
         TamingTokenizer(changed(weights, lambda state: state.pop("quant_conv.bias")))

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from enat.errors import InputError
 from enat.flops import sampling_flops
-from enat.layers import normalize
+from enat.layers import layer_norm
 from enat.loss import MaskedCrossEntropy
 from enat.masking import Partition, RandomMasking
 from enat.net import ENAT
@@ -204,7 +204,7 @@ def test_separate_attentions(tokens, make_net):
     _, class_ids, _, _ = tokens
     net = make_net(block=SeparateBlock)
     block, modulation = net.encoder[0], net.modulations(class_ids)[0]
-    x, context = torch.randn(3, 4, 32), normalize(torch.randn(3, 6, 32))
+    x, context = torch.randn(3, 4, 32), layer_norm(torch.randn(3, 6, 32))
     with torch.no_grad():
         alone = block(x, None, modulation)
         assert torch.allclose(alone, block(x, context, modulation * no_cross(modulation)), atol=1e-6)

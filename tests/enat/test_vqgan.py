@@ -40,6 +40,19 @@ def test_checkpoint_is_read_strictly(tmp_path):
         VQGAN(**TINY, weights=str(tmp_path / "less.ckpt"))
 
 
+def test_names_of_maskgit(tmp_path):
+    """Its program numbers the blocks in the middle, and has another name for the convolution after upsampling."""
+    state = {name: tensor + 0.01 for name, tensor in VQGAN(**TINY).state_dict().items()}
+    other = {"mid.block_1.": "mid.0.", "mid.block_2.": "mid.1.", ".upsample.conv.": ".upsample_conv."}
+    theirs = dict(state)
+    for ours, name in other.items():
+        theirs = {one.replace(ours, name): tensor for one, tensor in theirs.items()}
+    assert len(theirs.keys() - state.keys()) == 26
+    torch.save(theirs, tmp_path / "maskgit.bin")
+    loaded = VQGAN(**TINY, weights=str(tmp_path / "maskgit.bin"))
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in state.items())
+
+
 def test_batches_and_ranges():
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     whole, parts = VQGAN(**TINY, batch_size=5), VQGAN(**TINY, batch_size=2)

@@ -121,6 +121,21 @@ def test_an_official_file_with_the_network_that_it_has(command, trained, tmp_pat
     assert f"Training starts from {official} (official weights)." in outcome.out
 
 
+def test_after_a_rate_that_has_fallen_to_zero(command, tmp_path):
+    """The schedule of the rate of the first training is over."""
+    first = [*DEBUG, "scheduler@module.scheduler=warmup_cosine", "module.scheduler.warmup_steps=1"]
+    assert command(*first, "~module.scheduler.total_iters", f"output={tmp_path}/a").status == 0
+    options = [
+        "experiment=finetune",
+        f"weights={tmp_path}/a/checkpoints/last.ckpt",
+        "data=digits",
+        "trainer.max_steps=2",
+    ]
+    tuned = command(*options, "trainer.val_check_interval=1", "callbacks.sample_grid=null", f"output={tmp_path}/b")
+    assert tuned.status == 0, tuned.err
+    assert learning_rates(tmp_path / "b")[-1] > 0
+
+
 def test_a_run_goes_on_without_the_file_that_it_started_from(command, trained, photos, tmp_path):
     command(
         "task=tokenize",

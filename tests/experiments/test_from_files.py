@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import enat
 from enat.checkpoints.weights import read_file
 from experiments.runtime.composition import refuse_other_targets
 
@@ -21,7 +22,7 @@ EXPERIMENTS = sorted({path.stem for path in (ROOT / "conf" / "experiment").glob(
 # Groups whose choices a checkpoint carries with it.
 CARRIED = [
     *("module", "net", "attention", "optimizer", "scheduler", "masking", "tokenizer", "quantizer", "sampler"),
-    *("schedule", "score", "protocol", "features", "reference", "perceptual", "discriminator", "variant"),
+    *("schedule", "score", "protocol", "features", "reference", "perceptual", "discriminator", "variant", "metrics"),
 ]
 FAST = ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid.images_per_class=1"]
 
@@ -49,7 +50,9 @@ def run_folder(separate_command, tmp_path_factory):
 @pytest.mark.parametrize("group", CARRIED)
 def test_a_checkpoint_may_carry_every_choice(group):
     """What is refused is what no choice names; a run with another schedule of the rate could not be used once."""
-    for path in (ROOT / "conf" / group).rglob("*.yaml"):
+    files = list((ROOT / "conf" / group).rglob("*.yaml"))
+    assert files
+    for path in files:
         refuse_other_targets(str(path), yaml.safe_load(path.read_text()))
 
 
@@ -212,6 +215,24 @@ def test_an_export_says_what_it_needs(command, run_folder):
     weights = command("task=export", f"weights={run_folder}/checkpoints/last.ckpt").results["safetensors"]
     trained = json.loads((run_folder / "results.json").read_text())
     assert command("task=evaluate", f"weights={weights}").results["fid"] == trained["fid"]
+
+
+def test_an_export_in_half_precision(command, run_folder, tmp_path):
+    weights = f"weights={run_folder}/checkpoints/last.ckpt"
+    made = command("task=export", weights, "half=true", "with_tokenizer=true", f"output={tmp_path}/half").results
+    assert "tokenizer" not in made  # one pixel a token: no weights
+    exported, whole = load_file(made["safetensors"]), read_file(run_folder / "checkpoints" / "last.ckpt")
+    for name, tensor in whole["callbacks"]["EMA"]["net"].items():
+        assert torch.equal(exported[name], tensor.half())
+    assert len(enat.load(made["safetensors"]).generate([0], 2)) == 2
+    whole["callbacks"]["EMA"]["net"]["head_bias"][0] = 1e5
+    torch.save(whole, tmp_path / "large.ckpt")
+    refused = command("task=export", f"weights={tmp_path}/large.ckpt", "half=true", f"output={tmp_path}/x")
+    assert "half=true: the weight head_bias has values beyond the range of float16" in refused.err
+    save_file(exported, tmp_path / "bare.safetensors")
+    bare = ["experiment=debug", "variant=key_values", "module.net.width=48", f"weights={tmp_path}/bare.safetensors"]
+    refused = command("task=export", *bare, "with_tokenizer=true", f"output={tmp_path}/y")
+    assert "bare.safetensors does not say its sampler and its classes; expected a checkpoint of a run." in refused.err
 
 
 def test_a_file_without_settings_asks_for_its_experiment(command, run_folder, tmp_path):

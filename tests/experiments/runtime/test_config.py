@@ -77,6 +77,7 @@ EXTRA = {  # what else a choice needs
     ],
     "callbacks/tokenizer": ["metrics=none"],
     "experiment/emoji_network": ["metrics.images=images", "metrics.held_out_share=0.5", "data.shards=shards"],
+    "experiment/emoji_s": ["metrics.images=images", "metrics.held_out_share=0.5", "data.shards=shards"],
     "experiment/tokenizer": ["data.images=images"],
     "experiment/emoji_tokenizer": ["data.images=images"],
     "experiment/from_images": ["images=images"],

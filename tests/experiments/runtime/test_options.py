@@ -120,7 +120,8 @@ def test_a_multirun_shows_the_settings_of_a_job():
 def test_ablations_of_an_experiment_without_their_networks(command):
     refused = command("+sweep=table_6a", "experiment=photos")
     assert (
-        "Error: experiment=photos: the ablations have no networks for it; expected digits, emoji_s or enat_s_256." in refused.err
+        "Error: experiment=photos: the ablations have no networks for it; expected digits, emoji_s or enat_s_256."
+        in refused.err
     )
 
 
