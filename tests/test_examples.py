@@ -30,7 +30,7 @@ def checkpoint(command, tmp_path) -> Path:
 
 
 def test_sample_saves_the_images_of_its_checkpoint(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sample.py", str(checkpoint)])
+    monkeypatch.setattr(sys, "argv", ["sample.py", str(checkpoint), "3", "7"])
     pictures = []
     for folder in (tmp_path / "first", tmp_path / "second"):
         folder.mkdir()
