@@ -94,5 +94,6 @@ class GenerationMetrics(ImageMetrics):
             self.evaluation.seed,
             self.evaluation.block_size,
             self.evaluation.batch_size,
+            self.evaluation.class_counts,
             trainer.precision_plugin.forward_context,
         )

@@ -1,8 +1,10 @@
 """Images from classes: what a network, a sampler and a tokenizer make together. Shapes: `b` images of a block."""
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ BATCH_SIZE = 16  # images that `sample_classes` draws at a time
 
 
 class GeneratedImages:
-    """The images that a network generates, in balanced classes: image `i` has class `i` modulo their number.
+    """The images that a network generates: image `i` has class `i` modulo their number, or as `class_counts` say.
 
     Each block of images has a seed of its own, so that the batch size and the number of processes decide who draws a
     block and not what is in it. (A matrix product may round differently in another batch. Where two tokens are equally
@@ -34,7 +36,12 @@ class GeneratedImages:
         seed: the seed of the noise.
         block_size: images that share the noise of one seed.
         batch_size: images that are generated at a time, a multiple of `block_size`.
+        class_counts: how often each class occurs elsewhere; the images have the classes in the same proportions, the
+            first so many of them as well as possible. None for each class as often.
         context: is entered for generation and decoding, such as autocast.
+
+    Raises:
+        InputError: for counts of other classes than those of the network.
     """
 
     def __init__(
@@ -46,8 +53,11 @@ class GeneratedImages:
         seed: int,
         block_size: int,
         batch_size: int,
+        class_counts: Sequence[int] | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
+        if class_counts is not None and len(class_counts) != net.num_classes:
+            raise InputError(f"classes=reference: it has {len(class_counts)} classes, the network {net.num_classes}.")
         self.net = net
         self.sampler = sampler
         self.tokenizer = tokenizer
@@ -57,6 +67,11 @@ class GeneratedImages:
         self.block_size = block_size
         self.read_together = batch_size // block_size
         self.identity: Mapping[str, Any] = {"kind": "generated", "seed": seed, "block_size": block_size}
+        numbers = torch.arange(num_images + block_size)  # a last block that is shorter is generated as a whole
+        self.class_ids = balanced_classes(net, numbers)
+        if class_counts is not None:
+            self.class_ids = classes_in_proportion(class_counts, len(numbers))
+            self.identity = {**self.identity, "class_counts": list(class_counts)}
 
     def token_ids(self, places: Sequence[range]) -> list[Tensor]:
         """Generates the token ids (b, L) of blocks in one batch; only the last block of the set may be shorter."""
@@ -66,7 +81,8 @@ class GeneratedImages:
         generators = [
             generator_for(device, "block of images", self.seed, place.start // self.block_size) for place in places
         ]
-        drawn = self.sampler(self.net, balanced_classes(self.net, numbers), generators).split(self.block_size)
+        class_ids = self.class_ids.to(device)[numbers]
+        drawn = self.sampler(self.net, class_ids, generators).split(self.block_size)
         return [token_ids[: len(place)] for token_ids, place in zip(drawn, places, strict=True)]
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
@@ -80,13 +96,27 @@ class GeneratedImages:
                 with self.context():
                     images = self.tokenizer.decode(token_ids).float()
                 numbers = torch.tensor(place)
-                class_ids = balanced_classes(self.net, numbers).to(device) if self.net.num_classes else None
+                class_ids = self.class_ids[numbers].to(device) if self.net.num_classes else None
                 yield Block(numbers, images, class_ids)
 
 
 def balanced_classes(net: ENAT, numbers: Tensor) -> Tensor:
     """Returns the class ids of images by their numbers, each class as often; without classes, the null class."""
     return numbers % max(net.num_classes, 1)
+
+
+def classes_in_proportion(counts: Sequence[int], num_images: int) -> Tensor:
+    """Returns the class ids (n,) of images so that the first few, too, have the classes nearly in these proportions.
+
+    Each next image has the class that is the furthest behind (Sainte-Laguë's method). With equal counts, image `i` has
+    class `i` modulo their number.
+    """
+    total = sum(counts)
+    most = [math.ceil(num_images * count / total) + 1 if count else 0 for count in counts]
+    turns = sorted(
+        (Fraction(2 * turn + 1, count), one) for one, count in enumerate(counts) for turn in range(most[one])
+    )
+    return torch.tensor([one for _, one in turns[:num_images]])
 
 
 def check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str]:

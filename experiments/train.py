@@ -43,8 +43,9 @@ def score_all(
     device, processes = fitter.strategy.root_device, Processes()
     context = fitter.precision_plugin.forward_context
     sizes = (evaluation.num_images, evaluation.seed, evaluation.block_size, evaluation.batch_size)
+    options = (*sizes, evaluation.class_counts, context)
     sets: dict[str, Images] = {
-        name: GeneratedImages(net.to(device).eval(), sampler, tokenizer, *sizes, context) for name, net in nets.items()
+        name: GeneratedImages(net.to(device).eval(), sampler, tokenizer, *options) for name, net in nets.items()
     }
     if held_out is not None:
         sets["real, held out"] = held_out

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from annotated_types import Ge
@@ -70,9 +70,10 @@ class Evaluation:
         block_size: images whose features are computed together, and that have noise of their own if generated.
         batch_size: images that are generated at a time, a multiple of `block_size`; it does not change them.
         seed: of generated images (see `enat.generation.GeneratedImages` for these three).
+        classes: `balanced` draws each class as often, `reference` as often as it occurs in the reference.
 
     Raises:
-        InputError: for sizes or scores that do not fit together.
+        InputError: for sizes or scores that do not fit together, and for a reference without classes.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Evaluation:
         block_size: Annotated[int, Ge(1)],
         batch_size: Annotated[int, Ge(1)],
         seed: int = 0,
+        classes: Literal["balanced", "reference"] = "balanced",
     ):
         network: Any = features.eval()
         self.names = [name for name, score in scores.items() if score is not None]
@@ -94,6 +96,11 @@ class Evaluation:
         self.block_size = block_size
         self.batch_size = batch_size
         self.seed = seed
+        self.class_counts: list[int] | None = None
+        if classes == "reference":
+            self.class_counts = getattr(reference, "class_counts", None)
+            if self.class_counts is None:
+                raise InputError("classes=reference: the reference has no classes; expected classes=balanced.")
         # Compute groups would merge metrics whose first states happen to be equal.
         collection = MetricCollection(chosen, compute_groups=False)
         self.metrics: Metrics = {protocol: collection.clone() for protocol in network.protocols}

@@ -47,4 +47,4 @@ class Checkpoint:
     def images(self, evaluation: Evaluation, sampler: Sampler, seed: int) -> GeneratedImages:
         """Returns the images of a seed."""
         sizes = (evaluation.num_images, seed, evaluation.block_size, evaluation.batch_size)
-        return GeneratedImages(self.net, sampler, self.tokenizer, *sizes, self.context)
+        return GeneratedImages(self.net, sampler, self.tokenizer, *sizes, evaluation.class_counts, self.context)

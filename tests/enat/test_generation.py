@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from enat.errors import InputError
-from enat.generation import GeneratedImages, find_class_ids, sample_classes, sample_images
+from enat.generation import GeneratedImages, classes_in_proportion, find_class_ids, sample_classes, sample_images
 from enat.sampler import Sampler
 from enat.schedules import constant, cosine, rising
 from enat.tokenizers.pixels import PixelTokenizer
@@ -30,6 +30,27 @@ def test_generated_images_do_not_depend_on_batches(small_net):
         assert share < 0.001
     assert (token_ids(10, seed=4) != alone).float().mean() > 0.2
     assert len({tuple(ids.tolist()) for ids in alone}) > 190  # each block has noise of its own
+
+
+def test_classes_in_proportion():
+    """At every number of images, no class is further than one image from its share."""
+    assert classes_in_proportion([4, 4, 4], 10).tolist() == [number % 3 for number in range(10)]
+    counts = torch.tensor([607, 0, 45, 30, 884])
+    drawn = classes_in_proportion(counts.tolist(), 2000)
+    for number in (1, 7, 50, 333, 2000):
+        shares = counts / counts.sum() * number
+        assert (torch.bincount(drawn[:number], minlength=5) - shares).abs().max() <= 1
+
+
+def test_generated_images_have_the_classes_of_the_reference(small_net):
+    sampler = Sampler(4, 2.0, 1.0, 5.0, cosine, rising, constant, constant)
+    counts = [5, 0, 1, 2][: small_net.num_classes] + [1] * (small_net.num_classes - 4)
+    images = GeneratedImages(small_net, sampler, PixelTokenizer(12, 4), 25, 0, 10, 10, counts)
+    blocks = list(images.read([range(0, 10), range(10, 20), range(20, 25)], torch.device("cpu")))
+    class_ids = torch.cat([block.class_ids for block in blocks])
+    assert torch.equal(class_ids, classes_in_proportion(counts, 25))
+    with pytest.raises(InputError, match="classes=reference: it has 1 classes, the network"):
+        GeneratedImages(small_net, sampler, PixelTokenizer(12, 4), 25, 0, 10, 10, [3])
 
 
 def test_classes_by_id_and_by_name():
