@@ -159,7 +159,7 @@ def _store_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     linked = _link(settings, settings)
     # The schedule of the rate belongs to the steps of that training.
     module = {name: value for name, value in linked["module"].items() if name != "scheduler"}
-    linked = {**linked, "module": {"defaults": ["/scheduler@scheduler: warmup", "_self_"], **module}}
+    linked = {**linked, "module": {"defaults": [{"/scheduler@scheduler": "warmup"}, "_self_"], **module}}
     for group in COPIED:
         store.store(OF_CHECKPOINT, linked[group], group)
     schedules = _schedules(settings["sampler"])
