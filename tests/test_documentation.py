@@ -178,6 +178,7 @@ def test_choices_and_extras_exist():
     assert not problems, problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_compose(page):
     for arguments in commands(page.read_text()):

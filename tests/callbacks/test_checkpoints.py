@@ -74,6 +74,7 @@ def test_files_kept(command, tmp_path):
     assert best["global_step"] in (4, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "sentence"),
     [("null", "masks and dropout are drawn by process"), ("1", "only the order of sums differs")],
@@ -91,6 +92,7 @@ def test_another_number_of_processes_is_told(command, tmp_path, groups, sentence
     assert sentence in out
 
 
+@pytest.mark.slow
 def test_damaged_and_missing_files(command, tmp_path):
     run = [*TRAINING, f"output={tmp_path}/b"]
     command(*TRAINING, f"output={tmp_path}/a")
@@ -114,6 +116,7 @@ def test_damaged_and_missing_files(command, tmp_path):
     assert (outcome.status, "none of its checkpoints can be read; resume=false" in outcome.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_its_classes_have_moved(command, tmp_path):
     """The class itself must be the same."""
     run = [*TRAINING, f"output={tmp_path}"]
@@ -140,6 +143,7 @@ def uninterrupted(separate_command, tmp_path_factory):
     return run, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_the_run_goes_on(uninterrupted, command, killed, tmp_path, sent):
     """All processes get the signal when the eighth step begins; the ranks compare their flags every five steps."""
@@ -180,6 +184,7 @@ def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed, 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_loss_scaling_finds_its_scale(compose_config, tmp_path, fused):
     """fp16 with a scale that is far too high: steps are skipped until it fits, and the guard only counts them."""

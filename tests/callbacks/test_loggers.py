@@ -116,6 +116,7 @@ def test_a_sweep_is_a_group(command, tmp_path):
     assert {run.display_name for run in runs} == {"debug-0", "debug-1"}
 
 
+@pytest.mark.slow
 def test_report_and_dashboard_have_the_same_panels(command, tmp_path):
     run = ["experiment=debug", f"output={tmp_path}/a", "callbacks.checkpoint.every_n_steps=1"]
     command(*run, "trainer.max_steps=3")

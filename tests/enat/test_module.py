@@ -31,6 +31,7 @@ def losses(module: MaskedTokenModule, steps: int) -> list[torch.Tensor]:
     return computed
 
 
+@pytest.mark.slow
 def test_compiled_blocks_serve_any_number_of_tokens(make_net, monkeypatch):
     """Forty steps, each with numbers of its own, need no more variants than there are kinds of input."""
     counter, compile_block = CompileCounter(), nn.Module.compile

@@ -129,6 +129,7 @@ def test_generator_decides(small_net):
     assert draw[0].max() < small_net.codebook_size
 
 
+@pytest.mark.slow
 def test_compiled_steps_draw_the_same(small_net):
     classes = torch.tensor([0, 1, 4])
     settings = {"num_steps": 3, "sampling_temperature": 6.0, "gumbel_temperature": 1.5}

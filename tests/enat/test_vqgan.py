@@ -77,6 +77,7 @@ def test_every_convolution_in_one_memory_format(memory_format):
     assert all(seen)
 
 
+@pytest.mark.slow
 def test_compiled_decoder():
     """Is compiled, also in a copy and in another precision, and decodes alike; token ids are bit for bit those."""
     eager, compiled = VQGAN(**TINY), deepcopy(VQGAN(**TINY, compile=True))

@@ -53,6 +53,7 @@ def run(separate_command, folder):
     return call
 
 
+@pytest.mark.slow
 def test_added_by_yaml_alone(run, folder):
     trained = run(1, f"output={folder}/train")
     logged = pd.read_csv(folder / "train/metrics/version_0/metrics.csv")
@@ -68,6 +69,7 @@ def test_added_by_yaml_alone(run, folder):
     assert 0 < alone["variation"] < 64
 
 
+@pytest.mark.slow
 def test_validation_on_two_ranks(run, folder):
     """The network differs by sums in another order, and so its images: where it is not trained, all is equal."""
     untrained = ["module.optimizer.lr=0", "module.mask_groups=2", "metrics.untrained=false", "metrics.held_out=null"]

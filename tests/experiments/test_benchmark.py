@@ -104,6 +104,7 @@ def test_a_network_at_another_resolution(make_net):
     assert other.sizes == {**net.sizes, "num_tokens": 64}
 
 
+@pytest.mark.slow
 def test_task(command, tmp_path):
     options = ["batch_sizes=[1,3]", "precisions=[float32]", "seconds=0.01", "train_batch=4", f"output={tmp_path}"]
     options += ["curves.num_steps=[2,4]"]
@@ -134,6 +135,7 @@ def test_task(command, tmp_path):
     assert (wrong.status, "precisions[0]=float8: expected" in wrong.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_latency(command, tmp_path):
     """A row for each network and number of steps, with the decoder; a network that does not fit it is refused."""
     options = ["task=latency", "~networks.enat_b", "num_steps=[1,2]", "seconds=0.01", f"output={tmp_path}"]

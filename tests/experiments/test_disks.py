@@ -32,6 +32,7 @@ def sentence(outcome) -> str:
     return outcome.err
 
 
+@pytest.mark.slow
 def test_a_full_disk(command, same_training, small_disk, tmp_path):
     """The disk has room for two checkpoints of 1.3 MB; a third is written before the oldest is removed."""
     command(*DEBUG, f"output={tmp_path}/expected")
@@ -62,6 +63,7 @@ def test_a_folder_that_may_not_be_written(command, tmp_path):
     assert "Permission denied" in sentence(command(*DEBUG, f"output={tmp_path}/run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_vanishes_while_training(command, same_training, photos, monkeypatch, tmp_path, workers):
     """All shards vanish at step 3, while later packs are still to be read; once they are back, training goes on."""

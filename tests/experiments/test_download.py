@@ -113,6 +113,7 @@ def test_the_task(command, server, tmp_path):
     assert "expected names of files to fetch, such as files=[vqgan]; there are vqgan" in command(*options).err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [

@@ -85,6 +85,7 @@ def all_stages(tmp_path):
     return options
 
 
+@pytest.mark.slow
 def test_each_stage_killed_and_started_again(
     command, separate_command, killed, same_training, monkeypatch, tmp_path, all_stages
 ):

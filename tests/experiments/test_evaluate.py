@@ -59,6 +59,7 @@ def checkpoint(separate_command, tmp_path_factory):
     return folder / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_torch_fidelitys_command(scored, png, inception, tmp_path):
     reference = ["reference=images", f"reference.path={png}/real", "reference.resolution=null"]
     sizes = ["scores.kid.metric.subset_size=10", "scores.kid.metric.subsets=50"]
@@ -118,6 +119,7 @@ def test_spatial_features_are_the_first_channels_of_mixed_6(inception):
     assert spatial[1, 7 * 18 + 3] == found[-1][1, 3, 1, 1]  # position (1, 1) of 17 x 17, channel 3
 
 
+@pytest.mark.slow
 def test_images_written_score_as_when_generated(command, scored, inception, tmp_path):
     """PNG files and the npz of ADM's format hold what was scored, to the bit."""
     tiny = ["tokenizer=vqgan_tiny", "module.net.width=16", "module.net.num_tokens=64", "module.net.codebook_size=64"]
@@ -142,6 +144,7 @@ def test_images_written_score_as_when_generated(command, scored, inception, tmp_
             assert again[name] == ours[name]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_images(separate_command, checkpoint, tmp_path):
     seen = []
     for count in (1, 2):
@@ -156,6 +159,7 @@ def test_two_processes_make_the_same_images(separate_command, checkpoint, tmp_pa
     assert seen[0][0] == seen[1][0]
 
 
+@pytest.mark.slow
 def test_killed_work_goes_on(command, killed, checkpoint, tmp_path):
     """Killed three times without warning, in two sets of images: the same scores and the same bytes."""
     options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=240", "sampler.num_steps=12"]
@@ -181,6 +185,7 @@ def test_killed_work_goes_on(command, killed, checkpoint, tmp_path):
     assert not (tmp_path / "b" / "unfinished").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_killed_ranks_go_on(separate_command, killed, checkpoint, tmp_path, ranks):
     """Rank by rank killed and started again: equal bytes of all scores on 1, 2 and 3 ranks."""
@@ -193,6 +198,7 @@ def test_killed_ranks_go_on(separate_command, killed, checkpoint, tmp_path, rank
     assert results["images_sha256"] == expected["images_sha256"]
 
 
+@pytest.mark.slow
 def test_killed_when_all_is_scored(command, checkpoint, monkeypatch, tmp_path):
     options = [*DEBUG, f"weights={checkpoint}", "seeds=[0,1]"]
     expected = command(*options, f"output={tmp_path}/a").results
@@ -236,6 +242,7 @@ def test_weights_cast_once(command, checkpoint, tmp_path):
     assert half["fid"] == pytest.approx(full["fid"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_reconstruction(scored, command, inception, png, tmp_path):
     """Decoded shards as the reference, and what the tokenizer costs as a figure of its own."""
     (tmp_path / "images").mkdir()
@@ -269,6 +276,7 @@ def sentence(outcome):
     return outcome.err
 
 
+@pytest.mark.slow
 def test_bad_input(scored, command, checkpoint, inception, png, tmp_path):
     np.savez(tmp_path / "small.npz", mu=np.zeros(64), sigma=np.eye(64))
     np.savez(tmp_path / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
@@ -356,6 +364,7 @@ def test_classes_that_do_not_divide_the_images(command, checkpoint, tmp_path):
     assert "the first 3 classes have one image more" in command(*options).results["notes"][-1]
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_scores_loses_nothing(command, monkeypatch, tmp_path):
     """Training goes on from the last validation, and ends with the weights of an uninterrupted run."""
     run = ["experiment=debug", "trainer.val_check_interval=1"]

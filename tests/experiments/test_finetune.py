@@ -22,6 +22,7 @@ def learning_rates(folder) -> list[float]:
     return pd.concat(tables)["train/learning_rate"].dropna().to_list()
 
 
+@pytest.mark.slow
 def test_digits_to_other_images(command, separate_command, trained, photos, tmp_path):
     """The network of a run on digits, on photos: another codebook, grid and number of classes."""
     tokenized = ["task=tokenize", "tokenizer=vqgan_tiny", "num_workers=0", "held_out=0.1", f"images={photos}"]
@@ -83,6 +84,7 @@ def test_training_starts_where_the_file_is(command, trained, tmp_path):
     assert now["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_another_learning_rate_where_it_is_asked_for(command, tmp_path):
     run = [*DEBUG, f"output={tmp_path}/a", "trainer.log_every_n_steps=1", "module.scheduler.total_iters=8"]
     command(*run, "trainer.max_steps=4")
@@ -131,7 +133,13 @@ def test_after_a_rate_that_has_fallen_to_zero(command, tmp_path):
         "data=digits",
         "trainer.max_steps=2",
     ]
-    tuned = command(*options, "trainer.val_check_interval=1", "callbacks.sample_grid=null", f"output={tmp_path}/b")
+    tuned = command(
+        *options,
+        "trainer.log_every_n_steps=1",
+        "trainer.val_check_interval=1",
+        "callbacks.sample_grid=null",
+        f"output={tmp_path}/b",
+    )
     assert tuned.status == 0, tuned.err
     assert learning_rates(tmp_path / "b")[-1] > 0
 

@@ -13,6 +13,7 @@ DEBUG = ["experiment=debug", "callbacks.sample_grid=null"]
 NO_SCORES = ["metrics=none"]
 
 
+@pytest.mark.slow
 def test_scores_of_fewer_steps_are_no_results_of_more(command, killed, tmp_path):
     """Killed while it scores after eight steps, in a folder with the results of four."""
     run = [*DEBUG, "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss", f"output={tmp_path}"]
@@ -57,6 +58,7 @@ def test_a_run_without_the_checkpoint_callback_says_what_it_is(command, tmp_path
     assert outcome.results["steps"] == 6
 
 
+@pytest.mark.slow
 def test_weights_that_training_started_from_may_be_gone(command, tmp_path):
     command(*DEBUG, *NO_SCORES, f"output={tmp_path}/a")
     shutil.copy(tmp_path / "a" / "checkpoints" / "last.ckpt", tmp_path / "w.ckpt")
@@ -71,6 +73,7 @@ def test_weights_that_training_started_from_may_be_gone(command, tmp_path):
     assert "the folder holds a run that started from other weights (weights.sha256: " in refused.err
 
 
+@pytest.mark.slow
 def test_training_from_another_network_is_refused(command, tmp_path):
     command(*DEBUG, *NO_SCORES, f"output={tmp_path}/a")
     run = [*DEBUG, *NO_SCORES, f"weights={tmp_path}/a/checkpoints/last.ckpt", f"output={tmp_path}/b"]
@@ -84,6 +87,7 @@ def test_training_from_another_network_is_refused(command, tmp_path):
     assert "its network has interactions ['" in command(*run).err
 
 
+@pytest.mark.slow
 def test_a_new_run_in_an_old_folder_is_a_new_run_on_wandb(command, tmp_path):
     run = [*DEBUG, *NO_SCORES, "logger=wandb", "logger.wandb.offline=true", f"output={tmp_path}"]
     command(*run)

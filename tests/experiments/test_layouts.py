@@ -38,6 +38,7 @@ def curve(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
+@pytest.mark.slow
 def test_layouts_agree(train, tmp_path):
     one = train(tmp_path / "one", *ONE_PROCESS)
     weights = read_file(one / "checkpoints" / "last.ckpt")["state_dict"]

@@ -1,5 +1,6 @@
 """A run whose checkpoint an older version wrote goes on and ends with the same bits."""
 
+import pytest
 import torch
 
 from enat.checkpoints.names import join_blocks
@@ -16,6 +17,7 @@ def in_older_names(content):
     return {**content, "state_dict": join_blocks(state), "callbacks": {**content["callbacks"], "EMA": older_ema}}
 
 
+@pytest.mark.slow
 def test_resumed_run(command, tmp_path):
     command(DEBUG, f"output={tmp_path}/whole")
     command(DEBUG, "trainer.max_steps=2", f"output={tmp_path}/resumed")

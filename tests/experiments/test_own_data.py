@@ -38,6 +38,7 @@ def test_inception_weights_that_are_no_numbers(inception, tmp_path):
         InceptionFeatures(str(tmp_path / "nan.pth"), {"adm": adm})
 
 
+@pytest.mark.slow
 def test_a_reference_that_does_not_fit_is_refused_before_training(command, inception, photos, tmp_path):
     """Not at the first validation, when hours of work are done."""
     options = ["metrics=inception", f"metrics.evaluation.features.weights={inception}"]
@@ -74,6 +75,7 @@ def test_files_that_hold_no_statistics(tmp_path):
             StatisticsFile(str(tmp_path / f"{name}.npz"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
     """Tokenize, statistics, train, evaluate: what the README describes."""
     tiny = ["tokenizer=vqgan_tiny", "num_workers=0"]

@@ -18,6 +18,7 @@ DEBUG = "experiment=debug"
 NO_SCORES = ["metrics=none", "callbacks.sample_grid=null"]
 
 
+@pytest.mark.slow
 def test_a_copied_folder_goes_on_from_the_latest_step(command, tmp_path):
     """A copy has other file times; here the oldest checkpoint has the newest one."""
     run = [DEBUG, *NO_SCORES, "callbacks.checkpoint.keep=3"]
@@ -30,6 +31,7 @@ def test_a_copied_folder_goes_on_from_the_latest_step(command, tmp_path):
     assert f"Going on from {tmp_path}/b/checkpoints/step_0000010.ckpt, step 10" in outcome.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
 def test_another_number_of_accumulated_batches_changes_no_step(command, tmp_path, before, after):
     run = [DEBUG, *NO_SCORES, "module.mask_groups=4", "trainer.val_check_interval=20", "callbacks.throughput=null"]
@@ -118,6 +120,7 @@ def test_two_starts_in_one_folder(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_data_may_move_but_not_change(command, photos, tmp_path):
     """The samples are compared, not where they are or how they are read."""
     small = ["tokenizer=vqgan_tiny", "num_workers=0", "held_out=0.1"]

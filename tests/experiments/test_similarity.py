@@ -93,6 +93,7 @@ def test_steps_that_reveal_nothing_are_left_out(states):
         assert torch.equal(one.change, other.change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["nat", "key_values"])
 def test_variants(command, tmp_path, variant):
     options = ["experiment=debug", f"variant={variant}"]
@@ -104,6 +105,7 @@ def test_variants(command, tmp_path, variant):
     assert [row["distance"] for row in outcome.results["change"]["visible"]] == list(range(1, 8))
 
 
+@pytest.mark.slow
 def test_task(command, tmp_path):
     command("experiment=debug", f"output={tmp_path}/run")
     weights = f"weights={tmp_path}/run/checkpoints/last.ckpt"

@@ -23,6 +23,7 @@ def sweep(command):
     return lambda *arguments: command("-m", *SMALL, *arguments)
 
 
+@pytest.mark.slow
 def test_a_study_is_run_once_and_a_failure_is_told(sweep, tmp_path):
     """Of four jobs one fails; it and one whose folder is removed are run again, by the same command."""
     options = [
@@ -57,6 +58,7 @@ def test_a_study_is_run_once_and_a_failure_is_told(sweep, tmp_path):
     assert other.status == 1
 
 
+@pytest.mark.slow
 def test_sampler_study(command, sweep, tmp_path):
     """Several options of the sampler vary on one checkpoint; a job's scores are those of `task=evaluate` alone."""
     command(*SMALL, *NO_SCORES, f"output={tmp_path}/run")
@@ -84,6 +86,7 @@ def test_sampler_study(command, sweep, tmp_path):
     assert f"{tmp_path}/report/fid_over_inception_score.png" in report["pictures"]
 
 
+@pytest.mark.slow
 def test_a_study_refuses_other_weights(command, sweep, tmp_path):
     command(*SMALL, *NO_SCORES, f"output={tmp_path}/run")
     options = ["+sweep=steps", f"weights={tmp_path}/run/checkpoints/last.ckpt", "seed=3"]
@@ -107,6 +110,7 @@ def test_a_job_may_go_on_otherwise():
     assert fixed_options([*overrides, "~callbacks.ema"]) != fixed_options(overrides)
 
 
+@pytest.mark.slow
 def test_a_job_begun_anew_has_no_old_results(sweep, tmp_path):
     folder = [f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=job"]
     options = ["+sweep=cache", "module.cache_from_ema=true", "seed=0", *folder]
@@ -117,6 +121,7 @@ def test_a_job_begun_anew_has_no_old_results(sweep, tmp_path):
     assert not results.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_jobs(name):
     """Every value of an option that varies can be composed, and makes a configuration of its own."""
@@ -135,6 +140,7 @@ def test_every_study_has_jobs(name):
     assert values_of
 
 
+@pytest.mark.slow
 def test_tables_of_the_paper_share_their_jobs(sweep, tmp_path):
     """Both tables have ENAT itself, which is trained once; each shows its own rows."""
     options = ["experiment=digits", "metrics=none", "seed=0", f"hydra.sweep.dir={tmp_path}"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -47,6 +48,7 @@ def test_tokens_are_the_tokenizers(command, photos, tmp_path):
     assert command(*OPTIONS, f"output={tmp_path}/a", "check=true").results["shards"] == len(SHARDS)
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_restarted(command, killed, photos, tmp_path):
     """Kills at an image, while a shard is written, before a record, before a shard, and before the manifest."""
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
@@ -135,6 +137,7 @@ def test_nothing_readable(command, tmp_path):
     assert "none of the images could be read" in outcome.err
 
 
+@pytest.mark.slow
 def test_official_cache(command, tmp_path):
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.integers(0, 10, (50, 1)), rng.integers(0, 64, (50, 64))], axis=1)
@@ -153,6 +156,7 @@ def test_official_cache(command, tmp_path):
     assert "expected classes below 9" in refused.err
 
 
+@pytest.mark.slow
 def test_bad_input(command, photos, tmp_path):
     images = f"images={photos}"
     command(*OPTIONS, images, f"output={tmp_path}/a")
@@ -187,6 +191,7 @@ def test_a_check_leaves_the_results(command, photos, tmp_path):
     assert (tmp_path / "a" / "results.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_photos_train_and_other_shards_are_refused(command, monkeypatch, tmp_path):
     monkeypatch.setattr("data.toy.photos.CROPS", 15)
     options = ["experiment=photos", "trainer.max_steps=1", "trainer.val_check_interval=1"]

@@ -60,6 +60,7 @@ def test_the_grid_compiles_nothing(compose_config, monkeypatch, tmp_path):
     assert all(path.stat().st_size > 1000 for path in grid.pictures)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits(command, trained, tmp_path):
     folder, results = trained
     again = command(DEBUG, f"output={tmp_path}/b").results
@@ -76,6 +77,7 @@ def test_same_seed_same_bits(command, trained, tmp_path):
     assert not np.array_equal(first["step_0000004.png"], pictures(tmp_path / "c")["step_0000004.png"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_equals_uninterrupted(command, trained, tmp_path, stop):
     folder, results = trained
@@ -86,6 +88,7 @@ def test_resumed_equals_uninterrupted(command, trained, tmp_path, stop):
     assert resumed["fid"] == results["fid"]
 
 
+@pytest.mark.slow
 def test_accumulation_resumes_too(command, tmp_path):
     options = [DEBUG, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"]
     command(*options, f"output={tmp_path}/a")
@@ -94,6 +97,7 @@ def test_accumulation_resumes_too(command, tmp_path):
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_a_mask_ratio_for_each_image(command, tmp_path):
     """It trains like the official masks, and goes on exactly."""
     run = [DEBUG, "masking@module.masking=per_sample", "trainer.val_check_interval=2", "trainer.max_steps=6"]
@@ -120,6 +124,7 @@ def test_pictures_and_metrics_do_not_touch_training(command, trained, tmp_path):
     assert same(weights(folder), weights(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_validation_and_pictures_show_the_ema(command, tmp_path):
     """With an average that never moves, they stay what they were before training."""
     options = [DEBUG, "callbacks.ema.decay=1.0", "module.optimizer.lr=0.1", "trainer.max_steps=8"]
@@ -133,6 +138,7 @@ def test_validation_and_pictures_show_the_ema(command, tmp_path):
     assert not np.array_equal(moved["step_0000002.png"], moved["step_0000008.png"])
 
 
+@pytest.mark.slow
 def test_the_default_experiment_runs(command, tmp_path):
     options = ["trainer.max_steps=1", "trainer.val_check_interval=1", "metrics.evaluation.num_images=20"]
     outcome = command(*options, "callbacks.generation_metrics.num_images=20", f"output={tmp_path}")
@@ -140,6 +146,7 @@ def test_the_default_experiment_runs(command, tmp_path):
     assert outcome.results["num_images"] == 20
 
 
+@pytest.mark.slow
 def test_two_processes(separate_command, tmp_path):
     """DDP on the CPU: each rank its own samples, one set of weights, one set of scores, from any number of ranks."""
     arguments = [DEBUG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
@@ -151,6 +158,7 @@ def test_two_processes(separate_command, tmp_path):
     assert separate_command(*evaluated).results["fid"] == pytest.approx(results["fid"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_ema_is_the_average(command, tmp_path):
     """After one step from the initial weights: decay x initial + (1 - decay) x weights."""
     command(DEBUG, f"output={tmp_path}/a", "trainer.max_steps=1", "callbacks.ema.decay=0.75")
@@ -164,6 +172,7 @@ def test_ema_is_the_average(command, tmp_path):
     assert changed > 10  # the gates start at zero, so that not all get a gradient in the first step
 
 
+@pytest.mark.slow
 def test_online_network_can_make_the_cache(command, trained, tmp_path):
     outcome = command(DEBUG, f"output={tmp_path}/b", "module.cache_from_ema=false", "module.masking.reuse_prob=1.0")
     assert outcome.status == 0
@@ -175,6 +184,7 @@ def test_online_network_can_make_the_cache(command, trained, tmp_path):
     assert command(DEBUG, f"output={tmp_path}/e", "callbacks.ema=null", "module.cache_from_ema=false").status == 0
 
 
+@pytest.mark.slow
 def test_evaluate_reproduces_the_metrics(command, trained, tmp_path):
     folder, results = trained
     evaluated = command(
@@ -223,6 +233,7 @@ def test_without_loggers_and_callbacks(command, tmp_path):
     assert command(DEBUG, *options, "callbacks.sample_grid=null", f"output={tmp_path}").status == 0
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_left_alone(command, trained):
     folder, _ = trained
     before = weights(folder)
@@ -244,6 +255,7 @@ class Evil:
         return (Path.write_text, (Path("hacked"), "yes"))
 
 
+@pytest.mark.slow
 def test_weights_that_can_not_be_used(command, trained, tmp_path):
     folder, _ = trained
     whole = (folder / "checkpoints" / "last.ckpt").read_bytes()

@@ -67,6 +67,7 @@ def test_two_processes_train_as_one(command, separate_command, photos, tmp_path)
     assert two.results["psnr"] == pytest.approx(one.results["psnr"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_images_to_pictures(command, photos, tmp_path):
     """The three commands of docs/data.md, then Python."""
     tokenizer = command(*TINY, f"data.images={photos}", f"output={tmp_path}/tokenizer")

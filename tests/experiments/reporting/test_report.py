@@ -93,6 +93,7 @@ def test_jobs_without_metrics(command, tmp_path, make_job):
     assert (tmp_path / "report" / "fid_over_p.png").exists()
 
 
+@pytest.mark.slow
 def test_another_row_to_compare_with(command, study_folder, tmp_path):
     options = ["task=report", f"runs={study_folder}", f"output={tmp_path}/report"]
     assert "Compared with row 2 (reuse prob 10)" in command(*options, "baseline=2").out
@@ -110,6 +111,7 @@ def test_what_is_no_study(command, tmp_path):
     assert (outcome.status, "job.json: expected what a multirun writes" in outcome.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_table(command, study_folder, tmp_path):
     options = ["logger=wandb", "logger.wandb.offline=true", f"output={tmp_path}/report"]
     assert command("task=report", f"runs={study_folder}", *options).status == 0

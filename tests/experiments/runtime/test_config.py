@@ -117,6 +117,7 @@ def in_a_folder_of_its_own(assets, monkeypatch):
     monkeypatch.chdir(assets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [str(file) for file in FILES if len(file.parts) > 1 and file.parts[0] != "sweep"])
 def test_every_yaml_is_instantiated(compose_config, file):
     group, choice = file.split("/", 1)

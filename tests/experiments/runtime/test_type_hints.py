@@ -84,6 +84,7 @@ def configs(compose_config):
     return {option: compose_config("experiment=debug", *overrides) for option, (overrides, _) in RANGES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", RANGES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=NUMBERS)
