@@ -90,9 +90,9 @@ def evaluate(
         return {}
     scores = over_seeds([result.scores for result in results])
     skipped = results[0].skipped
-    notes = notes_on(results[0], evaluation.features.widths["pool"]) + uneven_classes(
-        evaluation.num_images, checkpoint.net.num_classes
-    )
+    notes = notes_on(results[0], evaluation.features.widths["pool"])
+    if evaluation.class_counts is None:
+        notes += uneven_classes(evaluation.num_images, checkpoint.net.num_classes)
     print_scores({f"{checkpoint.source['kind']} weights": scores}, notes, skipped)
     main = next(iter(scores))
     return {

@@ -18,6 +18,7 @@ from enat.metrics.view import OnView, scores_in
 from enat.processes import Processes
 
 Scores = dict[str, dict[str, float]]  # by protocol and name
+REFERENCE = "reference"  # the folder of its unfinished work
 
 
 @runtime_checkable
@@ -199,7 +200,7 @@ class Evaluation:
                     del collection[name]
         record = Record()
         if any(score.wants_real for collection in self.metrics.values() for score in scores_in(collection).values()):
-            within = folder / "reference" if folder else None
+            within = folder / REFERENCE if folder else None
             shared = (self.features, self.block_size, processes, device, within, progress)
             record = accumulate(self.metrics, images, True, *shared)
             if record.num_images < 2:

@@ -14,7 +14,7 @@ from enat.errors import InputError
 from enat.files import refuse_other_work, write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import STATE
-from enat.metrics.evaluation import Evaluation, Result
+from enat.metrics.evaluation import REFERENCE, Evaluation, Result
 from enat.processes import Processes
 from experiments.runtime.progress import ImageProgress
 from experiments.runtime.task import UNFINISHED
@@ -46,14 +46,17 @@ class Unfinished:
     def _open(self) -> None:
         path = self.folder / "work.json"
         wanted = json.loads(json.dumps(self.identity))
-        scored = any(self.folder.glob(f"*/{STATE}")) or len(list(self.folder.glob("*.json"))) > 1
-        if path.exists() and (self.has_begun or scored):
-            refuse_other_work(self.folder, json.loads(path.read_text()), wanted, "unfinished work")
+        begun = [state.parent.name for state in self.folder.glob(f"*/{STATE}")]
+        scored = any(name != REFERENCE for name in begun) or len(list(self.folder.glob("*.json"))) > 1
+        earlier = json.loads(path.read_text()) if path.exists() else None
+        if earlier is not None and (self.has_begun or scored):
+            refuse_other_work(self.folder, earlier, wanted, "unfinished work")
             return
         if self.has_begun and not (self.folder.parent / "results.json").exists():
             raise InputError(f"{self.output}: holds images of unknown settings; expected another output=DIR.")
-        shutil.rmtree(self.folder, ignore_errors=True)  # was stopped before there was anything to lose
-        self.folder.mkdir(parents=True)
+        if earlier is None or {**earlier, "images": None} != {**wanted, "images": None}:
+            shutil.rmtree(self.folder, ignore_errors=True)  # was stopped before there was anything to lose
+        self.folder.mkdir(parents=True, exist_ok=True)  # with the features of the reference, if only images differ
         write_atomically(path, json.dumps(wanted, indent=1).encode())
 
     def recall(self, name: str) -> tuple[Result, list[str]] | None:

@@ -359,6 +359,25 @@ def test_an_error_on_one_of_two_processes_ends_both(separate_command, inception,
     assert "Traceback" not in ended.err
 
 
+def test_a_resolution_added_after_images_of_several_sizes(scored, tmp_path):
+    """The features of the reference are kept, and nothing of the images was done."""
+    for part, sides in (("images", (8, 9)), ("real", (16, 16))):
+        (tmp_path / part).mkdir()
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 255, (16, sides[number % 2], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / f"{number}.png")
+    options = ["reference=images", f"reference.path={tmp_path}/real", "score=[fid]", f"output={tmp_path}/o"]
+    refused = scored(tmp_path / "images", *options)
+    assert "of another size (9x16 and 8x16)" in refused.err or "of another size (8x16 and 9x16)" in refused.err
+    reference = tmp_path / "o/unfinished/reference/state.pt"
+    before = reference.read_bytes()
+    killed_again = scored(tmp_path / "images", *options, "scored.resolution=15")
+    assert "the images are 15x15, those of the reference 16x16" in killed_again.err
+    assert reference.read_bytes() == before
+    finished = scored(tmp_path / "images", *options, "scored.resolution=16")
+    assert finished.status == 0, finished.err
+
+
 def test_classes_that_do_not_divide_the_images(command, checkpoint, tmp_path):
     options = [*DEBUG, f"weights={checkpoint}", "metrics.evaluation.num_images=33", f"output={tmp_path}"]
     assert "the first 3 classes have one image more" in command(*options).results["notes"][-1]
