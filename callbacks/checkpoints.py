@@ -144,6 +144,7 @@ class RunFacts(L.Callback):
 
     def __init__(self, settings: Mapping[str, Any]):
         self.settings = settings
+        self.tokenizer_sha256: str | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -151,6 +152,9 @@ class RunFacts(L.Callback):
         checkpoint["world_size"] = trainer.world_size
         checkpoint["class_names"] = list(data.class_names)
         checkpoint["data_sha256"] = data.sha256()
+        if hasattr(data, "tokenizer"):  # training of a tokenizer has images
+            self.tokenizer_sha256 = self.tokenizer_sha256 or data.tokenizer.fingerprint()
+            checkpoint["tokenizer_sha256"] = self.tokenizer_sha256
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         count_batches(checkpoint, trainer.accumulate_grad_batches)

@@ -39,9 +39,6 @@ class GeneratedImages:
         class_counts: how often each class occurs elsewhere; the images have the classes in the same proportions, the
             first so many of them as well as possible. None for each class as often.
         context: is entered for generation and decoding, such as autocast.
-
-    Raises:
-        InputError: for counts of other classes than those of the network.
     """
 
     def __init__(
@@ -56,8 +53,6 @@ class GeneratedImages:
         class_counts: Sequence[int] | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
-        if class_counts is not None and len(class_counts) != net.num_classes:
-            raise InputError(f"classes=reference: it has {len(class_counts)} classes, the network {net.num_classes}.")
         self.net = net
         self.sampler = sampler
         self.tokenizer = tokenizer
@@ -69,7 +64,7 @@ class GeneratedImages:
         self.identity: Mapping[str, Any] = {"kind": "generated", "seed": seed, "block_size": block_size}
         numbers = torch.arange(num_images + block_size)  # a last block that is shorter is generated as a whole
         self.class_ids = balanced_classes(net, numbers)
-        if class_counts is not None:
+        if class_counts is not None and net.num_classes:
             self.class_ids = classes_in_proportion(class_counts, len(numbers))
             self.identity = {**self.identity, "class_counts": list(class_counts)}
 

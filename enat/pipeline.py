@@ -96,6 +96,8 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     settings = content.get("settings")
     if settings is not None:
         net = _build(settings["module"]["net"])
+        if not isinstance(net, ENAT):
+            raise InputError(f"{weights}: the checkpoint of a tokenizer; expected that of a network.")
         sampler = _build(settings["sampler"])
         chosen = settings["tokenizer"] if tokenizer is None else {**settings["tokenizer"], "weights": str(tokenizer)}
         built_tokenizer = _build(chosen)

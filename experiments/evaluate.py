@@ -77,6 +77,7 @@ def evaluate(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds={list(seeds)}: expected different integers of at least 0.")
     evaluation.check_reference(checkpoint.tokenizer.resolution)
+    evaluation.check_classes(checkpoint.net.num_classes)
     processes = checkpoint.processes
     identity = {
         **evaluation.identity(),

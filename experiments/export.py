@@ -10,7 +10,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from enat.checkpoints.official import to_official
-from enat.checkpoints.weights import DESCRIPTIONS, load_weights, read_file, select_state, without_loss
+from enat.checkpoints.weights import (
+    DESCRIPTIONS,
+    load_weights,
+    read_file,
+    select_state,
+    with_found_tokenizer,
+    without_loss,
+)
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 from enat.layers import Block
@@ -42,7 +49,8 @@ def export(
     """
     source = load_weights(net, weights)
     state = _stored(net.state_dict(), half)
-    content = read_file(str(weights))
+    content = with_found_tokenizer(read_file(str(weights)), str(weights))
+    content.pop("tokenizer_file", None)  # it stays where it is
     described = {name: content[name] for name in DESCRIPTIONS if name in content} | {"net_sizes": net.sizes}
     results: dict[str, Any] = {}
     if with_tokenizer:

@@ -60,7 +60,12 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
     has_run = False  # then what comes after depends on new results
     for number, (name, options) in enumerate(stages.items(), 1):
         folder = Path(output) / name
-        command = [*shlex.split(options), *shlex.split(more.get(name, "")), f"output={folder}"]
+        try:
+            command = [*shlex.split(options), *shlex.split(more.get(name, "")), f"output={folder}"]
+        except ValueError as error:
+            raise InputError(
+                f"stages.{name}: {error} in {options} {more.get(name, '')}; expected paths and options without quotes."
+            ) from error
         done = folder / "stage.json"  # the command that has finished
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)

@@ -92,13 +92,14 @@ def find_start(
 
 
 def check_references(
-    evaluation: Evaluation | None, callbacks: Mapping[str, L.Callback | None], tokenizer: Tokenizer
+    evaluation: Evaluation | None, callbacks: Mapping[str, L.Callback | None], tokenizer: Tokenizer, net: ENAT
 ) -> None:
-    """Raises InputError if what images are compared with, while training or after it, does not fit the tokenizer's."""
+    """Raises InputError if what images are compared with, while training or after it, has another size or classes."""
     while_training = [part.evaluation for part in callbacks.values() if isinstance(part, GenerationMetrics)]
     for one in (evaluation, *while_training):
         if one is not None:
             one.check_reference(tokenizer.resolution)
+            one.check_classes(net.num_classes)
 
 
 def facts_of(
@@ -157,7 +158,7 @@ def train(
     """
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    check_references(evaluation, callbacks, tokenizer)
+    check_references(evaluation, callbacks, tokenizer, module.net)
     start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)

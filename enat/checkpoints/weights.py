@@ -106,7 +106,8 @@ def without_loss(content: dict[str, Any]) -> dict[str, Any]:
 
 def is_state(part: Any) -> TypeGuard[dict[str, Tensor]]:
     """Says whether a part of a file is a dictionary of weights by name."""
-    return isinstance(part, dict) and all(isinstance(x, Tensor) and isinstance(name, str) for name, x in part.items())
+    is_by_name = isinstance(part, dict) and len(part) > 0
+    return is_by_name and all(isinstance(x, Tensor) and isinstance(name, str) for name, x in part.items())
 
 
 def state_of(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -136,6 +136,14 @@ class Evaluation:
         elif side := getattr(self.reference, "resolution", None):
             refuse_other_size((resolution, resolution), (side, side))
 
+    def check_classes(self, num_classes: int) -> None:
+        """Raises InputError, before images are made, if the classes of the reference are others than a network's."""
+        if num_classes and self.class_counts is not None and len(self.class_counts) != num_classes:
+            raise InputError(
+                f"metrics.evaluation.classes=reference: the reference has {len(self.class_counts)} classes, and the "
+                f"network {num_classes}; expected its images in as many class folders, or classes=balanced."
+            )
+
     def leave_out(self, names: Iterable[str]) -> None:
         """Removes scores by name; a name that is not there is no error, so that a list serves any choice of scores."""
         for collection in self.metrics.values():
@@ -150,6 +158,7 @@ class Evaluation:
             "protocols": list(self.features.protocols),
             "num_images": self.num_images,
             "block_size": self.block_size,
+            **({} if self.class_counts is None else {"class_counts": self.class_counts}),
         }
 
     def score(

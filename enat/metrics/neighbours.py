@@ -42,6 +42,8 @@ def read_features(images: Images, network: FeatureNetwork, device: torch.device)
     pixels: list[Tensor] = []
     features: list[Tensor] = []
     for block in images.read(blocks_of(images.num_images, BLOCK), device):
+        if not len(block.images):  # none of them could be read
+            continue
         pixels.append(block.images.cpu())
         features.append(network(block.images)[protocol]["pool"].float().cpu())
     return torch.cat(pixels), torch.cat(features)

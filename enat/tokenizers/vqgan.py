@@ -200,7 +200,10 @@ class ConvTokenizer(Tokenizer):
                     part.reset_parameters()
         if weights is not None:
             try:
-                state, _ = select_state(without_loss(read_file(weights)))
+                content = read_file(weights)
+                if "num_tokens" in content.get("net_sizes", {}):
+                    raise InputError("the checkpoint of a network, not of a tokenizer.")
+                state, _ = select_state(without_loss(content))
                 state = {_from_maskgit(name): tensor for name, tensor in state.items()}
             except InputError as error:
                 raise InputError(f"tokenizer.weights={weights}: {error}") from error

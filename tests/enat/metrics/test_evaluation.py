@@ -206,3 +206,17 @@ def test_nan_and_too_few_images():
         evaluation(real, {"inception_score": OnView("logits", InceptionScore(10))}, num_images=3)
     with pytest.raises(InputError, match="batch_size=10: expected a multiple of block_size=7"):
         evaluation(real, batch_size=10)
+
+
+def test_classes_as_often_as_in_the_reference():
+    """Another mixture is another work, so that an evaluation does not go on with it."""
+    real = TensorImages(noise(100, 1, 3, 3))
+    with pytest.raises(InputError, match="classes=reference: the reference has no classes; expected classes=balanced"):
+        evaluation(real, classes="reference")
+    real.class_counts = [70, 30]
+    judge = evaluation(real, classes="reference")
+    assert judge.identity() != evaluation(real).identity()
+    judge.check_classes(2)
+    judge.check_classes(0)  # a network without classes draws none
+    with pytest.raises(InputError, match="the reference has 2 classes, and the network 3; expected its images in as"):
+        judge.check_classes(3)
