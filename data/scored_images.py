@@ -120,6 +120,7 @@ class ClassFolderImages(FolderImages):
         numbers = split_numbers(len(listed.files), held_out, seed)[part].tolist()
         self.files = [listed.folder / listed.files[number] for number in numbers]
         self.class_ids = torch.from_numpy(listed.class_ids[numbers].astype(np.int64))
+        self.class_names = list(listed.class_names)
         self.class_counts = torch.bincount(self.class_ids, minlength=len(listed.class_names)).tolist()
         self.num_images = len(self.files)
         self.identity = {**self.identity, "part": part, "held_out": held_out, "seed": seed}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from data.scored_images import ImageWriter
+from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation, Result
 from enat.sampler import Sampler
@@ -77,7 +78,8 @@ def evaluate(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds={list(seeds)}: expected different integers of at least 0.")
     evaluation.check_reference(checkpoint.tokenizer.resolution)
-    evaluation.check_classes(checkpoint.net.num_classes)
+    class_names = read_file(checkpoint.source["weights"]).get("class_names")
+    evaluation.check_classes(checkpoint.net.num_classes, class_names)
     processes = checkpoint.processes
     identity = {
         **evaluation.identity(),

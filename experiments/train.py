@@ -1,6 +1,6 @@
 """task=train: trains a network, watches the training, and scores the averaged network."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -92,14 +92,18 @@ def find_start(
 
 
 def check_references(
-    evaluation: Evaluation | None, callbacks: Mapping[str, L.Callback | None], tokenizer: Tokenizer, net: ENAT
+    evaluation: Evaluation | None,
+    callbacks: Mapping[str, L.Callback | None],
+    tokenizer: Tokenizer,
+    net: ENAT,
+    class_names: Sequence[str] | None,
 ) -> None:
     """Raises InputError if what images are compared with, while training or after it, has another size or classes."""
     while_training = [part.evaluation for part in callbacks.values() if isinstance(part, GenerationMetrics)]
     for one in (evaluation, *while_training):
         if one is not None:
             one.check_reference(tokenizer.resolution)
-            one.check_classes(net.num_classes)
+            one.check_classes(net.num_classes, class_names)
 
 
 def facts_of(
@@ -158,7 +162,7 @@ def train(
     """
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    check_references(evaluation, callbacks, tokenizer, module.net)
+    check_references(evaluation, callbacks, tokenizer, module.net, data.known_class_names())
     start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)

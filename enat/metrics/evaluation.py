@@ -136,12 +136,25 @@ class Evaluation:
         elif side := getattr(self.reference, "resolution", None):
             refuse_other_size((resolution, resolution), (side, side))
 
-    def check_classes(self, num_classes: int) -> None:
-        """Raises InputError, before images are made, if the classes of the reference are others than a network's."""
-        if num_classes and self.class_counts is not None and len(self.class_counts) != num_classes:
+    def check_classes(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
+        """Checks, before images are made, that a network has the classes of the reference, where these count.
+
+        Raises:
+            InputError: for other classes, or the same in another order.
+        """
+        if not num_classes or (self.class_counts is None and "linear_probe" not in self.names):
+            return
+        theirs = getattr(self.reference, "class_names", None)
+        if self.class_counts is not None and len(self.class_counts) != num_classes:
             raise InputError(
                 f"metrics.evaluation.classes=reference: the reference has {len(self.class_counts)} classes, and the "
                 f"network {num_classes}; expected its images in as many class folders, or classes=balanced."
+            )
+        if theirs and class_names and list(theirs) != list(class_names):
+            named = [", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in (theirs, class_names)]
+            raise InputError(
+                f"metrics.images: its classes are {named[0]}, those of the network {named[1]}; expected the same names "
+                "in the same order, or metrics.evaluation.classes=balanced without the score linear_probe."
             )
 
     def leave_out(self, names: Iterable[str]) -> None:

@@ -220,3 +220,8 @@ def test_classes_as_often_as_in_the_reference():
     judge.check_classes(0)  # a network without classes draws none
     with pytest.raises(InputError, match="the reference has 2 classes, and the network 3; expected its images in as"):
         judge.check_classes(3)
+    real.class_names = ["cat", "dog"]
+    judge.check_classes(2, ["cat", "dog"])
+    with pytest.raises(InputError, match="its classes are cat, dog, those of the network dog, cat; expected the same"):
+        judge.check_classes(2, ["dog", "cat"])
+    evaluation(real).check_classes(2, ["dog", "cat"])  # no score asks for classes
