@@ -160,7 +160,8 @@ PAIRS |= {(task, experiment) for task, own in OWN.items() for experiment in own}
 
 @pytest.mark.parametrize(("task", "experiment"), sorted(PAIRS))
 def test_tasks_fit_experiments(compose_config, experiment, task):
-    config = compose_config(f"experiment={experiment}", f"task={task}")
+    needed = EXTRA["experiment/from_images"] if experiment == "from_images" else []
+    config = compose_config(f"experiment={experiment}", f"task={task}", *needed)
     if experiment in ("photos", "own_images", "finetune") and task in ("evaluate", "score"):
         with pytest.raises(InputError, match="metrics=none: there is nothing to compute evaluation with"):
             check_config(config, "task")
