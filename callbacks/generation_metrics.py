@@ -81,8 +81,7 @@ class GenerationMetrics(ImageMetrics):
         sampler = self.sampler
         steps = [sampler.mask_shares, sampler.guidance_scales, sampler.sampling_temperatures]
         made = [*steps, sampler.gumbel_temperatures, sampler.reuse_share]
-        classes = self.evaluation.class_counts if self.evaluation else None
-        return [self.num_images, made, *([classes] if classes else []), *super().identity()]
+        return [self.num_images, made, *super().identity()]
 
     def images(self, trainer: L.Trainer, pl_module: Any) -> Images:
         assert isinstance(pl_module, MaskedTokenModule)

@@ -14,7 +14,7 @@ from PIL import Image
 from enat import kernels, schedules
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
-from enat.checkpoints.weights import load_exactly, read_file, select_state, with_found_tokenizer
+from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state, with_found_tokenizer
 from enat.errors import InputError
 from enat.generation import check_class_names, find_class_ids, sample_classes
 from enat.images import to_pil
@@ -110,6 +110,8 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
         raise InputError(
             f"{weights}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
         )
+    if other_tokenizer(content, built_tokenizer.fingerprint()):
+        print(f"Note: {weights} was trained on the tokens of another tokenizer, so that its images may be wrong.")
     load_exactly(net, split_blocks(state, net.encoder_depth), weights)
     return Pipeline(net.eval(), sampler, built_tokenizer, content.get("class_names")).to(device)
 

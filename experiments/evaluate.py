@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from data.scored_images import ImageWriter
-from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation, Result
 from enat.sampler import Sampler
@@ -78,8 +77,7 @@ def evaluate(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds={list(seeds)}: expected different integers of at least 0.")
     evaluation.check_reference(checkpoint.tokenizer.resolution)
-    class_names = read_file(checkpoint.source["weights"]).get("class_names")
-    evaluation.check_classes(checkpoint.net.num_classes, class_names)
+    evaluation.check_classes(checkpoint.net.num_classes, checkpoint.class_names)
     processes = checkpoint.processes
     identity = {
         **evaluation.identity(),
@@ -92,18 +90,17 @@ def evaluate(
     if processes.rank > 0:
         return {}
     scores = over_seeds([result.scores for result in results])
-    skipped = results[0].skipped
     notes = notes_on(results[0], evaluation.features.widths["pool"])
     if evaluation.class_counts is None:
         notes += uneven_classes(evaluation.num_images, checkpoint.net.num_classes)
-    print_scores({f"{checkpoint.source['kind']} weights": scores}, notes, skipped)
+    print_scores({f"{checkpoint.source['kind']} weights": scores}, notes, results[0].skipped)
     main = next(iter(scores))
     return {
         **scores[main],
         "protocol": main,
         "scores": scores,
         "notes": notes,
-        "skipped": skipped,
+        "skipped": results[0].skipped,
         "seeds": list(seeds),
         "by_seed": {str(seed): result.scores for seed, result in zip(seeds, results, strict=True)},
         "images_sha256": [result.sha256 for result in results],

@@ -12,7 +12,6 @@ from annotated_types import Ge, MinLen
 
 from callbacks.sample_grid import save_grid, save_reveal
 from data.images import load_rgb
-from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids, sample_images
@@ -140,7 +139,7 @@ def sample(
     """
     source = checkpoint.source
     num_classes = checkpoint.net.num_classes
-    names = check_class_names(read_file(source["weights"]).get("class_names"), num_classes)
+    names = check_class_names(checkpoint.class_names, num_classes)
     class_ids = choose_classes(classes, names)
     names.append(UNCONDITIONAL)  # has the null class id
     folder = Path(output) / "images"

@@ -63,9 +63,8 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
         try:
             command = [*shlex.split(options), *shlex.split(more.get(name, "")), f"output={folder}"]
         except ValueError as error:
-            raise InputError(
-                f"stages.{name}: {error} in {options} {more.get(name, '')}; expected paths and options without quotes."
-            ) from error
+            given = f"{options} {more.get(name, '')}"
+            raise InputError(f"stages.{name}: {error} in {given}; expected quotes in pairs, none in paths.") from error
         done = folder / "stage.json"  # the command that has finished
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)

@@ -30,8 +30,6 @@ from enat.sampler import Sampler
 from enat.schedules import cosine, falling, rising
 from enat.tokenizers.vqgan import VQGAN
 
-Tensors = dict[str, Tensor]
-
 
 class Row(NamedTuple):
     """Holds a quantity, its worst error, and the largest error that is allowed."""
@@ -60,7 +58,7 @@ class Golden:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"golden={folder}: expected a folder with a readable golden.json.") from error
 
-    def load(self, name: str) -> Tensors:
+    def load(self, name: str) -> dict[str, Tensor]:
         path = self.folder / f"{name}.safetensors"
         try:
             return load_file(path)
@@ -117,7 +115,9 @@ def step(
     return torch.cat([cached, new, masked], dim=1), features, visible.shape[1]
 
 
-def compare_step(net: ENAT, golden: Tensors, name: str, title: str, place: Tensor, features: Tensor) -> Iterator[Row]:
+def compare_step(
+    net: ENAT, golden: dict[str, Tensor], name: str, title: str, place: Tensor, features: Tensor
+) -> Iterator[Row]:
     """Compares features and logits of all tokens, the visible ones included; `name` is that of the tensors."""
     for kind, ours in {"features": features, "logits": net.logits(features)}.items():
         official = golden[f"{name}.{kind}"]

@@ -71,7 +71,7 @@ class Evaluation:
         block_size: images whose features are computed together, and that have noise of their own if generated.
         batch_size: images that are generated at a time, a multiple of `block_size`; it does not change them.
         seed: of generated images (see `enat.generation.GeneratedImages` for these three).
-        classes: `balanced` draws each class as often, `reference` as often as it occurs in the reference.
+        class_shares: `equal` draws each class as often as the others, `reference` as often as it occurs there.
 
     Raises:
         InputError: for sizes or scores that do not fit together, and for a reference without classes.
@@ -86,7 +86,7 @@ class Evaluation:
         block_size: Annotated[int, Ge(1)],
         batch_size: Annotated[int, Ge(1)],
         seed: int = 0,
-        classes: Literal["balanced", "reference"] = "balanced",
+        class_shares: Literal["equal", "reference"] = "equal",
     ):
         network: Any = features.eval()
         self.names = [name for name, score in scores.items() if score is not None]
@@ -98,10 +98,10 @@ class Evaluation:
         self.batch_size = batch_size
         self.seed = seed
         self.class_counts: list[int] | None = None
-        if classes == "reference":
+        if class_shares == "reference":
             self.class_counts = getattr(reference, "class_counts", None)
             if self.class_counts is None:
-                raise InputError("classes=reference: the reference has no classes; expected classes=balanced.")
+                raise InputError("class_shares=reference: the reference has no classes; expected class_shares=equal.")
         # Compute groups would merge metrics whose first states happen to be equal.
         collection = MetricCollection(chosen, compute_groups=False)
         self.metrics: Metrics = {protocol: collection.clone() for protocol in network.protocols}
@@ -147,14 +147,14 @@ class Evaluation:
         theirs = getattr(self.reference, "class_names", None)
         if self.class_counts is not None and len(self.class_counts) != num_classes:
             raise InputError(
-                f"metrics.evaluation.classes=reference: the reference has {len(self.class_counts)} classes, and the "
-                f"network {num_classes}; expected its images in as many class folders, or classes=balanced."
+                f"metrics.evaluation.class_shares=reference: the reference has {len(self.class_counts)} classes, and "
+                f"the network {num_classes}; expected its images in as many class folders, or class_shares=equal."
             )
         if theirs and class_names and list(theirs) != list(class_names):
             named = [", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in (theirs, class_names)]
             raise InputError(
                 f"metrics.images: its classes are {named[0]}, those of the network {named[1]}; expected the same names "
-                "in the same order, or metrics.evaluation.classes=balanced without the score linear_probe."
+                "in the same order, or metrics.evaluation.class_shares=equal without the score linear_probe."
             )
 
     def leave_out(self, names: Iterable[str]) -> None:

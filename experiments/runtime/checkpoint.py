@@ -3,9 +3,8 @@
 from contextlib import nullcontext
 
 from lightning.fabric import Fabric
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from enat.checkpoints.weights import load_weights, read_file
+from enat.checkpoints.weights import load_weights, other_tokenizer, read_file
 from enat.generation import GeneratedImages
 from enat.metrics.evaluation import Evaluation
 from enat.net import ENAT
@@ -31,12 +30,10 @@ class Checkpoint:
         self.source = load_weights(net, weights)
         self.device = fabric.device
         self.processes = Processes()
-        fingerprint = tokenizer.fingerprint()
-        if read_file(str(weights)).get("tokenizer_sha256", fingerprint) != fingerprint:
-            rank_zero_only(print)(
-                f"Note: the tokenizer is another one than that whose tokens {weights} was trained on, so that the "
-                "images may be wrong."
-            )
+        content, fingerprint = read_file(str(weights)), tokenizer.fingerprint()
+        self.class_names: list[str] | None = content.get("class_names")
+        if other_tokenizer(content, fingerprint) and self.processes.rank == 0:
+            print(f"Note: {weights} was trained on the tokens of another tokenizer, so that its images may be wrong.")
         precision = fabric.strategy.precision
         self.facts = {
             **self.source,

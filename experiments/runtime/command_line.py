@@ -159,7 +159,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str | 
         return f"trainer: {error}", 1
     if isinstance(error, _wandb_errors()):
         return f"logger=wandb: {error}; `wandb login` signs in, and logger.wandb.offline=true needs no account.", 1
-    if isinstance(error, NotImplementedError) and "for the MPS device" in str(error):
+    if isinstance(error, RuntimeError) and "for the MPS device" in str(error):
         return (
             f"trainer.accelerator=mps: {str(error).partition('.')[0]}; expected cpu, or PYTORCH_ENABLE_MPS_FALLBACK=1.",
             1,

@@ -98,6 +98,8 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
             f"{referring[0]}: {reason}; ${{NAME}} stands for the value of the option NAME, so that no "
             "path can have ${ in it: rename such a file or folder."
         )
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        return f"{missing[1]}: a value is missing; expected {missing[1]}=VALUE."
     if choice := re.search(r"Could not find '([^']+)'", lines[0]):
         return _explain_choice(choice[1])
     if name := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", lines[0]):

@@ -133,7 +133,9 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
     with pytest.raises(InputError, match="the checkpoint of a tokenizer; expected that of a network"):
         enat.load(tokenizer)
     other = ["classes=[face]", f"tokenizer.weights={tmp_path}/moved/tokenizer.safetensors", f"output={tmp_path}/other"]
-    assert "Note: the tokenizer is another one" in command("task=sample", f"weights={checkpoint}", *other).out
+    assert (
+        "was trained on the tokens of another tokenizer" in command("task=sample", f"weights={checkpoint}", *other).out
+    )
     for run in ("whole", "parts"):
         (tmp_path / run).rename(tmp_path / f"{run}_away")
     weights = tmp_path / "moved/weights.safetensors"
@@ -142,7 +144,6 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
         expected = getattr(pipeline, part).state_dict()
         for name, tensor in getattr(halved, part).state_dict().items():
             assert torch.equal(tensor, expected[name].half().float()), name
-    assert any(tensor.abs().sum() > 0 for tensor in halved.tokenizer.state_dict().values())
     monkeypatch.chdir(tmp_path)
     drawn = command("task=sample", "weights=moved/weights.safetensors", "classes=[face]", "output=drawn")
     assert drawn.status == 0, drawn.err
@@ -186,7 +187,10 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
     assert [Path(options[-1]).name for options in commands[4:]] == ["tokenizer", "shards", "network"]
     quoted = command("experiment=from_images", 'images="a 5\\" b"', f"output={tmp_path}/q", '+more.network="x=1 \'y"')
     assert "No closing quotation" in quoted.err
-    assert "Missing mandatory value: images" in command("experiment=from_images", f"output={tmp_path}/r").err
+    assert (
+        "Error: images: a value is missing; expected images=VALUE."
+        in command("experiment=from_images", f"output={tmp_path}/r").err
+    )
     commands.clear()
     assert command("experiment=from_images", "images=some folder", f"output={tmp_path}/my out").status == 0
     assert f"tokenizer.weights={tmp_path}/my out/tokenizer/checkpoints/last.ckpt" in commands[1]

@@ -211,10 +211,12 @@ def test_nan_and_too_few_images():
 def test_classes_as_often_as_in_the_reference():
     """Another mixture is another work, so that an evaluation does not go on with it."""
     real = TensorImages(noise(100, 1, 3, 3))
-    with pytest.raises(InputError, match="classes=reference: the reference has no classes; expected classes=balanced"):
-        evaluation(real, classes="reference")
+    with pytest.raises(
+        InputError, match="class_shares=reference: the reference has no classes; expected class_shares=equal"
+    ):
+        evaluation(real, class_shares="reference")
     real.class_counts = [70, 30]
-    judge = evaluation(real, classes="reference")
+    judge = evaluation(real, class_shares="reference")
     assert judge.identity() != evaluation(real).identity()
     judge.check_classes(2)
     judge.check_classes(0)  # a network without classes draws none
