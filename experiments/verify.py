@@ -282,8 +282,7 @@ def verify(golden: str) -> dict[str, Any]:
     """
     opened = Golden(golden)
     try:
-        rows = [row for part in PARTS for row in part(opened)]
-        agreement = bfloat16_agreement(opened)
+        rows, agreement = [row for part in PARTS for row in part(opened)], bfloat16_agreement(opened)
     except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"golden={golden}: the tensors do not fit golden.json or each other: {error}.") from error
     table = Table("quantity", "worst error", "allowed", "")
