@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from experiments.runtime.command_line import explain_errors
 from experiments.runtime.composition import primary_config
+from experiments.runtime.hydra_settings import check_before_hydra_builds
 from experiments.runtime.options import CONF, help_on, prepare
 
 
@@ -22,6 +23,7 @@ def main() -> None:
     """Composes the configuration of this command line, and runs it."""
     sys.argv[1:] = prepare(sys.argv[1:])
     config_name = primary_config(sys.argv[1:])
+    check_before_hydra_builds()
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
 
 

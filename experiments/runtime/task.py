@@ -7,21 +7,20 @@ import shutil
 import typing
 import warnings
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, TypedDict
 
 import lightning as L
 import yaml
 from annotated_types import Interval
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from data.credentials import without_credentials
 from enat.errors import InputError
 from enat.files import refuse_other_work, sha256_of, write_atomically
+from experiments.runtime.building import Call, build, plan
 from experiments.runtime.command_line import explain
-from experiments.runtime.config_check import check_config
 from experiments.runtime.lock import lock
 from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
 from experiments.runtime.provenance import options_that_matter, provenance
@@ -95,15 +94,16 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def check_options(config: DictConfig) -> None:
-    """Checks the options that every task has, and all options of the task.
+def check_options(config: DictConfig) -> Call:
+    """Checks the options that every task has, and all options of the task; returns the call of the task.
 
     Raises:
         InputError: for the first option that is wrong.
     """
     for option, hint in typing.get_type_hints(CommonOptions, include_extras=True).items():
         check_value(option, config[option], hint)
-    check_config(config, "task")
+    task: Call = plan(config, "task")
+    return task
 
 
 def _results(config: DictConfig, output: Path) -> dict[str, Any]:
@@ -112,17 +112,16 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     Raises:
         InputError: if the folder has results of other settings or weights, which would be replaced.
     """
-    check_options(config)
-    settings, composition = _plain(config, resolve=True), _plain(config, resolve=False)
+    task = check_options(config)
+    settings, composition = (without_credentials(_plain(config, resolve=resolve)) for resolve in (True, False))
     _refuse_to_replace(output, composition)
     L.seed_everything(config.seed, verbose=False)
-    # `instantiate` would turn a dictionary into nodes of a configuration; it passes these views on as they are.
-    extra = {"settings": MappingProxyType(settings), "composition": MappingProxyType(composition)}
-    parameters = inspect.signature(get_object(config.task._target_)).parameters
-    extra = {name: value for name, value in extra.items() if name in parameters}
+    extra = {"settings": settings, "composition": composition}
+    parameters = inspect.signature(task.called).parameters
     with lock(output):
-        task = instantiate(config.task, _partial_=True, **extra)  # only builds the arguments: its errors stay apart
-        results: dict[str, Any] = task()
+        arguments = build(task.arguments)
+        arguments |= {name: value for name, value in extra.items() if name in parameters}
+        results: dict[str, Any] = task.called(**arguments)
     origin = {"seed": config.seed, **provenance()}
     results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own
     if composition.get("check"):  # of shards: their results stay those of the command that made them

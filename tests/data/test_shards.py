@@ -165,7 +165,7 @@ def test_faults_are_named(folder, damage, sentence):
 def test_label_outside_the_classes(folder):
     manifest = Manifest.load(folder)
     manifest.class_names = ["a", "b", "c"]
-    with pytest.raises(InputError, match="token or class ids out of the range"):
+    with pytest.raises(InputError, match=r"class ids from 0 to 3; the manifest says 0 to 2"):
         check_shards(folder, manifest, deep=True)
 
 

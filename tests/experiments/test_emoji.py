@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import enat
 from data.toy import emoji as toy_emoji
-from data.toy.emoji import CLASSES, Emoji, list_emoji
+from data.toy.emoji import CLASSES, Emoji, choose_emoji, list_emoji
 from enat.errors import InputError
 from experiments import stages
 
@@ -70,8 +70,18 @@ def test_equal_drawings_are_kept_once(monkeypatch, tmp_path):
     """Or copies of training images would lie among the held-out ones."""
     listed = [Emoji("1F600", "face"), Emoji("1F600-FE0F", "face"), Emoji("1F602", "face")]
     monkeypatch.setattr(toy_emoji, "list_emoji", lambda path: listed)
-    assert toy_emoji.draw_emoji(tmp_path / "images", 16) == 2
+    assert toy_emoji.draw_emoji(tmp_path / "images", 16) == {"face": 2}
     assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["1F600.png", "1F602.png"]
+
+
+def test_a_choice_of_classes_is_evenly_spaced(command, tmp_path):
+    listed = [Emoji(str(number), name) for name in ("face", "flag", "hand") for number in range(9)]
+    chosen = choose_emoji(listed, ["hand", "face"], 3)
+    assert [(emoji.class_name, emoji.code_points) for emoji in chosen] == [
+        (name, number) for name in ("face", "hand") for number in "036"
+    ]
+    refused = command("task=emoji", "classes=[faces]", f"output={tmp_path}")
+    assert "classes=faces: no emoji are of this class; expected some of animal, clock, face, " in refused.err
 
 
 def more(stage: str) -> str:

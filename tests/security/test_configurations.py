@@ -1,0 +1,181 @@
+"""YAML files of others that try to run code, to delete files, or to send secrets. Each is tried by the command line."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from enat.errors import InputError
+from experiments.runtime.building import build, plan
+from experiments.runtime.targets import TARGETS
+
+HEAD = "# @package _global_\ndefaults: [debug, _self_]\n"
+MKDIR = "{_target_: os.mkdir, _args_: [RAN]}"
+TRICKS = {  # a YAML file, and what the command says of it
+    "a function in place of an object": (f"module: {{net: {MKDIR}}}", "module.net._target_=os.mkdir: a configuration"),
+    "positional arguments": (
+        f"module: {{net: {{_args_: [{MKDIR}]}}}}",
+        "module.net._args_: no such option",
+    ),
+    "an element of a list": (
+        f"module: {{optimizer: {{betas: [{MKDIR}, 0.9]}}}}",
+        "module.optimizer.betas[0]._target_=os.mkdir",
+    ),
+    "a key with a dot": (
+        f'callbacks: {{"ema.x": {MKDIR}}}',
+        "callbacks.ema.x._target_=os.mkdir: a configuration",
+    ),
+    "a reference to a hidden node": (
+        f'hidden: {MKDIR}\nmodule: {{net: "${{oc.select:hidden}}"}}',
+        "module.net._target_=os.mkdir: a configuration",
+    ),
+    "a name that is put together": (
+        'a: os.\nmodule: {net: {_target_: "${a}mkdir"}}',
+        "module.net._target_=os.mkdir: a configuration",
+    ),
+    "a node made of text": (
+        "module: {net: \"${oc.create:'{_target_: os.mkdir, path: RAN}'}\"}",
+        "module.net",
+    ),
+    "other ways to build": ("module: {net: {_recursive_: false}}", "module.net._recursive_: no such option"),
+    "a module that an allowed one has imported": (
+        "module: {loss: {_target_: enat.checkpoints.weights.torch.load, f: RAN, weights_only: false}}",
+        "module.loss._target_=enat.checkpoints.weights.torch.load: a configuration",
+    ),
+    "a method with an effect": (
+        "module: {loss: {_target_: data.scored_images.ImageWriter.clear}}",
+        "module.loss._target_=data.scored_images.ImageWriter.clear: a configuration",
+    ),
+    "a task within a task": (
+        "module: {loss: {_target_: experiments.emoji.emoji, output: RAN, side: 8, per_class: 1}}",
+        "module.loss._target_=experiments.emoji.emoji: a configuration",
+    ),
+    "an object in place of a task": (
+        "task: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: RAN}",
+        "task._target_=lightning.pytorch.loggers.CSVLogger: a configuration",
+    ),
+    "a callback of Hydra": (f"hydra: {{callbacks: {{x: {MKDIR}}}}}", "hydra.callbacks.x._target_=os.mkdir: Hydra may"),
+    "a callback of Hydra by reference": (
+        f'hidden: {{x: {MKDIR}}}\nhydra: {{callbacks: "${{hidden}}"}}',
+        "hydra.callbacks.x._target_=os.mkdir: Hydra may",
+    ),
+    "a launcher": ("hydra: {launcher: {_target_: os.mkdir}}", "hydra.launcher._target_=os.mkdir: Hydra may"),
+    "a factory of logging": (
+        'hydra: {job_logging: {handlers: {x: {"()": os.mkdir, path: RAN}}}}',
+        "hydra.job_logging.handlers.x.()=os.mkdir: expected",
+    ),
+    "a class of logging": (
+        "hydra: {job_logging: {handlers: {x: {class: logging.handlers.SocketHandler, host: a, port: 1}}}}",
+        "hydra.job_logging.handlers.x.class=logging.handlers.SocketHandler: expected",
+    ),
+    "an object for logging": (
+        "hydra: {hydra_logging: {handlers: {x: {class: logging.StreamHandler, stream: 'ext://os.environ'}}}}",
+        "hydra.hydra_logging.handlers.x.stream=ext://os.environ: expected",
+    ),
+    "a log file elsewhere": (
+        "hydra: {job_logging: {handlers: {x: {class: logging.FileHandler, filename: RAN}}}}",
+        "hydra.job_logging.handlers.x.filename=",
+    ),
+    "the environment": ("hydra: {job: {env_set: {LD_PRELOAD: RAN}}}", "hydra.job.env_set: a configuration may not"),
+    "a secret in an option": (
+        'data: {shards: "http://127.0.0.1:1/${oc.env:WANDB_API_KEY}"}',
+        "${oc.env:WANDB_API_KEY}: a configuration may not read the environment",
+    ),
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_yaml_file_runs_no_code(command, tmp_path, monkeypatch, trick):
+    text, sentence = TRICKS[trick]
+    monkeypatch.setenv("WANDB_API_KEY", "the secret")
+    ran = tmp_path / "ran"
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/shared.yaml").write_text(HEAD + text.replace("RAN", str(ran)) + "\n")
+    outcome = command("--config-dir", str(tmp_path / "conf"), "experiment=shared", f"output={tmp_path / 'run'}")
+    assert outcome.status in (1, 2)
+    assert outcome.err.startswith("Error: ")
+    assert outcome.err.count("\n") == 1
+    assert sentence in outcome.err
+    assert "the secret" not in outcome.err
+    assert not ran.exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_of_a_slurm_job_come_from_the_command_line():
+    from experiments.runtime.hydra_settings import check_hydra
+
+    def settings(overrides: list[str]):
+        launcher = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
+        parts = {"overrides": {"hydra": overrides}, "launcher": {**launcher, "setup": ["module load cuda"]}}
+        empty = {"callbacks": {}, "sweeper": {}, "job_logging": None, "hydra_logging": None, "job": {"env_set": {}}}
+        return OmegaConf.create({"hydra": {**empty, **parts}})
+
+    check_hydra(settings(["hydra.launcher.setup=[module load cuda]"]))
+    with pytest.raises(InputError, match=r"^hydra\.launcher\.setup: a file may not set commands of a job; give it on"):
+        check_hydra(settings([]))
+
+
+LETTERS = st.from_regex(r"[a-z_]{1,6}(\.[a-z_]{1,6}){0,3}", fullmatch=True)
+MODULES = sorted({target.rpartition(".")[0] for target in TARGETS})
+STARTS = st.sampled_from([*MODULES, "torch", "torch.optim", "torchmetrics", "os", "builtins"])
+ENDS = st.sampled_from(["os.system", "torch.load", "importlib.import_module", "open", "subprocess.run", "__import__"])
+NAMES = st.one_of(LETTERS, st.builds("{}.{}".format, STARTS, st.one_of(ENDS, LETTERS))).filter(
+    lambda name: name not in TARGETS
+)
+
+
+@given(name=NAMES)
+def test_other_names_are_refused(name):
+    for node in ({"_target_": name}, {"a": [{"_target_": name, "_partial_": True}]}, {"a.b": {"_target_": name}}):
+        with pytest.raises(InputError):
+            build(plan(OmegaConf.create({"module": node}), "module"))
+
+
+@pytest.mark.slow
+def test_nothing_is_imported_or_called_for_other_names():
+    names: list[str] = []
+
+    @given(name=NAMES)
+    def collect(name):
+        names.append(name)
+
+    collect()
+    assert len(names) >= 50
+    script = Path(__file__).parent / "watch_targets.py"
+    outcome = subprocess.run([sys.executable, script], input=json.dumps(names), capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(outcome.stdout) == []
+
+
+def test_passwords_in_urls_are_not_kept(command, photos, tmp_path):
+    """Neither in the files of a run nor in what is printed."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    shards = ["task=tokenize", "tokenizer=vqgan_tiny", f"images={photos}", "num_workers=0", "held_out=0.1"]
+    assert command(*shards, f"output={tmp_path}/shards").status == 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "shards")) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        options = [f"data.shards=http://me:hunter2@{address}", f"data.cache={tmp_path}/cache", "data.num_workers=0"]
+        outcome = command(*options, "module.net.width=32", "trainer.max_steps=1", f"output={tmp_path}/run")
+        server.shutdown()
+    assert outcome.status == 0, outcome.err
+    files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    assert any(address.encode() in content for content in files.values())
+    assert not [file for file, content in files.items() if b"hunter2" in content]
+    assert "hunter2" not in outcome.out + outcome.err
+    refused = command(f"data.shards=http://me:hunter2@{address}/x?token=tell", f"output={tmp_path}/other")
+    assert refused.status == 1
+    assert "hunter2" not in refused.err
+    assert "tell" not in refused.err

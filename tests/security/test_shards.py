@@ -1,0 +1,149 @@
+"""Shards of others: values outside of their range, damaged files, and manifests that ask for too much."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from data.shards import Manifest, ShardPacks, check_shards, map_packs, write_shard
+from enat.errors import InputError
+from enat.files import sha256_of
+
+SIZE, VIEWS, TOKENS, CODES, CLASSES = 12, 2, 4, 50, ["a", "b", "c"]
+
+
+def values() -> dict[str, np.ndarray]:
+    """Returns arrays of a pack as they should be."""
+    token_ids = np.arange(SIZE * VIEWS * TOKENS, dtype=np.uint16).reshape(SIZE, VIEWS, TOKENS) % CODES
+    return {"tokens": token_ids, "classes": np.arange(SIZE) % 3, "sources": np.arange(SIZE)}
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def header(shape: str, dtype: str = "'<u2'") -> bytes:
+    """Returns an .npy file that is no more than a header."""
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def write_folder(folder, members: list[tuple[str, bytes]], **changes) -> None:
+    """Writes a folder of a single shard that has these members, with a manifest that fits the file."""
+    path = folder / "train-00000.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    shard = {"name": path.name, "samples": SIZE, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = {
+        "tokenizer": "VQGAN", "tokenizer_sha256": "abc", "resolution": 8, "grid": [2, 2], "codebook_size": CODES,
+        "class_names": CLASSES, "views": ["plain", "flipped"], "pack_size": SIZE, "splits": {"train": [shard]},
+        **changes,
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def members(**changes: np.ndarray | bytes) -> list[tuple[str, bytes]]:
+    arrays = {**values(), **changes}
+    return [
+        (f"x.{name}.npy", content if isinstance(content, bytes) else npy(content)) for name, content in arrays.items()
+    ]
+
+
+def test_good_ones_pass(tmp_path):
+    write_folder(tmp_path, members())
+    check_shards(tmp_path, Manifest.load(tmp_path), deep=True)
+
+
+def changed(name: str, value: float, dtype: type) -> np.ndarray:
+    array = values()[name].astype(dtype)
+    array.flat[-1] = value
+    return array
+
+
+FAULTS = {
+    "negative tokens": (members(tokens=changed("tokens", -1, np.int64)), "token ids from -1 to 49"),
+    "tokens that would wrap to 0": (
+        members(tokens=changed("tokens", -(2**40), np.int64)),
+        "token ids from -10995",
+    ),
+    "the id of the mask": (members(tokens=changed("tokens", CODES, np.int64)), "token ids from 0 to 50"),
+    "tokens with fractions": (
+        members(tokens=changed("tokens", 0.5, np.float32)),
+        "and type float32",
+    ),
+    "NaN": (members(tokens=changed("tokens", np.nan, np.float64)), "and type float64"),
+    "the null class": (members(classes=changed("classes", 3, np.int64)), "class ids from 0 to 3"),
+    "a negative class": (members(classes=changed("classes", -1, np.int64)), "class ids from -1 to 2"),
+    "other tokens a sample": (members(tokens=values()["tokens"][:, :, :2]), "of shape (12, 2, 2)"),
+    "a huge header": (members(tokens=header("(12, 2, 1000000000000)")), "it is damaged"),
+    "a negative shape": (members(tokens=header("(12, -2, -4)")), "it is damaged"),
+    "objects": (members(tokens=header("(12, 2, 4)", "'|O'")), "it is damaged"),
+    "an array twice": ([*members(), *members()[:1]], "it has x.tokens.npy where each pack should have each array once"),
+    "a missing array": (members()[:2], "pack x has no sources.npy"),
+    "another file": ([*members(), ("x.run.sh", b"")], "it has x.run.sh where"),
+    "no tar": (None, "this is no tar file"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_shards_are_named(tmp_path, fault):
+    """By the check, and when a pack is first read, streamed or mapped."""
+    content, sentence = FAULTS[fault]
+    write_folder(tmp_path, content or members())
+    if content is None:
+        (tmp_path / "train-00000.tar").write_bytes(b"x" * 2000)
+    for read in (
+        lambda: ShardPacks(tmp_path, Manifest.load(tmp_path), "train").read(0),
+        lambda: map_packs(tmp_path, Manifest.load(tmp_path), "train"),
+        lambda: check_shards(tmp_path, Manifest.load(tmp_path), deep=True),
+    ):
+        with pytest.raises(InputError) as refused:
+            read()
+        assert "train-00000.tar" in str(refused.value)
+    assert content is None or sentence in str(refused.value)
+
+
+MANIFESTS = {
+    "pack_size": (0, "pack_size: Input should be greater than or equal to 1"),
+    "grid": ([2, "2"], "grid.1: Input should be a valid integer"),
+    "codebook_size": (1.5, "codebook_size: Input should be a valid integer"),
+    "class_names": ("abc", "class_names: Input should be a valid array"),
+    "views": ([], "views: List should have at least 1 item"),
+    "splits": ({"train": [{"name": "a", "samples": -1, "bytes": 1, "sha256": "x"}]}, "splits.train.0.samples: Input"),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_faulty_manifests_are_named(command, tmp_path, name):
+    value, sentence = MANIFESTS[name]
+    write_folder(tmp_path, members(), **{name: value})
+    with pytest.raises(InputError, match="this is no manifest of token shards") as refused:
+        Manifest.load(tmp_path)
+    assert sentence in str(refused.value)
+    outcome = command(f"data.shards={tmp_path}", f"output={tmp_path / 'run'}")
+    assert outcome.status in (1, 2)
+    assert outcome.err.startswith("Error: ")
+
+
+def test_deep_json(command, tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    outcome = command(f"data.shards={tmp_path}", f"output={tmp_path / 'run'}")
+    assert outcome.status in (1, 2)
+    assert "this is no manifest of token shards" in outcome.err
+
+
+@pytest.mark.parametrize("splits", [("train", "train"), ("train", "held_out")])
+def test_a_shard_twice(tmp_path, splits):
+    data = values()
+    shard = write_shard(tmp_path / "train-00000.tar", data["tokens"], data["classes"], data["sources"], SIZE)
+    content = {name: [shard] * splits.count(name) for name in set(splits)}
+    Manifest("VQGAN", "abc", 8, [2, 2], CODES, CLASSES, ["plain", "flipped"], SIZE, content).save(tmp_path)
+    with pytest.raises(InputError, match=r"manifest\.json: it has the shard train-00000\.tar 2 times"):
+        Manifest.load(tmp_path)
