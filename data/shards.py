@@ -279,10 +279,12 @@ def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
     """
     packs = ShardPacks(folder, manifest, split)
     token_shape = (int(packs.sizes.sum()), len(manifest.views), manifest.num_tokens)
+    arrays: list[tuple[str, type, tuple[int, ...]]] = [
+        ("tokens", token_dtype(manifest.codebook_size), token_shape),
+        ("classes", np.int32, token_shape[:1]),
+    ]
     mapped = []
-    for number, (name, dtype, shape) in enumerate(
-        (("tokens", token_dtype(manifest.codebook_size), token_shape), ("classes", np.int32, token_shape[:1]))
-    ):
+    for number, (name, dtype, shape) in enumerate(arrays):
         path = folder / "mapped" / f"{split}-{manifest.split_sha256(split)[:16]}-{name}.npy"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)

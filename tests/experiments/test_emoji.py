@@ -81,7 +81,7 @@ def test_a_choice_of_classes_is_evenly_spaced(command, tmp_path):
         (name, number) for name in ("face", "hand") for number in "036"
     ]
     refused = command("task=emoji", "classes=[faces]", f"output={tmp_path}")
-    assert "classes=faces: no emoji are of this class; expected some of animal, clock, face, " in refused.err
+    assert "classes=faces: there is no such class of emoji; expected some of animal, clock, face, " in refused.err
 
 
 def more(stage: str) -> str:
