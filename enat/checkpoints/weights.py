@@ -5,12 +5,14 @@ import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import torch
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # of typing, pydantic needs that of Python 3.12
 
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
@@ -26,6 +28,23 @@ COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
 DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file")  # what a checkpoint says beside its weights
 
 
+class TokenizerFile(TypedDict):
+    """Names the tokenizer that task=export wrote beside a network."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[\w-][\w.-]*$")]
+    sha256: str
+
+
+class Description(TypedDict, total=False):
+    """What a checkpoint may say beside its weights; the settings are checked where they are used."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    net_sizes: dict[str, int]
+    class_names: list[str] | None
+    tokenizer_file: TokenizerFile
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
     """Reads the content of a checkpoint. Nothing in the file is executed.
 
@@ -39,6 +58,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         mapped = zipfile.is_zipfile(path)  # then torch reads a weight when it is used; files of old torch can't do that
+        if mapped:
+            _refuse_compression(path)
         with torch.serialization.safe_globals(_stand_ins(path) if mapped else []):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -46,13 +67,33 @@ def read_file(path: str | Path) -> dict[str, Any]:
             f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run. "
             "A program that you trust can save the weights alone: torch.save(model.state_dict(), FILE)."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
     if not isinstance(content, dict):
         raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
     if not all(isinstance(name, str) for name in content):
         raise InputError(f"weights={path}: expected a dictionary of weights by name, found other keys in it.")
+    try:
+        TypeAdapter(Description).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"weights={path}: what it says of itself is damaged. {place}: {first['msg']}.") from error
     return content
+
+
+def _refuse_compression(path: Path) -> None:
+    """Refuses an archive with compressed members, whose bytes torch would take for weights.
+
+    Raises:
+        InputError: naming the first such member.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise InputError(
+                    f"weights={path}: {member.filename} in it is compressed; expected a file as torch.save writes it."
+                )
 
 
 class _Nothing:
@@ -146,7 +187,10 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     """
     callbacks = content.get("callbacks")
     if isinstance(callbacks, dict) and isinstance(callbacks.get("EMA"), dict) and "net" in callbacks["EMA"]:
-        return callbacks["EMA"]["net"], "EMA"
+        average = callbacks["EMA"]["net"]
+        if not is_state(average):
+            raise InputError("expected the average, callbacks.EMA.net, to be weights by name.")
+        return average, "EMA"
     state = state_of(content)
     if is_official(state):
         return from_official(state), "official"
@@ -172,13 +216,21 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Pat
         if own[name].shape != state[name].shape:
             shapes = f"{list(state[name].shape)} instead of {list(own[name].shape)}"
             raise InputError(f"{path}: weight {name} has shape {shapes}. {hint}".rstrip())
-        is_number = state[name].is_floating_point() or state[name].dtype == own[name].dtype
-        if state[name].layout != torch.strided or not is_number:
-            kind = "sparse" if state[name].layout != torch.strided else f"of type {state[name].dtype}"
-            raise InputError(f"{path}: weight {name} is {kind}; expected floating-point numbers, all of them.")
-        if not state[name].float().isfinite().all():
-            raise InputError(f"{path}: weight {name} holds NaN or infinite values.")
+        if reason := _unusable(state[name], own[name]):
+            raise InputError(f"{path}: weight {name} {reason}.")
     module.load_state_dict(state)
+
+
+def _unusable(tensor: Tensor, own: Tensor) -> str | None:
+    """Says why a tensor can't become a weight; None if it can."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+        kind = "sparse" if tensor.layout != torch.strided else "quantised or without content"
+        return f"is {kind}; expected floating-point numbers, all of them"
+    if not tensor.is_floating_point() and tensor.dtype != own.dtype:
+        return f"is of type {tensor.dtype}; expected floating-point numbers"
+    if not tensor.to(own.dtype).isfinite().all():
+        return "holds NaN or infinite values"
+    return None
 
 
 def refuse_other_network(
