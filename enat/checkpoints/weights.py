@@ -62,6 +62,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
             _refuse_compression(path)
         with torch.serialization.safe_globals(_stand_ins(path) if mapped else []):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run. "

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from data.image_module import ImageDataModule
 from data.module import TokenDataModule
@@ -20,6 +21,9 @@ Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the opt
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
 MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "images", "weights", "max_steps")
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")  # as large as their weight
+LARGEST_RATE = 10  # times the configured learning rate, in a checkpoint
 
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +62,45 @@ def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str,
         before, now = {"weights.sha256": earlier.get("sha256")}, {"weights.sha256": sha256_of(weights)}
         refuse_other_work(folder, before, now, "a run that started from other weights")
     return dict(earlier)
+
+
+def refuse_damaged_optimizer(path: Path, content: Mapping[str, Any], module: AveragedModule) -> None:
+    """Refuses to go on with a damaged state of the optimiser, which torch would take as it is, or crash on.
+
+    Raises:
+        InputError: for moments that are missing, not finite or of another shape than their weight, and for a learning
+            rate far above the configured one.
+    """
+    parameters = list(module.parameters())
+    configured = float(content["settings"]["module"]["optimizer"]["lr"])
+    try:
+        for optimizer in content["optimizer_states"]:
+            numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+            if numbers != list(range(len(parameters))):
+                raise ValueError("other parameters")
+            for group in optimizer["param_groups"]:
+                if not 0 <= group["lr"] <= LARGEST_RATE * configured:
+                    raise ValueError(f"the learning rate {group['lr']}")
+                if "betas" in group and content["global_step"] and not optimizer["state"]:
+                    raise ValueError("no moments")
+            kinds = {frozenset(moments) for moments in optimizer["state"].values()}
+            if len(kinds) > 1:
+                raise ValueError("moments that some weights lack")
+            for number, moments in optimizer["state"].items():
+                _check_moments(moments, parameters[number])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{path}: the state of its optimiser is damaged ({error}); resume=false starts anew."
+        ) from error
+
+
+def _check_moments(moments: Mapping[str, Any], parameter: Tensor) -> None:
+    """Raises ValueError for moments that do not fit a parameter."""
+    for name, value in moments.items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+        if name in MOMENTS and value is not None and value.shape != parameter.shape:
+            raise ValueError(f"{name} of shape {list(value.shape)} for a weight of shape {list(parameter.shape)}")
 
 
 def resume_point(
@@ -104,6 +147,7 @@ def resume_point(
         weights = module.current_names(content["state_dict"])
         if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
             raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
+        refuse_damaged_optimizer(path, content, module)
         refuse_other_data(folder.parent, content.get("data_sha256"), data)
         return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
     if files:

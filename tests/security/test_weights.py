@@ -1,0 +1,116 @@
+"""Checkpoints of others: compressed, of other types, with damaged facts or a damaged optimiser."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from enat.checkpoints.weights import read_file
+from enat.errors import InputError
+
+NUMBERS = {
+    "int8": lambda x: x.to(torch.int8),
+    "bool": lambda x: x > 0,
+    "complex": lambda x: x.to(torch.complex64),
+    "float64 too large": lambda x: x.double().fill_(1e300),
+    "sparse": lambda x: x.to_sparse(),
+    "without content": lambda x: x.to("meta"),
+    "quantised": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+}
+FACTS = {
+    "net_sizes": ([1, 2], "net_sizes: Input should be a valid dictionary"),
+    "class_names": ({"a": 1}, "class_names: Input should be a valid list"),
+    "tokenizer_file": ({"name": "../../x", "sha256": "0"}, "tokenizer_file.name: String should match pattern"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, separate_command):
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    outcome = separate_command("experiment=debug", "metrics=none", "trainer.max_steps=2", f"output={folder / 'run'}")
+    assert outcome.status == 0, outcome.err
+    return folder / "run"
+
+
+def changed(trained, tmp_path, change):
+    """Returns a copy of the run whose last checkpoint was changed."""
+    run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    path = run / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    change(content)
+    path.unlink()
+    for other in (run / "checkpoints").glob("*.ckpt"):
+        other.unlink()
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_weights_of_other_types(command, trained, tmp_path, kind):
+    def change(content):
+        net = content["callbacks"]["EMA"]["net"]
+        net["position_embedding.weight"] = NUMBERS[kind](net["position_embedding.weight"])
+
+    path = changed(trained, tmp_path, change)
+    outcome = command("task=export", f"weights={path}", f"output={tmp_path / 'export'}")
+    assert outcome.status == 1
+    assert outcome.err.startswith("Error: ")
+    assert "weight position_embedding.weight" in outcome.err or "truncated or no checkpoint" in outcome.err
+    assert not (tmp_path / "export/weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_facts_of_other_types(command, trained, tmp_path, fact):
+    value, sentence = FACTS[fact]
+    path = changed(trained, tmp_path, lambda content: content.update({fact: value}))
+    outcome = command("task=sample", f"weights={path}", f"output={tmp_path / 'samples'}")
+    assert outcome.status == 1
+    assert f"weights={path}: what it says of itself is damaged. {sentence}" in outcome.err
+
+
+def test_an_average_that_is_no_weights(command, trained, tmp_path):
+    path = changed(trained, tmp_path, lambda content: content["callbacks"]["EMA"].update(net=[1, 2]))
+    outcome = command("task=sample", f"weights={path}", f"output={tmp_path / 'samples'}")
+    assert outcome.status == 1
+    assert "expected the average, callbacks.EMA.net, to be weights by name" in outcome.err
+
+
+def test_a_compressed_archive(command, trained, tmp_path):
+    """Memory mapping would take the compressed bytes for weights."""
+    path = tmp_path / "small.ckpt"
+    whole = trained / "checkpoints/last.ckpt"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    with pytest.raises(InputError, match=r"small\.ckpt: .* in it is compressed; expected a file as torch\.save writes"):
+        read_file(path)
+
+
+OPTIMIZER = {
+    "another shape": (
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(3)),
+        "exp_avg of shape [3] for",
+    ),
+    "NaN": (lambda state: state["state"][1]["exp_avg_sq"].fill_(np.nan), "exp_avg_sq holds NaN"),
+    "a missing moment": (lambda state: state["state"][2].pop("exp_avg"), "moments that some weights lack"),
+    "no moments": (lambda state: state["state"].clear(), "no moments"),
+    "a huge rate": (lambda state: state["param_groups"][0].update(lr=1e30), "the learning rate 1e+30"),
+    "a rate that is no number": (lambda state: state["param_groups"][0].update(lr="fast"), "is damaged"),
+    "fewer parameters": (lambda state: state["param_groups"][0]["params"].pop(), "other parameters"),
+    "something else": (lambda state: state.update(state=[]), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", OPTIMIZER)
+def test_a_damaged_optimizer(command, trained, tmp_path, damage):
+    change, sentence = OPTIMIZER[damage]
+    path = changed(trained, tmp_path, lambda content: change(content["optimizer_states"][0]))
+    before = path.read_bytes()
+    outcome = command("experiment=debug", "metrics=none", "trainer.max_steps=3", f"output={tmp_path / 'run'}")
+    assert outcome.status == 1
+    assert f"{path}: the state of its optimiser is damaged (" in outcome.err
+    assert sentence in outcome.err
+    assert path.read_bytes() == before
