@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from enat.files import write_atomically
+
 IDENTITY = "wandb_id.txt"  # in the run's folder
 STEPS = "wandb_steps.json"
 BEST = {"val/fid": "min", "val/inception_score": "max", "val/loss": "min", "val/accuracy": "max"}
@@ -88,7 +90,7 @@ class StepWandbLogger(WandbLogger):
             self.has_axis = True
         run.log({**new, "step": step})
         self.last_steps |= dict.fromkeys(map(_section, new), step)
-        self.record.write_text(json.dumps(self.last_steps))
+        write_atomically(self.record, json.dumps(self.last_steps).encode())
 
 
 def _run_id(folder: Path) -> str:
@@ -100,7 +102,7 @@ def _run_id(folder: Path) -> str:
     if (folder / STEPS).exists():  # of an earlier version, which made the id from the path
         identity = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    rank_zero_only(path.write_text)(identity)
+    rank_zero_only(write_atomically)(path, identity.encode())
     return identity
 
 

@@ -5,6 +5,7 @@ Shapes: `n` images, `L` tokens of an image, `T` steps.
 
 import math
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from enat.errors import InputError
+from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, sample_classes
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
@@ -46,7 +48,7 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    write_atomically(path, partial(figure.savefig, format="png"))
     return path
 
 

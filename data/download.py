@@ -13,6 +13,7 @@ from enat.files import sha256_of
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20  # bytes
+NO_FILES = ("text/html", "application/xhtml+xml", "application/json", "application/problem+json", "text/xml")
 RANGE_NOT_SATISFIABLE = 416
 
 
@@ -44,8 +45,9 @@ def download_file(
     headers = {"Range": f"bytes={done}-", "If-Range": known} if done else {}
     try:
         with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as response:
-            if response.headers.get_content_type() == "text/html":
-                raise InputError(f"{url}: the server gives a web page instead of the file; open it in a browser.")
+            kind = response.headers.get_content_type()
+            if kind in NO_FILES:
+                raise InputError(f"{url}: the server gives {kind} instead of the file; open it in a browser.")
             done = done if response.status == 206 else 0  # 206: the rest; 200: the whole file
             length = response.headers.get("Content-Length") or ""
             total = done + int(length) if length.isdecimal() else None
@@ -71,7 +73,7 @@ def download_file(
         raise InputError(f"{url}: the server sends an empty file.")
     digest = sha256_of(partial)
     version.unlink()
-    if sha256 is not None and not digest.startswith(sha256):
+    if sha256 is not None and not digest.startswith(sha256.lower()):
         partial.unlink()
         raise InputError(f"{url}: the sha256 of the file is {digest}; expected {sha256}. It was removed.")
     partial.replace(path)

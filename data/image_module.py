@@ -23,9 +23,12 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 from data.images import center_crop, find_images, load_rgb
 from data.module import held_out_blocks, training_loader
 from data.tokenization import split_numbers
-from enat.errors import InputError
+from enat.errors import InputError, printable
+from enat.files import sha256_of
 from enat.images import Block
 from enat.randomness import rng_for
+
+HASHED_BYTES = 2**32  # up to which the content of a folder of images is hashed
 
 
 class RandomCrop:
@@ -81,7 +84,7 @@ class ImageReader:
                 reason = str(error)
                 if place not in self.named:
                     self.named.add(place)
-                    print(f"Another image is taken for {error}")
+                    print(f"Another image is taken for {printable(reason)}")
         raise InputError(f"data.images: none of the images can be read; {reason}")
 
 
@@ -177,6 +180,10 @@ def split_folder(images: str | None, held_out: float, seed: int) -> tuple[list[P
         rank_zero_only(print)(f"Ignored: {reason}.")
     if len(files) < 2:
         raise InputError(f"data.images={images}: found {len(files)} images; expected at least 2.")
+    in_folders = [file for file in files if file.parent != Path(images)]
+    if in_folders and len(in_folders) < len(files):  # task=tokenize, too, takes those in class folders only
+        rank_zero_only(print)(f"Ignored: {images}: {len(files) - len(in_folders)} images beside the folders of images.")
+        files = in_folders
     numbers = split_numbers(len(files), held_out, seed)
     parts = {split: [files[number] for number in chosen] for split, chosen in numbers.items()}
     if not parts["held_out"]:
@@ -189,8 +196,10 @@ def split_folder(images: str | None, held_out: float, seed: int) -> tuple[list[P
 
 
 def listing_sha256(folder: Path, files: Sequence[Path]) -> str:
-    """Returns a hash of the names and sizes of files below a folder, wherever it is."""
-    listing = [(str(file.relative_to(folder)), file.stat().st_size) for file in files]
+    """Returns a hash of the names and sizes of files below a folder, wherever it is; of few files, of their content."""
+    sizes = [file.stat().st_size for file in files]
+    facts = sizes if sum(sizes) > HASHED_BYTES else [sha256_of(file) for file in files]
+    listing = [(str(file.relative_to(folder)), fact) for file, fact in zip(files, facts, strict=True)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning as L
+import numpy as np
 import torch
 from annotated_types import Ge, Le, Lt
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_convert
 
 from data.credentials import without_credentials
 from data.fetch import fetch, local_folder
-from data.shards import Manifest, check_shards
+from data.shards import Manifest, ShardPacks, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
 from enat.errors import InputError
 from enat.images import blocks_of
@@ -129,6 +130,10 @@ class TokenDataModule(L.LightningDataModule, ABC):
         """Returns the names of the classes before training; None where they are not known yet."""
         return getattr(self, "class_names", None)
 
+    def numbers(self, split: str) -> np.ndarray | None:
+        """Returns the numbers (n,) of the images of a split in their folder; None where they are not known."""
+        return None
+
     def sha256(self) -> str | None:
         """Returns a hash of the samples, wherever they are stored; None where there is nothing to compare."""
         return None
@@ -209,6 +214,15 @@ class ShardsDataModule(TokenDataModule):
     def known_class_names(self) -> Sequence[str] | None:
         folder = local_folder(str(self.shards), Path(self.cache))
         return Manifest.load(folder).class_names if (folder / "manifest.json").exists() else None
+
+    def numbers(self, split: str) -> np.ndarray | None:
+        folder = local_folder(str(self.shards), Path(self.cache))
+        if not (folder / "manifest.json").exists():
+            return None  # it is fetched later
+        manifest = Manifest.load(folder)
+        if not manifest.splits.get(split):
+            return np.empty(0, np.int64)
+        return ShardPacks(folder, manifest, split).read_sources()
 
     def sha256(self) -> str | None:
         folder = local_folder(str(self.shards), Path(self.cache))

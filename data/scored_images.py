@@ -6,11 +6,10 @@ The readers implement `enat.images.Images`. Shapes: `b` images of a block, `H` a
 import hashlib
 import json
 import os
-import shutil
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -25,7 +24,7 @@ from data.images import ImageFiles, ImageList, center_crop, find_images, load_rg
 from data.shards import Manifest, ShardPacks, check_shards, write_array
 from data.tokenization import split_numbers
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically
 from enat.images import Block, to_pil
 from enat.tokenizers.base import Tokenizer
 
@@ -122,6 +121,8 @@ class ClassFolderImages(FolderImages):
         self.class_ids = torch.from_numpy(listed.class_ids[numbers].astype(np.int64))
         self.class_names = list(listed.class_names)
         self.class_counts = torch.bincount(self.class_ids, minlength=len(listed.class_names)).tolist()
+        self.part = part
+        self.numbers = numbers  # among all images of the folder
         self.num_images = len(self.files)
         self.identity = {**self.identity, "part": part, "held_out": held_out, "seed": seed}
         if len(self.files) < 2:
@@ -197,9 +198,8 @@ class ImageWriter:
 
     def write(self, block: Block) -> None:
         """Writes the images of a block."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for number, image in zip(block.numbers.tolist(), to_pil(block.images), strict=True):
-            image.save(self._path(number))
+            write_atomically(self._path(number), partial(image.save, format="PNG"))
 
     def _pack(self, target: IO[bytes], num_images: int) -> None:
         """Writes an .npz archive image by image, so that not all images have to be in memory."""
@@ -208,10 +208,20 @@ class ImageWriter:
         with zipfile.ZipFile(target, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
             write_array(file, np.uint8, (num_images, *shape), images)
 
-    def clear(self) -> None:
-        """Removes the images that an earlier run has written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.with_suffix(".npz").unlink(missing_ok=True)
+    def prepare(self, anew: bool) -> None:
+        """Makes the folder; `anew` removes what an earlier run has written.
+
+        Raises:
+            InputError: if the folder holds other files.
+        """
+        if anew:
+            archive = self.folder.with_suffix(".npz")
+            is_ours = (self.folder / MARK).exists() or (self.folder.parent / "results.json").exists()
+            if archive.exists() and not is_ours:
+                raise InputError(f"{archive}: this exists already; expected another output=DIR.")
+            archive.unlink(missing_ok=True)
+            remove_own_folder(self.folder)
+        make_own_folder(self.folder)
 
     def finish(self, num_images: int, npz: bool, keep: bool) -> str:
         """Finishes the output once all images have been written; returns the path of the archive or else the folder.
@@ -222,7 +232,8 @@ class ImageWriter:
         if not npz:
             return str(self.folder)
         path = self.folder.with_suffix(".npz")
-        write_atomically(path, lambda file: self._pack(file, num_images))
+        if not path.exists():  # or it was written, and the process was killed as it removed the images
+            write_atomically(path, lambda file: self._pack(file, num_images))
         if not keep:
-            shutil.rmtree(self.folder)
+            remove_own_folder(self.folder)
         return str(path)

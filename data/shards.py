@@ -21,28 +21,27 @@ from typing import IO, Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Le, Len, MinLen
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
 from webdataset import TarWriter
 
 from data.arrays import parse_npy
 from data.stream import OnePack
-from enat.errors import InputError
+from enat.errors import InputError, without_controls
 from enat.files import sha256_of, write_atomically
 
 VERSION = 1
 ARRAYS = {"tokens.npy", "classes.npy", "sources.npy"}  # of each pack
 MAX_NAME = 255  # bytes of a file's name
-Positive = Annotated[int, Ge(1)]
+Positive = Annotated[int, Strict(), Ge(1)]
+Name = Annotated[str, AfterValidator(without_controls)]
 
 
 @dataclass(frozen=True)
 class Shard:
     """The entry of a shard in the manifest."""
 
-    __pydantic_config__ = ConfigDict(strict=True)
-
     name: str
-    samples: Positive
+    samples: Annotated[int, Strict(), Ge(0)]
     bytes: Positive
     sha256: str
 
@@ -55,14 +54,12 @@ class Manifest:
     the options that made the tokenizer, with its class as `_target_`; training on the shards makes the same one.
     """
 
-    __pydantic_config__ = ConfigDict(strict=True)
-
     tokenizer: str
     tokenizer_sha256: str
     resolution: Positive
     grid: Annotated[list[Positive], Len(2, 2)]
-    codebook_size: Annotated[int, Ge(1), Le(2**32)]
-    class_names: list[str]
+    codebook_size: Annotated[int, Strict(), Ge(1), Le(2**32)]
+    class_names: list[Name]
     views: Annotated[list[str], MinLen(1)]
     pack_size: Positive
     splits: dict[str, list[Shard]]
@@ -93,8 +90,10 @@ class Manifest:
         if not path.is_file():
             raise InputError(f"{folder}: there is no manifest.json; expected a folder that task=tokenize has finished.")
         try:
-            manifest = TypeAdapter(cls).validate_json(path.read_bytes())
-        except ValidationError as error:
+            manifest = TypeAdapter(cls).validate_python(json.loads(path.read_bytes()))
+        except (ValueError, RecursionError) as error:
+            if not isinstance(error, ValidationError):
+                raise InputError(f"{path}: this is no manifest of token shards.") from error
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             reason = f"{place}: {first['msg']}" if place else first["msg"]
@@ -212,6 +211,10 @@ class ShardPacks:
             self._check(pack, "numbers of images", self._read_array(pack, "sources"), size, 2**63)
             self.checked.add(pack)
         return token_ids, class_ids
+
+    def read_sources(self) -> np.ndarray:
+        """Reads the numbers (n,) of the images of all packs, among all images that were tokenised."""
+        return np.concatenate([self._read_array(pack, "sources") for pack in range(len(self.sizes))])
 
     def _check(self, pack: int, what: str, values: np.ndarray, shape: tuple[int, ...], end: int) -> None:
         if values.shape != shape or values.dtype.kind not in "iu":

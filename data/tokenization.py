@@ -21,6 +21,8 @@ from enat.errors import InputError
 from enat.files import refuse_other_work, write_atomically
 from enat.tokenizers.base import Tokenizer
 
+NAMES = "names and sizes of the images"  # a hash of these, in the record of a folder's settings
+
 
 class ShardPlan(NamedTuple):
     """Describes a shard to be written: its split, its file name, and the numbers of its samples in the source."""
@@ -82,7 +84,7 @@ def write_shards(
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     settings = {
-        "source": source.digest,
+        NAMES: source.digest,
         "tokenizer": tokenizer.fingerprint(),
         "held_out": held_out,
         "shard_size": shard_size,
@@ -130,6 +132,7 @@ def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> Non
     has_shards = any(path != record for path in record.parent.glob("*.json"))
     if record.exists() and has_shards:
         earlier = json.loads(record.read_text())
+        earlier = {NAMES if name == "source" else name: value for name, value in earlier.items()}  # of older versions
         refuse_other_work(folder, earlier, settings, "shards made with other settings", "or another output=DIR")
     else:
         write_atomically(record, json.dumps(settings).encode())

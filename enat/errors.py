@@ -1,5 +1,21 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and texts of files that are safe to print."""
+
+import re
+
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # but for the end of a line
 
 
 class InputError(ValueError):
     """Bad input. The message is one plain sentence: the option or file, its value, what was expected."""
+
+
+def printable(text: str) -> str:
+    """Writes control characters of a text as escapes, so that a name in a file can't steer a terminal."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def without_controls(name: str) -> str:
+    """Returns a name in a file as it is; raises ValueError for one with control characters."""
+    if _CONTROLS.search(name) or "\n" in name:
+        raise ValueError("it has control characters")
+    return name

@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from enat.errors import InputError
+
+MARK = ".made_by_enat"  # a file in folders that this program may remove
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -23,7 +26,8 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # which follows no link
             content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -34,6 +38,32 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
         if not isinstance(cause, OSError):
             raise
         raise InputError(f"{path}: can't be written: {cause.strerror}; an earlier file is unchanged.") from error
+
+
+def make_own_folder(folder: Path) -> None:
+    """Makes a folder for files that `remove_own_folder` may remove later; a mark in it says so.
+
+    Raises:
+        InputError: if there are files of somebody else in it already.
+    """
+    is_others = folder.is_symlink() or (folder.exists() and not folder.is_dir())
+    if is_others or (folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists()):
+        raise InputError(f"{folder}: this exists already and is of another program; expected another output=DIR.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+
+
+def remove_own_folder(folder: Path) -> None:
+    """Removes a folder that `make_own_folder` has made, and leaves any other as it is."""
+    if folder.is_symlink() or not (folder / MARK).exists():
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    (folder / MARK).unlink()  # last, so that what a killed process has left is still known as ours
+    folder.rmdir()
 
 
 def sha256_of(path: str | Path) -> str:

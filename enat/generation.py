@@ -77,7 +77,7 @@ class GeneratedImages:
             generator_for(device, "block of images", self.seed, place.start // self.block_size) for place in places
         ]
         class_ids = self.class_ids.to(device)[numbers]
-        drawn = self.sampler(self.net, class_ids, generators).split(self.block_size)
+        drawn = _without_masks(self.net, self.sampler(self.net, class_ids, generators)).split(self.block_size)
         return [token_ids[: len(place)] for token_ids, place in zip(drawn, places, strict=True)]
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
@@ -144,8 +144,14 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
         raise InputError("classes=[]: expected at least one class.")
     ids = []
     for wanted in chosen:
-        if isinstance(wanted, int) and 0 <= wanted < len(class_names):
-            ids.append(wanted)
+        is_id = isinstance(wanted, int) and 0 <= wanted < len(class_names)
+        if is_id and str(wanted) in class_names and class_names.index(str(wanted)) != wanted:
+            raise InputError(
+                f"classes={wanted}: this is the id of the class {class_names[int(wanted)]} and the name of another; "
+                f"expected names in quotes, such as 'classes=[\"{wanted}\"]'."
+            )
+        if is_id:
+            ids.append(int(wanted))
         elif str(wanted) in class_names:  # a name may be a number, such as 20240101
             ids.append(class_names.index(str(wanted)))
         elif wanted == UNCONDITIONAL:
@@ -157,6 +163,20 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
                 f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names; {names}"
             )
     return ids
+
+
+def _without_masks(net: ENAT, token_ids: Tensor) -> Tensor:
+    """Returns drawn token ids as they are.
+
+    Raises:
+        InputError: if some are still masked, since the network has computed NaN there.
+    """
+    if (token_ids == net.mask_token_id).any():
+        raise InputError(
+            "the network computes NaN or infinite values; expected fabric.precision=32-true or bf16-true, whose range "
+            "is larger than that of 16-true."
+        )
+    return token_ids
 
 
 @torch.no_grad()
@@ -185,7 +205,7 @@ def sample_images(
     tokenizer.to(device)
     class_ids = torch.tensor([class_id for class_id, _ in wanted], device=device)
     generators = [generator_for(device, "image of a class", seed, class_id, number) for class_id, number in wanted]
-    return tokenizer.decode(sampler(net, class_ids, generators, steps)).float()
+    return tokenizer.decode(_without_masks(net, sampler(net, class_ids, generators, steps))).float()
 
 
 def sample_classes(

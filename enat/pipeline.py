@@ -95,12 +95,12 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     state, kind = select_state(content)
     settings = content.get("settings")
     if settings is not None:
-        net = _build(settings["module"]["net"])
+        net = build_from_settings(settings["module"]["net"])
         if not isinstance(net, ENAT):
             raise InputError(f"{weights}: the checkpoint of a tokenizer; expected that of a network.")
-        sampler = _build(settings["sampler"])
+        sampler = build_from_settings(settings["sampler"])
         chosen = settings["tokenizer"] if tokenizer is None else {**settings["tokenizer"], "weights": str(tokenizer)}
-        built_tokenizer = _build(chosen)
+        built_tokenizer = build_from_settings(chosen)
     elif kind == "official" and tokenizer is not None:
         net = _official_net(state, weights)
         is_512 = net.num_tokens == 1024
@@ -116,16 +116,16 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     return Pipeline(net.eval(), sampler, built_tokenizer, content.get("class_names")).to(device)
 
 
-def _build(node: Any) -> Any:
+def build_from_settings(node: Any) -> Any:
     """Builds what settings name, if it is one of `BUILDABLE`."""
     if isinstance(node, list):
-        return [_build(value) for value in node]
+        return [build_from_settings(value) for value in node]
     if not isinstance(node, Mapping):
         return node
     name = str(node.get("_target_")).rpartition(".")[2]
     if name not in BUILDABLE:
         raise InputError(f"_target_={node.get('_target_')}: expected one of {', '.join(BUILDABLE)}.")
-    options = {key: _build(value) for key, value in node.items() if not key.startswith("_")}
+    options = {key: build_from_settings(value) for key, value in node.items() if not key.startswith("_")}
     return partial(BUILDABLE[name], **options) if node.get("_partial_") else BUILDABLE[name](**options)
 
 

@@ -95,7 +95,7 @@ class Sampler:
     def __call__(
         self, net: ENAT, class_ids: Tensor, generator: Generators = None, record: list[Tensor] | None = None
     ) -> Tensor:
-        """Generates token ids, (B, L), int64.
+        """Generates token ids, (B, L), int64; a token whose probability is NaN remains the mask.
 
         Args:
             net: the network, in evaluation mode.
@@ -157,8 +157,8 @@ class Sampler:
         drawn = (log_probs / max(self.sampling_temperatures[step], 1e-3) + token_noise).argmax(dim=2)  # (B, M)
 
         # 5. Its confidence is its log-probability plus Gumbel noise.
-        confidence = log_probs.gather(2, drawn.unsqueeze(2)).squeeze(2)
-        confidence = confidence + self.gumbel_temperatures[step] * order_noise
+        confidence = log_probs.gather(2, drawn.unsqueeze(2)).squeeze(2) + self.gumbel_temperatures[step] * order_noise
+        drawn = drawn.where(confidence.isfinite(), net.mask_token_id)  # NaN would be the token 0; callers find the mask
 
         # 6. Reveal the most confident tokens; the others stay masked.
         order = confidence.argsort(dim=1, descending=True)

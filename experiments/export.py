@@ -13,6 +13,7 @@ from enat.checkpoints.official import to_official
 from enat.checkpoints.weights import (
     DESCRIPTIONS,
     load_weights,
+    other_tokenizer,
     read_file,
     select_state,
     with_found_tokenizer,
@@ -22,6 +23,7 @@ from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 from enat.layers import Block
 from enat.net import ENAT
+from enat.pipeline import build_from_settings
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 
@@ -51,7 +53,8 @@ def export(
     state = _stored(net.state_dict(), half)
     content = with_found_tokenizer(read_file(str(weights)), str(weights))
     content.pop("tokenizer_file", None)  # it stays where it is
-    described = {name: content[name] for name in DESCRIPTIONS if name in content} | {"net_sizes": net.sizes}
+    described = {name: content[name] for name in DESCRIPTIONS if name in content}
+    described |= {"net_sizes": net.sizes, "weights_kind": source["kind"]}
     results: dict[str, Any] = {}
     if with_tokenizer:
         if "settings" not in described:
@@ -61,10 +64,14 @@ def export(
             )
         tokenizer, path = settings["tokenizer"], Path(output) / TOKENIZER_FILE
         described["settings"] = {**described["settings"], "tokenizer": tokenizer}
+        described.pop("tokenizer_sha256", None)  # that of the file says more
+        if other_tokenizer(content, build_from_settings(tokenizer).fingerprint()):
+            print(f"Note: {weights} was trained on the tokens of another tokenizer than the one that is written.")
         if _write_tokenizer(tokenizer, half, path):
             results = {"tokenizer": str(path), "tokenizer_file_sha256": sha256_of(path)}
             described["tokenizer_file"] = {"name": path.name, "sha256": results["tokenizer_file_sha256"]}
     ours = Path(output) / "weights.safetensors"
+    (Path(output) / "results.json").unlink(missing_ok=True)  # of an earlier export, whose files are replaced now
     write_atomically(ours, save(state, {name: json.dumps(value) for name, value in described.items()}))
     results |= {"safetensors": str(ours), "safetensors_sha256": sha256_of(ours), **source}
     if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):

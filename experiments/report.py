@@ -1,5 +1,6 @@
 """task=report: how runs went, as a picture of panels; what a study shows, as a table, intervals and plots."""
 
+import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ from annotated_types import Ge
 from lightning.pytorch.loggers import Logger
 
 from callbacks.loggers import log_table
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from enat.files import write_atomically
 from experiments.reporting.figures import plot_panels
 from experiments.reporting.plots import plot_study
@@ -98,12 +99,13 @@ def write_study(
     if study.other_settings:
         notes.append(f"Settings that differ from the paper's, which are in parentheses: {study.other_settings}.")
     notes += describe_differences(study, baseline - 1, differences)
-    print("\n".join([table.to_string(index=False), *notes]))
+    print(printable("\n".join([table.to_string(index=False), *notes])))
 
     pictures = plot_study(study, folder)
     best = int(study.groups["fid"].idxmin()) if study.has("fid") else None
     title = name or study.folder.name
-    parts = [f"# {title}", markdown_table(table, bold=best), *notes]
+    written = [f"# {title}", markdown_table(table, bold=best), *notes]
+    parts = [html.escape(printable(part), quote=False) for part in written]  # a job's file may come from anybody
     parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
     files = {"report": folder / "report.md", "csv": folder / "report.csv", "groups_csv": folder / "groups.csv"}
     write_atomically(files["report"], "\n\n".join(parts).encode() + b"\n")

@@ -1,5 +1,6 @@
 """task=sample: draws images of chosen classes, as PNG files, as a grid, and as they are revealed step by step."""
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from annotated_types import Ge, MinLen
 from callbacks.sample_grid import save_grid, save_reveal
 from data.images import load_rgb
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import refuse_other_work, write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids, sample_images
 from enat.images import to_pil
 from enat.sampler import Sampler
@@ -151,6 +152,11 @@ def sample(
     checkpoint.processes.on_first(lambda: refuse_other_files(folder, set(files.values())))
     depends_on = options_that_matter(composition, "trainer", "weights", "batch_size")
     identity = {"weights_sha256": source["sha256"], "tokenizer": checkpoint.facts["tokenizer_sha256"], **depends_on}
+    results = Path(output) / "results.json"
+    if results.exists():  # the settings and the weights are those of the images there, see `run_task`
+        earlier = {"tokenizer_sha256": json.loads(results.read_text()).get("tokenizer_sha256")}
+        now = {"tokenizer_sha256": checkpoint.facts["tokenizer_sha256"]}
+        refuse_other_work(Path(output), earlier, now, "images of another tokenizer")
     Unfinished(output, identity, checkpoint.processes, has_begun=any(map(Path.exists, files.values())))
     folder.mkdir(parents=True, exist_ok=True)
     draw(checkpoint, sampler, files, seed, batch_size)

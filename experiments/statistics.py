@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from data.references import SUFFIXES
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from enat.features.network import FeatureNetwork
 from enat.files import write_atomically
 from enat.images import Images
@@ -59,7 +59,7 @@ def statistics(
     if processes.rank > 0:
         return {}
     for reason in record.skipped:
-        print(f"Skipped {reason}")
+        print(f"Skipped {printable(reason)}")
     if record.num_images < 2:
         raise InputError(f"images: {record.num_images} readable ones; expected at least 2.")
     print(f"Statistics of {record.num_images} images of {' x '.join(map(str, record.size or ()))} pixels.")

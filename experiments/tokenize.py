@@ -12,7 +12,7 @@ from data.images import ImageList, Views
 from data.shards import Manifest, check_shards
 from data.sources import ImageSource, Source, TokenCacheSource
 from data.tokenization import collect_shards, write_shards
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import Accelerator, device_for
 from experiments.runtime.progress import COLUMNS
@@ -98,7 +98,13 @@ def tokenize(
     if manifest is None:
         return {}  # other ranks still write their shards
     for image in manifest.skipped if rank == 0 else []:
-        print(f"Skipped {image['reason']}")
+        print(f"Skipped {printable(image['reason'])}")
+    if manifest.skipped and rank == 0 and isinstance(source, ImageSource):
+        unreadable = {image["file"] for image in manifest.skipped}
+        class_ids = source.images.class_ids.tolist()
+        left = {one for file, one in zip(source.images.files, class_ids, strict=True) if file not in unreadable}
+        for class_id in sorted(set(class_ids) - left):
+            print(f"The class {printable(source.class_names[class_id])} has no image that can be read.")
     return summary(manifest)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -14,7 +15,9 @@ from callbacks.checkpoints import Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from data.module import TokenDataModule
+from data.scored_images import ClassFolderImages
 from enat.checkpoints.warm_start import warm_start
+from enat.errors import InputError
 from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
@@ -106,6 +109,26 @@ def check_references(
             one.check_classes(net.num_classes, class_names)
 
 
+def refuse_other_split(data: TokenDataModule, reference: Any) -> None:
+    """Refuses real images that are split into training and held-out ones in another way than the shards.
+
+    Raises:
+        InputError: if the network trains on other images than those that its samples are compared with.
+    """
+    if not isinstance(reference, ClassFolderImages) or reference.part != "train":
+        return
+    numbers = {split: data.numbers(split) for split in ("train", "held_out")}
+    if numbers["train"] is None or numbers["held_out"] is None:
+        return
+    others = np.setdiff1d(numbers["train"], reference.numbers)
+    if len(others) or len(np.intersect1d(numbers["held_out"], reference.numbers)):
+        raise InputError(
+            "metrics.images: their split into training and held-out images is not that of data.shards; expected the "
+            "images as they were tokenised, metrics.held_out_share as held_out of task=tokenize, and "
+            "metrics.split_seed as its seed."
+        )
+
+
 def facts_of(
     fitter: L.Trainer, module: MaskedTokenModule, sampler: Sampler, evaluation: Evaluation | None, folder: Path
 ) -> dict[str, Any]:
@@ -163,6 +186,7 @@ def train(
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     check_references(evaluation, callbacks, tokenizer, module.net, data.known_class_names())
+    refuse_other_split(data, evaluation.reference if evaluation else None)
     start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)

@@ -7,6 +7,7 @@ Letters and digits are left out, because their mirror images are not letters and
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -145,6 +146,6 @@ def draw_emoji(
         counts[emoji.class_name] += 1
         path = folder / emoji.class_name / f"{emoji.code_points}.png"
         path.parent.mkdir(exist_ok=True)
-        image.save(path)
+        write_atomically(path, partial(image.save, format="PNG"))
     progress(len(chosen), len(chosen))
     return counts

@@ -5,10 +5,10 @@ import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
 
 import torch
-from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # of typing, pydantic needs that of Pyt
 
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
-from enat.errors import InputError
+from enat.errors import InputError, without_controls
 from enat.files import by_full_name, sha256_of
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
@@ -25,7 +25,8 @@ from enat.variants import INTERACTIONS
 OTHER_LIBRARIES = ("pytorch_lightning.", "lightning.", "omegaconf.", "typing.", "collections.")
 AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
-DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file")  # what a checkpoint says beside its weights
+# What a checkpoint says beside its weights.
+DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file", "tokenizer_sha256", "weights_kind")
 
 
 class TokenizerFile(TypedDict):
@@ -41,8 +42,10 @@ class Description(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
 
     net_sizes: dict[str, int]
-    class_names: list[str] | None
+    class_names: list[Annotated[str, AfterValidator(without_controls)]] | None
     tokenizer_file: TokenizerFile
+    tokenizer_sha256: str
+    weights_kind: Literal["EMA", "official", "raw"]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -196,7 +199,8 @@ def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     state = state_of(content)
     if is_official(state):
         return from_official(state), "official"
-    return state, "EMA" if any(is_state(content.get(name)) for name in AVERAGES) else "raw"
+    is_average = any(is_state(content.get(name)) for name in AVERAGES)
+    return state, content.get("weights_kind", "EMA" if is_average else "raw")
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, hint: str = "") -> None:

@@ -1,12 +1,15 @@
 """Tables and plots of a benchmark."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from enat.files import write_atomically
 
 XLABELS = {"batch": "batch", "num_steps": "steps", "resolution": "resolution, times the experiment's"}
 
@@ -63,4 +66,4 @@ def plot(by_precision: Mapping[str, Mapping[str, Any]], steps: Sequence[Mapping[
     cost.set(xlabel="step", ylabel="GFLOP per image")
     for axes in rows[1]:
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-    figure.savefig(path, dpi=90)
+    write_atomically(Path(path), partial(figure.savefig, format="png", dpi=90))

@@ -1,6 +1,7 @@
 """The style and legend of all figures, and the panels of `task=report` and `task=dashboard` that show how runs went."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+
+from enat.files import write_atomically
 
 STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper", font_scale=1.2)}
 STYLE["text.parse_math"] = False  # a name may have dollar signs
@@ -46,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.legend(
             handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, frameon=False
         )
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    write_atomically(Path(path), partial(figure.savefig, format="png", dpi=150, bbox_inches="tight"))
 
 
 @mpl.rc_context(STYLE)

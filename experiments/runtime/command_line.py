@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.credentials import without_credentials
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from experiments.runtime.multirun import JobError, fixed_options, is_job
 from experiments.runtime.options import CONF, explain_option
 from experiments.runtime.ranks import processes
@@ -142,7 +142,7 @@ def explain_errors(arguments: Sequence[str], inside: bool = False) -> Iterator[N
         sentence = without_credentials(sentence)
         if sentence is None or (inside and isinstance(error, JobError)):
             raise
-        print(f"Error: {' '.join(sentence.split())}{_how_to_fetch(sentence)}", file=sys.stderr)
+        print(f"Error: {printable(' '.join(sentence.split()))}{_how_to_fetch(sentence)}", file=sys.stderr)
         raise SystemExit(status) from error
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from enat.errors import printable
 from experiments.runtime.multirun import JOB
 
 
@@ -27,5 +28,5 @@ class MultirunTable(Callback):
             jobs = [job for job in jobs if ablation_of(job) in rows.split(",")]
             command += f" table={given['sweep']}" if "ablation" not in given else ""
         if any((job / "results.json").exists() for job in jobs):
-            print(table_of(read_study(*jobs)).to_string(index=False))
+            print(printable(table_of(read_study(*jobs)).to_string(index=False)))
             print(f"For plots, curves and intervals: {command}")

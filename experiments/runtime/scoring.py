@@ -11,7 +11,7 @@ import torch
 
 from data.scored_images import ImageWriter
 from enat.errors import InputError
-from enat.files import refuse_other_work, write_atomically
+from enat.files import make_own_folder, refuse_other_work, remove_own_folder, write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import REFERENCE, Evaluation, Result
@@ -55,8 +55,8 @@ class Unfinished:
         if self.has_begun and not (self.folder.parent / "results.json").exists():
             raise InputError(f"{self.output}: holds images of unknown settings; expected another output=DIR.")
         if earlier is None or {**earlier, "images": None} != {**wanted, "images": None}:
-            shutil.rmtree(self.folder, ignore_errors=True)  # was stopped before there was anything to lose
-        self.folder.mkdir(parents=True, exist_ok=True)  # with the features of the reference, if only images differ
+            remove_own_folder(self.folder)  # was stopped before there was anything to lose
+        make_own_folder(self.folder)  # with the features of the reference, if only images differ
         write_atomically(path, json.dumps(wanted, indent=1).encode())
 
     def recall(self, name: str) -> tuple[Result, list[str]] | None:
@@ -104,7 +104,7 @@ def score(
     if unfinished and (finished := processes.on_first(lambda: unfinished.recall(name))):
         return finished
     if writer is not None and folder is not None:
-        processes.on_first(lambda: None if (folder / name).exists() else writer.clear())
+        processes.on_first(lambda: writer.prepare(anew=not (folder / name).exists()))
     with ImageProgress(processes.rank) as bars:
         progress = (bars.add("reference"), bars.add(title))
         if writer is not None:

@@ -3,7 +3,6 @@
 import inspect
 import json
 import logging
-import shutil
 import typing
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.credentials import without_credentials
 from enat.errors import InputError
-from enat.files import refuse_other_work, sha256_of, write_atomically
+from enat.files import refuse_other_work, remove_own_folder, sha256_of, write_atomically
 from experiments.runtime.building import Call, build, plan
 from experiments.runtime.command_line import explain
 from experiments.runtime.lock import lock
@@ -36,6 +35,7 @@ class CommonOptions(TypedDict):
     """The options that every task has."""
 
     seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    name: str
     resume: bool
     objective: list[str] | None
     debug: bool
@@ -102,6 +102,8 @@ def check_options(config: DictConfig) -> Call:
     """
     for option, hint in typing.get_type_hints(CommonOptions, include_extras=True).items():
         check_value(option, config[option], hint)
+    if "/" in config.name or config.name in ("", ".", ".."):
+        raise InputError(f"name={config.name}: expected a name without /; output=DIR says the folder.")
     task: Call = plan(config, "task")
     return task
 
@@ -157,7 +159,7 @@ def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
 def _finish(output: Path, composition: dict[str, Any], results: dict[str, Any]) -> None:
     write_atomically(output / "config.yaml", yaml.safe_dump(composition, sort_keys=False).encode())
     write_atomically(output / "results.json", json.dumps(results, indent=1).encode())
-    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+    remove_own_folder(output / UNFINISHED)
     print(f"Results: {output / 'results.json'}")
     print(json.dumps(results))
 
