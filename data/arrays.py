@@ -2,18 +2,22 @@
 
 import io
 import math
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+MAX_UNPACKED = 2**30  # bytes of a compressed array, so that a small file can't fill the memory
 
 
-def parse_npy(content: bytes) -> np.ndarray:
+def parse_npy(content: bytes | bytearray) -> np.ndarray:
     """Returns the array of an .npy file as a view of its bytes, so that a header can't claim more memory than is there.
 
     Raises:
-        ValueError: if these are not the bytes of such a file, whole and with plain numbers.
+        ValueError: if these are not the bytes of such a file, whole and with plain numbers or texts.
     """
     file = io.BytesIO(content)
     version = npy.read_magic(file)
@@ -21,6 +25,26 @@ def parse_npy(content: bytes) -> np.ndarray:
         raise ValueError(f"version {version} of the .npy format")
     shape, fortran_order, dtype = HEADERS[version](file)
     expected = math.prod(shape) * dtype.itemsize
-    if fortran_order or dtype.hasobject or min(shape, default=1) < 0 or expected != len(content) - file.tell():
+    if dtype.hasobject or min(shape, default=1) < 0 or expected != len(content) - file.tell():
         raise ValueError(f"shape {shape} of {dtype} in {len(content)} bytes")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
+    array = np.frombuffer(content, dtype, offset=file.tell())
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+
+
+def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Reads those arrays of an .npz file whose name, or its part after `/`, is wanted; returns them and all names.
+
+    Raises:
+        ValueError: if an array is damaged, or unpacks to more than `MAX_UNPACKED` bytes.
+        zipfile.BadZipFile: if the file is no archive, or a damaged one.
+    """
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        for name, member in members.items():
+            if name.rpartition("/")[2] not in wanted:
+                continue
+            if member.compress_type != zipfile.ZIP_STORED and member.file_size > MAX_UNPACKED:
+                raise ValueError(f"{name} unpacks to {member.file_size} bytes")
+            arrays[name] = parse_npy(bytearray(archive.read(member)))  # torch wants arrays that can be written to
+    return arrays, list(members)

@@ -4,12 +4,15 @@ import hashlib
 from pathlib import Path
 
 import fsspec
-from aiohttp import ClientError
+from aiohttp import ClientError, ClientTimeout
 
 from data.shards import Manifest
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
+MAX_MANIFEST = 2**26  # bytes
+PATIENCE = 60  # seconds without a byte
+SLOWEST = 2**18  # bytes a second
 SCHEMES = ("http", "https", "file", "s3", "gs", "az", "abfs", "hf")
 
 
@@ -34,7 +37,7 @@ def fetch(folder_or_url: str, cache: Path) -> Path:
         path = folder / shard.name
         if path.exists() and sha256_of(path) == shard.sha256:
             continue
-        content = _download(f"{folder_or_url}/{shard.name}")
+        content = _download(f"{folder_or_url}/{shard.name}", shard.bytes)
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise InputError(f"{folder_or_url}/{shard.name}: the shard was altered; its sha256 is not the manifest's.")
         write_atomically(path, content)
@@ -50,15 +53,25 @@ def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
     if scheme not in SCHEMES:
         raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json"))
+    write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json", MAX_MANIFEST))
     return folder
 
 
-def _download(url: str) -> bytes:
+def _download(url: str, at_most: int) -> bytes:
+    """Returns the content of a URL, of at most so many bytes; a server may not take forever."""
+    options = {}
+    if url.startswith("http"):
+        options["client_kwargs"] = {"timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE)}
     try:
-        with fsspec.open(url, "rb") as file:
-            return file.read()
+        content = bytearray()
+        with fsspec.open(url, "rb", **options) as file:
+            while len(content) <= at_most and (part := file.read(at_most + 1 - len(content))):
+                content += part
     except FileNotFoundError as error:
         raise InputError(f"{url}: there is no such file on the server.") from error
     except (OSError, ImportError, ValueError, ClientError) as error:
-        raise InputError(f"{url}: can't be read: {error}.") from error
+        reason = "the server is too slow" if isinstance(error, TimeoutError) else error
+        raise InputError(f"{url}: can't be read: {reason}.") from error
+    if len(content) > at_most:
+        raise InputError(f"{url}: more than {at_most:,} bytes, which is too long for this file.")
+    return bytes(content)

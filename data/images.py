@@ -22,6 +22,8 @@ Image.init()
 # All that Pillow reads, but for documents and containers, of which it reads no pixels by itself.
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 SUFFIXES -= {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".wmf", ".emf", ".eps", ".ps", ".fit", ".fits"}
+# Files of these formats alone are opened, whatever their names are: another plugin of Pillow may start a program.
+FORMATS = sorted({kind for suffix, kind in Image.registered_extensions().items() if suffix in SUFFIXES})
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 MAX_CLASSES = 100_000  # a larger number is a name, such as a date, and no class id
 MAX_STRETCH = 8  # ratio of an image's sides up to which a crop resizes the whole image
@@ -50,6 +52,8 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
                 walk(path)
             elif not path.exists():
                 ignored.append(f"{path}: a link to a file that does not exist")
+            elif not path.is_file():
+                ignored.append(f"{path}: a pipe or a device")
             elif path.suffix.lower() not in SUFFIXES:
                 others[path.suffix.lower() or "without suffix"] += 1
             elif path.resolve() not in seen:
@@ -97,7 +101,7 @@ class ImageList:
         sides = []
         for name in self.files[:: max(len(self.files) // at_most, 1)]:
             try:
-                with Image.open(self.folder / name) as image:
+                with Image.open(self.folder / name, formats=FORMATS) as image:
                     sides.append(min(image.size))
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                 continue  # it is named when it is read
@@ -167,6 +171,8 @@ def _read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
     for name, class_name in files_and_classes:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"labels={labels}: {name} is not in the folder of the images; expected a file in it.")
         if not name or not class_name or not (folder / name).is_file():
             raise InputError(f"labels={labels}: {name} has no class or is not in {folder}.")
     if not files_and_classes:
@@ -185,7 +191,7 @@ def load_rgb(path: Path) -> Image.Image:
         InputError: if the file can't be read, or has more than 8 bits a channel, which Pillow would clip.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"{path}: more than 8 bits a channel (mode {image.mode}); convert it first.")
             return image.convert("RGB")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.arrays import read_npz
 from enat.errors import InputError
 from enat.features.network import FeatureNetwork
 from enat.files import sha256_of
@@ -18,6 +19,8 @@ from enat.metrics.scores import FrechetDistance, KeptFeatures, frechet_distance
 from enat.metrics.view import OnView
 
 SUFFIXES = {"pool": "", "spatial": "_s"}  # of `mu` and `sigma` in ADM's files, by view
+# What an .npz file of statistics may hold for each protocol, and once; all else in it is not read.
+STATISTICS = {"mu", "sigma", "mu_s", "sigma_s", "features", "protocol", "features_sha256", "size", "num_images"}
 
 
 class TensorImages:
@@ -95,20 +98,18 @@ class StatisticsFile:
         if not Path(path).is_file():
             raise self._error("there is no such file.")
         try:
-            if not zipfile.is_zipfile(path):
-                raise ValueError("no archive")
-            with np.load(Path(path), allow_pickle=False) as content:
-                self.content = {name: content[name] for name in content.files if not name.startswith("arr_")}
-                has_images = "arr_0" in content.files
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            self.content, names = read_npz(Path(path), STATISTICS)
+        except (OSError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
             sentence = "expected an .npz file with mu and sigma, such as ADM's or one of task=statistics."
             raise self._error(sentence) from error
         self.protocol = str(self.content.get("protocol", protocol))
-        archive = ArchivedImages(path) if has_images else None
+        archive = ArchivedImages(path) if "arr_0" in names else None
         self.images: Images | None = archive
         self.size: Sequence[int] | None = archive.shape[:2] if archive else None
         if "size" in self.content:
-            self.size = tuple(map(int, self.content["size"]))
+            self.size = self._integers("size", 2)
+        if "num_images" in self.content:
+            self._integers("num_images", 1)
         self.identity: Mapping[str, Any] = {
             "kind": "statistics",
             "path": path,
@@ -116,7 +117,13 @@ class StatisticsFile:
             "protocol": self.protocol,
         }
         if "mu" not in self.content and self.images is None:
-            raise self._error(f"expected mu and sigma in it, found {', '.join(self.content)}.")
+            raise self._error(f"expected mu and sigma in it, found {', '.join(names)}.")
+
+    def _integers(self, name: str, count: int) -> list[int]:
+        values = self.content[name].reshape(-1)
+        if values.dtype.kind not in "iu" or len(values) != count or values.min() < 1:
+            raise self._error(f"{name} in it is damaged; expected {count} positive integers.")
+        return [int(value) for value in values]
 
     def _error(self, sentence: str) -> InputError:
         return InputError(f"reference.path={self.path}: {sentence}")
@@ -184,7 +191,7 @@ class StatisticsFile:
         return torch.from_numpy(mu), torch.from_numpy(sigma)
 
     def num_images(self, protocol: str) -> int | None:
-        return int(self.content["num_images"]) if "num_images" in self.content else None
+        return self._integers("num_images", 1)[0] if "num_images" in self.content else None
 
     def own_scores(self, protocol: str, scores: Mapping[str, OnView], network: FeatureNetwork) -> dict[str, float]:
         return {}  # statistics have none

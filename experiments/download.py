@@ -46,7 +46,7 @@ def download(files: list[str] | None, public_files: Mapping[str, PublicFile], fo
         for name in files:
             public = public_files[name]
             path = Path(folder) / public["file"]
-            expected = None if public["sha256"] is None else str(public["sha256"])
+            expected = None if public["sha256"] is None else str(public["sha256"]).lower()
             bar = progress.add_task(public["file"], total=None)
             if path.exists():
                 progress.console.print(f"{path} is there already.", soft_wrap=True)

@@ -1,0 +1,200 @@
+"""Files and servers of others: archives that unpack to too much, pipes, programs as pictures, endless answers."""
+
+import os
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import fetch
+from data.arrays import parse_npy, read_npz
+from data.images import ImageList, find_images, load_rgb
+from data.references import StatisticsFile
+from enat.errors import InputError, printable
+from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically
+
+
+@pytest.fixture
+def server():
+    """Starts servers, and stops them after the test."""
+    running = []
+
+    def start(handle) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                handle(self)
+
+            def do_HEAD(self):
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        one = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        one.daemon_threads = True
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        running.append(one)
+        return f"http://127.0.0.1:{one.server_port}"
+
+    yield start
+    for one in running:
+        one.shutdown()
+
+
+def test_an_endless_manifest(server, monkeypatch, tmp_path):
+    def handle(request):
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while True:
+                request.wfile.write(b" " * 2**16)
+        except OSError:
+            pass
+
+    monkeypatch.setattr(fetch, "MAX_MANIFEST", 2**20)
+    with pytest.raises(InputError, match=r"manifest\.json: more than 1,048,576 bytes, which is too long"):
+        fetch.fetch_manifest(server(handle), tmp_path)
+
+
+def test_a_server_that_sends_a_byte_a_second(server, monkeypatch, tmp_path):
+    done = threading.Event()
+
+    def handle(request):
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while not done.wait(0.2):
+                request.wfile.write(b" ")
+                request.wfile.flush()
+        except OSError:
+            pass
+
+    monkeypatch.setattr(fetch, "PATIENCE", 1)
+    monkeypatch.setattr(fetch, "MAX_MANIFEST", 1000)
+    address = server(handle)
+    with pytest.raises(InputError, match=r"manifest\.json: can't be read: the server is too slow"):
+        fetch.fetch_manifest(address, tmp_path)
+    done.set()
+
+
+def test_only_the_arrays_that_are_needed_are_unpacked(tmp_path):
+    path = tmp_path / "statistics.npz"
+    np.savez(path, mu=np.zeros(4), sigma=np.eye(4))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("other.npy", b"0" * 2**20)
+        archive.writestr("mu_s.npy", b"0" * 100)
+    arrays, names = read_npz(path, {"mu", "sigma"})
+    assert set(arrays) == {"mu", "sigma"}
+    assert set(names) == {"mu", "sigma", "other", "mu_s"}
+    with pytest.raises(InputError, match="with mu and sigma"):
+        StatisticsFile(str(path))
+
+
+def test_an_array_that_unpacks_to_too_much(monkeypatch, tmp_path):
+    monkeypatch.setattr("data.arrays.MAX_UNPACKED", 2**20)
+    path = tmp_path / "statistics.npz"
+    np.savez_compressed(path, mu=np.zeros(2**18), sigma=np.eye(4))
+    assert path.stat().st_size < 2**14
+    with pytest.raises(InputError, match="with mu and sigma"):
+        StatisticsFile(str(path))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_both_orders(tmp_path, order):
+    array = np.asarray(np.arange(12.0).reshape(3, 4), order=order)
+    np.save(tmp_path / "x.npy", array)
+    assert np.array_equal(parse_npy((tmp_path / "x.npy").read_bytes()), array)
+
+
+def test_a_pipe_in_a_folder_of_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    files, ignored = find_images(tmp_path)
+    assert [file.name for file in files] == ["image.png"]
+    assert ignored == [f"{tmp_path / 'pipe.png'}: a pipe or a device"]
+
+
+def test_the_content_of_another_format(tmp_path):
+    """Pillow would start Ghostscript for it."""
+    (tmp_path / "image.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(InputError, match=r"image\.png: unreadable: cannot identify image file"):
+        load_rgb(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname"])
+def test_labels_name_no_files_elsewhere(tmp_path, name):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (tmp_path / "labels.csv").write_text(f"file,class\n{name},a\n")
+    with pytest.raises(InputError, match="is not in the folder of the images"):
+        ImageList.find(folder, tmp_path / "labels.csv")
+
+
+def test_folders_of_others_stay(tmp_path):
+    theirs = tmp_path / "unfinished"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("mine")
+    remove_own_folder(theirs)
+    assert (theirs / "thesis.txt").exists()
+    with pytest.raises(InputError, match="this exists already and is of another program; expected another output=DIR"):
+        make_own_folder(theirs)
+    own = tmp_path / "own"
+    make_own_folder(own)
+    make_own_folder(own)
+    (own / "sub").mkdir()
+    (own / "link").symlink_to(theirs)
+    remove_own_folder(own)
+    assert not own.exists()
+    assert (theirs / "thesis.txt").exists()
+    own.symlink_to(theirs)
+    (theirs / MARK).touch()
+    remove_own_folder(own)
+    assert (theirs / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["unfinished", "images_seed_0"])
+def test_an_evaluation_removes_nothing_of_others(command, tmp_path, name):
+    run = tmp_path / "run"
+    assert command("experiment=debug", "metrics=none", "trainer.max_steps=1", f"output={run}").status == 0
+    output = tmp_path / "scores"
+    (output / name).mkdir(parents=True)
+    (output / name / "thesis.txt").write_text("mine")
+    outcome = command("task=evaluate", f"weights={run}", "metrics=digits", f"output={output}", "png=true")
+    assert outcome.status == 1
+    assert f"{output / name}: this exists already and is of another program" in outcome.err
+    assert (output / name / "thesis.txt").exists()
+
+
+def test_checkpoints_of_another_run_stay(command, tmp_path):
+    options = ["experiment=debug", "metrics=none", "trainer.max_steps=2", "callbacks.checkpoint.keep=1"]
+    assert command(*options, f"output={tmp_path / 'first'}").status == 0
+    folder = tmp_path / "first/checkpoints"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    outcome = command(*options, f"output={tmp_path / 'second'}", f"callbacks.checkpoint.folder={folder}", "seed=1")
+    assert outcome.status == 1
+    assert "the checkpoints in it are of another run; expected an empty folder" in outcome.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_name_is_no_path(command, tmp_path, monkeypatch):
+    outcome = command("experiment=debug", "name=../../x", f"output={tmp_path / 'run'}")
+    assert outcome.status == 1
+    assert "name=../../x: expected a name without /; output=DIR says the folder." in outcome.err
+
+
+def test_writing_follows_no_link(tmp_path):
+    target = tmp_path / "target.txt"
+    target.write_text("mine")
+    (tmp_path / "config.yaml").symlink_to(target)
+    write_atomically(tmp_path / "config.yaml", b"new")
+    assert target.read_text() == "mine"
+    assert (tmp_path / "config.yaml").read_text() == "new"
+
+
+def test_control_characters_are_escaped():
+    assert printable("a\x1b[31mb\x07\nc\x9b") == "a\\x1b[31mb\\x07\nc\\x9b"
