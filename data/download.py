@@ -13,7 +13,13 @@ from enat.files import sha256_of
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20  # bytes
-NO_FILES = ("text/html", "application/xhtml+xml", "application/json", "application/problem+json", "text/xml")
+NO_FILES = {  # types of what a server sends in place of a file
+    "text/html": "a web page",
+    "application/xhtml+xml": "a web page",
+    "application/json": "JSON",
+    "application/problem+json": "JSON",
+    "text/xml": "XML",
+}
 RANGE_NOT_SATISFIABLE = 416
 
 
@@ -47,7 +53,7 @@ def download_file(
         with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as response:
             kind = response.headers.get_content_type()
             if kind in NO_FILES:
-                raise InputError(f"{url}: the server gives {kind} instead of the file; open it in a browser.")
+                raise InputError(f"{url}: the server gives {NO_FILES[kind]} instead of the file; open it in a browser.")
             done = done if response.status == 206 else 0  # 206: the rest; 200: the whole file
             length = response.headers.get("Content-Length") or ""
             total = done + int(length) if length.isdecimal() else None

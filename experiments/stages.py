@@ -11,8 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from data.image_module import listing_sha256
+from data.images import ImageList, find_images
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import sha256_of, write_atomically
 from experiments.runtime.ranks import processes
 
 ENTRY = Path(__file__).parent.parent / "run.py"
@@ -33,6 +35,30 @@ def run_command(options: Sequence[str]) -> int:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def inputs_of(command: Sequence[str], output: Path, earlier: Mapping[str, Path]) -> dict[str, str]:
+    """Returns hashes of what a stage reads: the results of the stages before it, and folders of the user.
+
+    Args:
+        command: the options of the stage.
+        output: the folder of all stages.
+        earlier: the files of the results of the stages before it, by name.
+    """
+    inputs = {name: sha256_of(file) for name, file in earlier.items()}
+    for option in command:
+        name, _, value = option.partition("=")
+        folder = Path(value)
+        if name != "output" and value and folder.is_dir() and not folder.resolve().is_relative_to(output.resolve()):
+            inputs[name] = listing_sha256(folder, find_images(folder)[0])
+    return inputs
+
+
+def _check_images(command: Sequence[str]) -> None:
+    """Raises InputError for a folder of the user that task=tokenize can't read, before a tokenizer is trained on it."""
+    given = dict(option.partition("=")[::2] for option in command)
+    if given.get("task") == "tokenize" and Path(given["images"]).is_dir():
+        ImageList.find(Path(given["images"]), *(Path(given[name]) for name in ("labels", "classes") if name in given))
 
 
 def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> dict[str, Any]:
@@ -56,19 +82,25 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
         raise InputError("task=stages: expected an experiment that has stages, such as experiment=emoji.")
     if unknown := sorted(more.keys() - stages.keys()):
         raise InputError(f"more.{unknown[0]}: there is no such stage; expected one of {', '.join(stages)}.")
-    results: dict[str, Any] = {}
-    has_run = False  # then what comes after depends on new results
-    for number, (name, options) in enumerate(stages.items(), 1):
-        folder = Path(output) / name
+    commands = {}
+    for name, options in stages.items():
         try:
-            command = [*shlex.split(options), *shlex.split(more.get(name, "")), f"output={folder}"]
+            words = [*shlex.split(options), *shlex.split(more.get(name, ""))]
         except ValueError as error:
             given = f"{options} {more.get(name, '')}"
             raise InputError(f"stages.{name}: {error} in {given}; expected quotes in pairs, none in paths.") from error
-        done = folder / "stage.json"  # the command that has finished
+        commands[name] = [*words, f"output={Path(output) / name}"]
+        _check_images(words)
+    results: dict[str, Any] = {}
+    finished: dict[str, Path] = {}
+    has_run = False  # then what comes after depends on new results
+    for number, (name, command) in enumerate(commands.items(), 1):
+        folder = Path(output) / name
+        done = folder / "stage.json"  # the command that has finished, and what it has read
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)
-        is_done = done.exists() and results_file.exists() and json.loads(done.read_text()) == command
+        record = {"command": command, "inputs": inputs_of(command, Path(output), finished)}
+        is_done = done.exists() and results_file.exists() and json.loads(done.read_text()) == record
         if is_done and not has_run:
             print("It is done already.")
         else:
@@ -77,6 +109,7 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
             status = run_command(command)
             if status:
                 raise SystemExit(status)
-            write_atomically(done, json.dumps(command).encode())
+            write_atomically(done, json.dumps(record).encode())
+        finished[name] = results_file
         results[name] = json.loads(results_file.read_text())
     return results

@@ -103,6 +103,24 @@ def test_a_folder_that_does_not_serve(folder, tmp_path):
             split_folder(images, held_out, 0)
 
 
+def test_images_beside_the_class_folders_are_left_out(folder, capsys):
+    """As task=tokenize does; or the tokenizer would be trained on images that the network's training holds out."""
+    before = split_folder(str(folder), 0.25, 3)
+    split_folder.cache_clear()
+    Image.new("RGB", (20, 14)).save(folder / "0.png")
+    assert split_folder(str(folder), 0.25, 3) == before
+    assert f"Ignored: {folder}: 1 images beside the folders of images." in capsys.readouterr().out
+
+
+def test_a_replaced_image_of_the_same_size_has_another_hash(folder):
+    files = [folder / "a/00.bmp", folder / "b/01.bmp"]
+    for file in files:
+        Image.new("RGB", (20, 14)).save(file)
+    before = listing_sha256(folder, files)
+    Image.new("RGB", (20, 14), (9, 9, 9)).save(files[0])
+    assert listing_sha256(folder, files) != before
+
+
 def test_a_moved_folder_has_the_same_hash(folder, tmp_path):
     before = listing_sha256(folder, sorted(folder.rglob("*.png")))
     moved = folder.rename(tmp_path / "moved")

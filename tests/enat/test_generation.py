@@ -61,6 +61,26 @@ def test_classes_by_id_and_by_name():
             find_class_ids(wanted, [])
 
 
+def test_an_id_that_is_the_name_of_another_class_is_refused():
+    assert find_class_ids(["1"], ["1", "2", "x"]) == [0]
+    assert find_class_ids([2, "x"], ["0", "1", "x"]) == [2, 2]
+    with pytest.raises(InputError, match="classes=1: this is the id of the class 2 and the name of another; expected"):
+        find_class_ids([1], ["1", "2", "x"])
+
+
+def test_nan_is_no_token(small_net):
+    """Its argmax would be the token 0, with a plausible picture and a plausible score."""
+    sampler = Sampler(4, 2.0, 1.0, 5.0, cosine, rising, constant, constant)
+    tokenizer = PixelTokenizer(12, 4)
+    images = GeneratedImages(small_net, sampler, tokenizer, 20, 0, 10, 10)
+    with torch.no_grad():
+        small_net.head_bias[3] = torch.nan
+    with pytest.raises(InputError, match=r"the network computes NaN or infinite values; expected fabric\.precision="):
+        sample_images(small_net, sampler, tokenizer, [(0, 0)], 0)
+    with pytest.raises(InputError, match="the network computes NaN"):
+        next(iter(images.read([range(10)], torch.device("cpu"))))
+
+
 def test_steps_are_those_of_the_first_image_of_each_class(small_net):
     sampler = Sampler(4, 2.0, 30.0, 5.0, cosine, rising, constant, constant)
     tokenizer = PixelTokenizer(12, 4)

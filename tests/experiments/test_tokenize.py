@@ -1,6 +1,7 @@
 """task=tokenize: equal bytes however it was killed or shared, from images and from the official token cache."""
 
 import csv
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,17 @@ def test_unreadable_images_are_named(command, photos, tmp_path):
     assert [image["file"] for image in outcome.results["skipped"]] == ["kind/3.png"]
     assert "Skipped" in outcome.out
     assert "3.png: unreadable" in outcome.out
+
+
+def test_a_class_without_a_readable_image_is_named(command, photos, tmp_path):
+    images = shutil.copytree(photos, tmp_path / "images")
+    (images / "broken").mkdir()
+    (images / "broken/x.png").write_bytes(b"no image")
+    outcome = command(
+        "task=tokenize", "tokenizer=vqgan_tiny", f"images={images}", "num_workers=0", f"output={tmp_path}/s"
+    )
+    assert outcome.status == 0, outcome.err
+    assert "The class broken has no image that can be read." in outcome.out
 
 
 def test_nothing_readable(command, tmp_path):
