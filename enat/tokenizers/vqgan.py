@@ -109,6 +109,21 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
+class PatchEncoder(nn.Module):
+    """Computes latents (B, E, h, w) from patches (B, in, h, w), each from its own patch alone.
+
+    Equal patches then have equal tokens, whatever is around them, which makes tokens easy to predict.
+    """
+
+    def __init__(self, channels_in: int, width: int, code_width: int):
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Conv2d(channels_in, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU())
+        self.conv_out = nn.Conv2d(width, code_width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.hidden(x))
+
+
 class Decoder(nn.Module):
     """Computes images or patches (B, out, H, W), not clamped, from codes (B, E, h, w).
 
@@ -160,6 +175,8 @@ class ConvTokenizer(Tokenizer):
         weights: a checkpoint, of training or an original one; None for random weights, the same each time.
         compile: whether torch compiles the decoder, once for each number of images. The encoder is never compiled:
             rounding otherwise could change a token.
+        patch_encoder_width: the hidden width of a `PatchEncoder`; None for an encoder of convolutions, the decoder's
+            mirror image.
 
     Raises:
         InputError: for sizes that do not fit together, or a checkpoint with other weights.
@@ -176,6 +193,7 @@ class ConvTokenizer(Tokenizer):
         batch_size: Annotated[int, Ge(1)] = 32,
         weights: str | None = None,
         compile: bool = False,
+        patch_encoder_width: Annotated[int, Ge(1)] | None = None,
     ):
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
@@ -187,12 +205,15 @@ class ConvTokenizer(Tokenizer):
         self.codebook_size = quantizer.codebook_size
         self.resolution = resolution
         self.patch_size = patch_size
+        self.encodes_patches = patch_encoder_width is not None
         self.batch_size = batch_size
         self.grid = (resolution // self.stride, resolution // self.stride)
         self.run_decoder = torch.compile(run, dynamic=False) if compile else run  # copies of this module share it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.encoder = Encoder(3 * patch_size**2, widths, num_blocks, quantizer.code_width)
+            self.encoder: nn.Module = Encoder(3 * patch_size**2, widths, num_blocks, quantizer.code_width)
+            if patch_encoder_width is not None:
+                self.encoder = PatchEncoder(3 * self.stride**2, patch_encoder_width, quantizer.code_width)
             self.decoder = Decoder(3 * patch_size**2, widths, num_blocks, quantizer.code_width)
             self.quantize = quantizer
             for part in quantizer.modules():
@@ -228,7 +249,7 @@ class ConvTokenizer(Tokenizer):
 
     def latents(self, images: Tensor) -> Tensor:
         """Computes latents before quantisation, (B, L, E), from images (B, 3, H, W)."""
-        patches = F.pixel_unshuffle(images, self.patch_size)
+        patches = F.pixel_unshuffle(images, self.stride if self.encodes_patches else self.patch_size)
         latents = self.encoder(patches.contiguous(memory_format=self.memory_format))
         return rearrange(latents, "b e h w -> b (h w) e")
 

@@ -10,7 +10,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from enat.errors import InputError
-from enat.tokenizers.vqgan import VQGAN
+from enat.tokenizers.quantizers import FSQ
+from enat.tokenizers.vqgan import VQGAN, ConvTokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TINY = {"codebook_size": 64, "code_width": 32, "channels": 32, "multipliers": [1, 2], "num_blocks": 1, "resolution": 16}
@@ -116,3 +117,17 @@ def test_tf32_chooses_no_token():
     net.encoder.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     net.encode(torch.rand(1, 3, 16, 16))
     assert seen == [False]
+
+
+def test_a_patch_encoder_sees_its_patch_alone():
+    images = torch.rand(2, 3, 16, 16)
+    images[1, :, :4, 8:12] = images[0, :, 12:, :4]
+    sizes = {"channels": 32, "multipliers": [1, 2], "num_blocks": 1, "resolution": 16, "patch_size": 2}
+    tokenizer = ConvTokenizer(FSQ([8, 5, 5]), **sizes, patch_encoder_width=16)
+    token_ids = tokenizer.encode(images).view(2, 4, 4)
+    assert tokenizer.grid == (4, 4)
+    assert token_ids[1, 0, 2] == token_ids[0, 3, 0]
+    assert token_ids.unique().numel() > 4
+    around = ConvTokenizer(FSQ([8, 5, 5]), **sizes)
+    latents = around.latents(images).view(2, 4, 4, -1)
+    assert not torch.equal(latents[1, 0, 2], latents[0, 3, 0])
