@@ -11,6 +11,7 @@ import experiments.sample as task
 from callbacks.sample_grid import save_grid
 from data.toy.digits import DigitFeatures, classify_digits
 from enat.checkpoints.weights import read_file
+from enat.tokenizers.pixels import PixelTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,23 @@ def test_images_are_never_mixed_with_others(command, killed, weights, tmp_path):
     (tmp_path / "a" / "results.json").unlink()
     refused = command(*options, f"output={tmp_path}/a")
     assert "holds images of unknown settings; expected another output=DIR." in refused.err
+
+
+def test_pictures_of_another_tokenizer_are_not_kept(command, weights, tmp_path, monkeypatch):
+    options = ["task=sample", weights, "classes=[1]", f"output={tmp_path}"]
+    assert command(*options).status == 0
+    assert command(*options).status == 0
+    monkeypatch.setattr(PixelTokenizer, "fingerprint", lambda self: "another")
+    refused = command(*options)
+    assert refused.status == 1
+    assert "the folder holds images of another tokenizer (tokenizer_sha256: " in refused.err
+
+
+def test_exported_weights_are_still_an_average(command, weights, tmp_path):
+    assert command("task=export", weights, f"output={tmp_path}/export").status == 0
+    exported = f"weights={tmp_path}/export/weights.safetensors"
+    drawn = command("task=sample", exported, "classes=[1]", f"output={tmp_path}/samples")
+    assert drawn.results["kind"] == "EMA"
 
 
 def test_classes_that_are_named_twice(command, weights, tmp_path):

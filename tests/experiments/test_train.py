@@ -14,8 +14,11 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from callbacks.sample_grid import SampleGrid
+from data.scored_images import ClassFolderImages
 from enat.checkpoints.official import to_official
 from enat.checkpoints.weights import read_file, select_state
+from enat.errors import InputError
+from experiments.train import refuse_other_split
 
 DEBUG = "experiment=debug"
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,25 @@ def trained(command, tmp_path):
     outcome = command(DEBUG, f"output={tmp_path}/a")
     assert outcome.status == 0
     return tmp_path / "a", outcome.results
+
+
+def test_real_images_that_are_split_in_another_way_are_refused(photos):
+    """Or images that the network was trained on would count as held out."""
+    split = {"seed": 0, "resolution": 16, "num_workers": 0}
+    reference = ClassFolderImages(str(photos), "train", 0.25, **split)
+    held_out = ClassFolderImages(str(photos), "held_out", 0.25, **split)
+
+    def data(**numbers):
+        return SimpleNamespace(numbers=lambda name: numbers[name])
+
+    refuse_other_split(data(train=reference.numbers, held_out=held_out.numbers), reference)
+    refuse_other_split(data(train=reference.numbers[1:], held_out=held_out.numbers[1:]), reference)  # unreadable ones
+    refuse_other_split(data(train=None, held_out=None), reference)
+    for other in ({"held_out": 0.5}, {"seed": 1}):
+        options = {"held_out": 0.25, **split, **other}
+        parts = {part: ClassFolderImages(str(photos), part, **options).numbers for part in ("train", "held_out")}
+        with pytest.raises(InputError, match=r"metrics\.images: their split into training and held-out images is not"):
+            refuse_other_split(data(**parts), reference)
 
 
 def test_the_grid_compiles_nothing(compose_config, monkeypatch, tmp_path):
