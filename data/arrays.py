@@ -5,12 +5,32 @@ import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from tokenize import TokenError
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 MAX_UNPACKED = 2**30  # bytes of a compressed array, so that a small file can't fill the memory
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the header of an .npy file; returns the shape, whether the order is Fortran's, and the type.
+
+    Raises:
+        ValueError: if it is no such header.
+    """
+    version = npy.read_magic(file)
+    if version not in HEADERS:
+        raise ValueError(f"version {version} of the .npy format")
+    try:
+        shape, fortran_order, dtype = HEADERS[version](file)
+    except (SyntaxError, TokenError, RecursionError, MemoryError, TypeError, KeyError) as error:  # NumPy parses Python
+        raise ValueError("a damaged header") from error
+    if dtype.hasobject or min(shape, default=1) < 0:
+        raise ValueError(f"shape {shape} of {dtype}")
+    return shape, fortran_order, dtype
 
 
 def parse_npy(content: bytes | bytearray) -> np.ndarray:
@@ -20,12 +40,8 @@ def parse_npy(content: bytes | bytearray) -> np.ndarray:
         ValueError: if these are not the bytes of such a file, whole and with plain numbers or texts.
     """
     file = io.BytesIO(content)
-    version = npy.read_magic(file)
-    if version not in HEADERS:
-        raise ValueError(f"version {version} of the .npy format")
-    shape, fortran_order, dtype = HEADERS[version](file)
-    expected = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or min(shape, default=1) < 0 or expected != len(content) - file.tell():
+    shape, fortran_order, dtype = read_npy_header(file)
+    if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"shape {shape} of {dtype} in {len(content)} bytes")
     array = np.frombuffer(content, dtype, offset=file.tell())
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.arrays import read_npz
+from data.arrays import read_npy_header, read_npz
 from enat.errors import InputError
 from enat.features.network import FeatureNetwork
 from enat.files import sha256_of
@@ -54,9 +54,7 @@ class ArchivedImages:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-                is_version_1 = np.lib.format.read_magic(file) == (1, 0)
-                header = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
-                (self.num_images, *self.shape), is_fortran, dtype = header(file)
+                (self.num_images, *self.shape), is_fortran, dtype = read_npy_header(file)
                 self.offset = file.tell()
             if is_fortran or dtype != np.uint8 or len(self.shape) != 3 or self.shape[2] != 3:
                 raise ValueError(f"{dtype} {self.shape}")
