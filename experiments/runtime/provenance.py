@@ -55,11 +55,12 @@ def hardware(device: torch.device, processes: int) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Describes the command and the code in plain values, for the `results.json` of every task."""
-    program = ["python"]
+    program = ["python", Path(sys.argv[0]).name]
     if (started := launched()) and is_of_torchrun():
         program = ["torchrun", "--nproc-per-node", str(started.per_machine), "--nnodes", str(started.machines)]
+        program.append(Path(sys.argv[0]).name)
     return {
-        "command": without_credentials(shlex.join([*program, *sys.argv])),
+        "command": without_credentials(shlex.join([*program, *sys.argv[1:]])),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
     }

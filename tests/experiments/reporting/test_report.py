@@ -29,6 +29,21 @@ def test_no_runs(command, tmp_path):
         assert "runs: expected runs=DIR, the folder of a run or of several, or runs=[DIR,DIR]." in refused.err
 
 
+def test_texts_of_jobs_steer_neither_a_browser_nor_a_terminal(command, make_job, tmp_path):
+    folder = tmp_path / "study"
+    for number, value in enumerate(["<script>alert(1)</script>", "\x1b[31m"]):
+        make_job(folder, number, [f"sampler.mask_schedule='{value}'"], 1.0 + number, None, steps=2)
+        make_job(folder, number + 2, [f"sampler.mask_schedule='{value}'", "seed=1"], None, f"wrong: {value}")
+    outcome = command("task=report", f"runs={folder}", f"output={tmp_path}/report")
+    assert outcome.status == 0, outcome.err
+    text = (tmp_path / "report/report.md").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\\x1b[31m" in text
+    for place in (text, outcome.out.rpartition("Results:")[0]):
+        assert "\x1b" not in place
+    assert "<script>" not in text
+
+
 def test_task(command, study_folder, tmp_path):
     outcome = command("task=report", f"runs={study_folder}", f"output={tmp_path}/report")
     results, folder = outcome.results, tmp_path / "report"
