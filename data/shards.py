@@ -207,7 +207,8 @@ class ShardPacks:
             size = (int(self.sizes[pack]),)
             per_sample = (len(self.manifest.views), self.manifest.num_tokens)
             self._check(pack, "token ids", token_ids, (*size, *per_sample), self.manifest.codebook_size)
-            self._check(pack, "class ids", class_ids, size, len(self.manifest.class_names))
+            num_classes = len(self.manifest.class_names) or 2**31  # a manifest may name no classes
+            self._check(pack, "class ids", class_ids, size, num_classes)
             self._check(pack, "numbers of images", self._read_array(pack, "sources"), size, 2**63)
             self.checked.add(pack)
         return token_ids, class_ids

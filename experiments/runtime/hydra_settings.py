@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
 
+BUILT = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")  # nodes that Hydra builds objects of
 TABLE = "experiments.runtime.multirun_table.MultirunTable"
 # Launchers and sweepers that are installed, by name, and what the sweeper of optuna is built from.
 PLUGINS = (
@@ -34,7 +35,7 @@ def check_hydra(config: DictConfig) -> None:
     """
     hydra = config.hydra
     given = [text.lstrip("+~") for text in hydra.overrides.hydra]
-    parts = {name: _resolved(_value(hydra, name)) for name in hydra}
+    parts = {name: _resolved(_value(hydra, name)) for name in BUILT}
     for option, target in _targets(parts, "hydra"):
         is_table = option == "hydra.callbacks.table" and target == TABLE
         is_plugin = option.startswith(("hydra.launcher", "hydra.sweeper")) and re.fullmatch(PLUGINS, str(target))
@@ -42,7 +43,7 @@ def check_hydra(config: DictConfig) -> None:
             raise InputError(f"{option}._target_={target}: Hydra may build its own launchers and sweepers only.")
     for name in ("job_logging", "hydra_logging"):
         _check_logging(parts[name], f"hydra.{name}")
-    if parts["job"]["env_set"]:
+    if hydra.job.env_set:
         raise InputError("hydra.job.env_set: a configuration may not set the environment; set it in the shell.")
     for name in COMMANDS:
         option = f"hydra.launcher.{name}"

@@ -280,7 +280,7 @@ def test_torchrun_inside_of_slurm_says_which_process_this_is(monkeypatch):
 def test_export(command, tmp_path):
     run = command(DEBUG, f"output={tmp_path}/a").results
     made = command(DEBUG, "task=export", f"weights={run['checkpoint']}", f"output={tmp_path}/x").results
-    for kind, name in (("safetensors", "raw"), ("official", "official")):
+    for kind, name in (("safetensors", "EMA"), ("official", "official")):
         scored = command(DEBUG, "task=evaluate", f"weights={made[kind]}", f"output={tmp_path}/{kind}").results
         assert (scored["fid"], scored["kind"]) == (run["fid"], name)
 

@@ -114,7 +114,7 @@ MANIFESTS = {
     "pack_size": (0, "pack_size: Input should be greater than or equal to 1"),
     "grid": ([2, "2"], "grid.1: Input should be a valid integer"),
     "codebook_size": (1.5, "codebook_size: Input should be a valid integer"),
-    "class_names": ("abc", "class_names: Input should be a valid array"),
+    "class_names": ("abc", "class_names: Input should be a valid list"),
     "views": ([], "views: List should have at least 1 item"),
     "splits": ({"train": [{"name": "a", "samples": -1, "bytes": 1, "sha256": "x"}]}, "splits.train.0.samples: Input"),
 }

@@ -51,7 +51,7 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
             "output=a${y}b: Interpolation key 'y' not found; ${NAME} stands for the value of the option",
         ),
         (["output=a${y b"], "no path can have ${ in it: rename such a file or folder."),
-        (["name=${oc.env:NOT_SET_HERE}"], "'NOT_SET_HERE' not found"),
+        (["name=${oc.env:NOT_SET_HERE}"], "${oc.env:NOT_SET_HERE}: a configuration may not read the environment"),
         (["hydra/launcher=submitit_slurm"], "`pip install -e '.[slurm]'` installs it."),
     ],
 )
