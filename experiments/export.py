@@ -41,7 +41,7 @@ def export(
         with_tokenizer: whether the tokenizer is written too, so that the folder is all that is needed to draw images.
         half: whether the weights are stored in float16, which halves the files.
         output: the folder of the files.
-        settings: the whole configuration, which says the tokenizer.
+        settings: the whole configuration, which says the tokenizer and the sampler.
 
     Returns:
         The files, the sha256 of each, and where the weights come from.
@@ -55,6 +55,8 @@ def export(
     content.pop("tokenizer_file", None)  # it stays where it is
     described = {name: content[name] for name in DESCRIPTIONS if name in content}
     described |= {"net_sizes": net.sizes, "weights_kind": source["kind"]}
+    if "settings" in described:
+        described["settings"] = {**described["settings"], "sampler": settings["sampler"]}
     results: dict[str, Any] = {}
     if with_tokenizer:
         if "settings" not in described:

@@ -110,6 +110,9 @@ def test_exported_weights_are_still_an_average(command, weights, tmp_path):
     exported = f"weights={tmp_path}/export/weights.safetensors"
     drawn = command("task=sample", exported, "classes=[1]", f"output={tmp_path}/samples")
     assert drawn.results["kind"] == "EMA"
+    command("task=export", weights, "sampler.num_steps=2", f"output={tmp_path}/other")  # a sampler found later
+    drawn = command("task=sample", f"weights={tmp_path}/other/weights.safetensors", f"output={tmp_path}/others")
+    assert drawn.results["sampler"]["num_steps"] == 2
 
 
 def test_classes_that_are_named_twice(command, weights, tmp_path):
