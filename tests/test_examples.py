@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+import enat
 
 ROOT = Path(__file__).parent.parent
 SAMPLE, BATCH = ROOT / "examples/sample.py", ROOT / "examples/train.sbatch"
@@ -41,6 +44,20 @@ def test_sample_saves_the_images_of_its_checkpoint(checkpoint, tmp_path, monkeyp
     assert sorted(pictures[0]) == [f"sample_{number}.png" for number in range(8)]
     assert pictures[0] == pictures[1]  # the seed decides
     assert len(set(pictures[0].values())) == 8
+
+
+def test_the_weights_in_the_repository_draw():
+    folder = ROOT / "examples/emoji"
+    model = enat.load(folder / "weights.safetensors")
+    images = model.generate(["face", "flag"], images_per_class=2)
+    assert [image.size for image in images] == [(32, 32)] * 4
+    face, flag = (np.asarray(images[number]).astype(int) for number in (0, 2))
+    assert (face[0, 0] > 240).all()
+    red, _, blue = face[10:22, 10:22].mean((0, 1))
+    assert red > blue + 50  # yellow
+    assert flag[8:24, 2].max() < 128  # the frame
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 8_000_000
+    assert "CC BY-SA 4.0" in (folder / "README.md").read_text()
 
 
 def test_sample_is_the_readmes():
