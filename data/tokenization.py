@@ -21,7 +21,7 @@ from enat.errors import InputError
 from enat.files import refuse_other_work, write_atomically
 from enat.tokenizers.base import Tokenizer
 
-NAMES = "names and sizes of the images"  # a hash of these, in the record of a folder's settings
+NAMES = "images"  # a hash of their names and sizes, or of some rows, in the record of a folder's settings
 
 
 class ShardPlan(NamedTuple):

