@@ -37,6 +37,11 @@ def run_command(options: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
+def is_of_user(folder: str, output: Path) -> bool:
+    """Says whether a value names a folder of the user, and not one that a stage makes in `output`."""
+    return folder != "" and Path(folder).is_dir() and not Path(folder).resolve().is_relative_to(output.resolve())
+
+
 def inputs_of(command: Sequence[str], output: Path, earlier: Mapping[str, Path]) -> dict[str, str]:
     """Returns hashes of what a stage reads: the results of the stages before it, and folders of the user.
 
@@ -48,16 +53,15 @@ def inputs_of(command: Sequence[str], output: Path, earlier: Mapping[str, Path])
     inputs = {name: sha256_of(file) for name, file in earlier.items()}
     for option in command:
         name, _, value = option.partition("=")
-        folder = Path(value)
-        if name != "output" and value and folder.is_dir() and not folder.resolve().is_relative_to(output.resolve()):
-            inputs[name] = listing_sha256(folder, find_images(folder)[0])
+        if is_of_user(value, output):
+            inputs[name] = listing_sha256(Path(value), find_images(Path(value))[0])
     return inputs
 
 
-def _check_images(command: Sequence[str]) -> None:
+def check_images(command: Sequence[str], output: Path) -> None:
     """Raises InputError for a folder of the user that task=tokenize can't read, before a tokenizer is trained on it."""
     given = dict(option.partition("=")[::2] for option in command)
-    if given.get("task") == "tokenize" and Path(given["images"]).is_dir():
+    if given.get("task") == "tokenize" and is_of_user(given.get("images", ""), output):
         ImageList.find(Path(given["images"]), *(Path(given[name]) for name in ("labels", "classes") if name in given))
 
 
@@ -90,7 +94,7 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
             given = f"{options} {more.get(name, '')}"
             raise InputError(f"stages.{name}: {error} in {given}; expected quotes in pairs, none in paths.") from error
         commands[name] = [*words, f"output={Path(output) / name}"]
-        _check_images(words)
+        check_images(words, Path(output))
     results: dict[str, Any] = {}
     finished: dict[str, Path] = {}
     has_run = False  # then what comes after depends on new results

@@ -118,7 +118,8 @@ class TamingTokenizer(VQModelTokenizer):
             state = state_of(without_loss(read_file(weights)))
             sizes = _taming_sizes(state)
         except InputError as error:
-            raise InputError(f"tokenizer.weights={weights}: {error}") from error
+            reason = str(error).removeprefix(f"weights={weights}: ")
+            raise InputError(f"tokenizer.weights={weights}: {reason}") from error
         model = _vq_model()(**sizes)
         own = model.state_dict()
         renamed = {_from_taming(name, len(sizes["block_out_channels"])): tensor for name, tensor in state.items()}

@@ -227,7 +227,8 @@ class ConvTokenizer(Tokenizer):
                 state, _ = select_state(without_loss(content))
                 state = {_from_maskgit(name): tensor for name, tensor in state.items()}
             except InputError as error:
-                raise InputError(f"tokenizer.weights={weights}: {error}") from error
+                reason = str(error).removeprefix(f"weights={weights}: ")
+                raise InputError(f"tokenizer.weights={weights}: {reason}") from error
             load_exactly(self, state, weights)
         self.eval().requires_grad_(False)
         self.in_memory_format(torch.channels_last)

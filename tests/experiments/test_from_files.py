@@ -298,3 +298,14 @@ def test_torchrun_itself(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["processes"], results["steps"]) == (2, 2)
     assert len(list(tmp_path.glob("metrics/version_*"))) == 1
+
+
+def test_a_folder_without_classes_is_found_before_the_tokenizer_is_trained(command, photos, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in sorted(photos.rglob("*.jpg"))[:8]:
+        (flat / file.name).write_bytes(file.read_bytes())
+    refused = command("experiment=from_images", f"images={flat}", f"output={tmp_path / 'run'}")
+    assert refused.status == 1
+    assert f"images={flat}: expected a folder of images for each class, or labels=FILE for a flat one." in refused.err
+    assert not (tmp_path / "run/tokenizer").exists()
