@@ -4,17 +4,21 @@ import os
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data import fetch
 from data.arrays import parse_npy, read_npz
 from data.images import ImageList, find_images, load_rgb
 from data.references import StatisticsFile
+from data.scored_images import ImageWriter
 from enat.errors import InputError, printable
 from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically
+from enat.images import Block
 
 
 @pytest.fixture
@@ -155,6 +159,23 @@ def test_folders_of_others_stay(tmp_path):
     (theirs / MARK).touch()
     remove_own_folder(own)
     assert (theirs / "thesis.txt").exists()
+
+
+def test_an_archive_that_is_complete_is_not_packed_again(tmp_path):
+    """A process may be killed while it removes the images that it has packed."""
+    writer = ImageWriter(tmp_path / "images_seed_0")
+    writer.prepare(anew=True)
+    writer.write(Block(torch.arange(3), torch.rand(3, 3, 8, 8)))
+    archive = Path(writer.finish(3, npz=True, keep=True))
+    before = archive.read_bytes()
+    (tmp_path / "images_seed_0/000001.png").unlink()
+    writer.prepare(anew=False)
+    assert writer.finish(3, npz=True, keep=False) == str(archive)
+    assert archive.read_bytes() == before
+    assert not (tmp_path / "images_seed_0").exists()
+    (tmp_path / "images_seed_1.npz").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"images_seed_1\.npz: this exists already; expected another output=DIR"):
+        ImageWriter(tmp_path / "images_seed_1").prepare(anew=True)
 
 
 @pytest.mark.parametrize("name", ["unfinished", "images_seed_0"])
