@@ -51,7 +51,7 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarray]
     """Reads those arrays of an .npz file whose name, or its part after `/`, is wanted; returns them and all names.
 
     Raises:
-        ValueError: if an array is damaged, or unpacks to more than `MAX_UNPACKED` bytes.
+        ValueError: if an array is damaged, or compressed so that it unpacks to more than `MAX_UNPACKED` bytes.
         zipfile.BadZipFile: if the file is no archive, or a damaged one.
     """
     arrays = {}
@@ -60,6 +60,8 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarray]
         for name, member in members.items():
             if name.rpartition("/")[2] not in wanted:
                 continue
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{name} is compressed in another way than NumPy does")
             if member.compress_type != zipfile.ZIP_STORED and member.file_size > MAX_UNPACKED:
                 raise ValueError(f"{name} unpacks to {member.file_size} bytes")
             arrays[name] = parse_npy(bytearray(archive.read(member)))  # torch wants arrays that can be written to

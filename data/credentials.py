@@ -1,4 +1,4 @@
-"""Keeps passwords and tokens that stand in URLs out of what is written and printed."""
+"""Keeps passwords and access keys that stand in URLs out of what is written and printed."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ _TOKEN = re.compile(r"(?<=[?&])([\w-]*(?:token|key|sig|secret|pass|credential)[\
 
 
 def without_credentials(value: Any) -> Any:
-    """Returns plain values, or a text, without the passwords and tokens in their URLs."""
+    """Returns plain values, or a text, without the passwords and access keys in their URLs."""
     if isinstance(value, Mapping):
         return {name: without_credentials(part) for name, part in value.items()}
     if isinstance(value, list):

@@ -51,9 +51,7 @@ def download_file(
     headers = {"Range": f"bytes={done}-", "If-Range": known} if done else {}
     try:
         with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as response:
-            kind = response.headers.get_content_type()
-            if kind in NO_FILES:
-                raise InputError(f"{url}: the server gives {NO_FILES[kind]} instead of the file; open it in a browser.")
+            _refuse_other_content(url, response.headers.get_content_type())
             done = done if response.status == 206 else 0  # 206: the rest; 200: the whole file
             length = response.headers.get("Content-Length") or ""
             total = done + int(length) if length.isdecimal() else None
@@ -84,6 +82,12 @@ def download_file(
         raise InputError(f"{url}: the sha256 of the file is {digest}; expected {sha256}. It was removed.")
     partial.replace(path)
     return digest
+
+
+def _refuse_other_content(url: str, kind: str) -> None:
+    """Raises InputError if the type that a server gives is one of `NO_FILES`."""
+    if kind in NO_FILES:
+        raise InputError(f"{url}: the server gives {NO_FILES[kind]} instead of the file; open it in a browser.")
 
 
 def _copy(

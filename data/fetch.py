@@ -10,9 +10,9 @@ from data.shards import Manifest
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
-MAX_MANIFEST = 2**26  # bytes
+MAX_MANIFEST = 2**24  # bytes
 PATIENCE = 60  # seconds without a byte
-SLOWEST = 2**18  # bytes a second
+SLOWEST = 2**14  # bytes a second
 SCHEMES = ("http", "https", "file", "s3", "gs", "az", "abfs", "hf")
 
 

@@ -177,7 +177,7 @@ def split_folder(images: str | None, held_out: float, seed: int) -> tuple[list[P
         raise InputError(f"data.images={images}: expected a folder of images.")
     files, ignored = find_images(Path(images))
     for reason in ignored:
-        rank_zero_only(print)(f"Ignored: {reason}.")
+        rank_zero_only(print)(f"Ignored: {printable(reason)}.")
     if len(files) < 2:
         raise InputError(f"data.images={images}: found {len(files)} images; expected at least 2.")
     in_folders = [file for file in files if file.parent != Path(images)]
@@ -196,7 +196,10 @@ def split_folder(images: str | None, held_out: float, seed: int) -> tuple[list[P
 
 
 def listing_sha256(folder: Path, files: Sequence[Path]) -> str:
-    """Returns a hash of the names and sizes of files below a folder, wherever it is; of few files, of their content."""
+    """Returns a hash of the names of files below a folder, wherever it is, and of their content.
+
+    Of more than `HASHED_BYTES` bytes together, reading all would take too long, so that their sizes are hashed instead.
+    """
     sizes = [file.stat().st_size for file in files]
     facts = sizes if sum(sizes) > HASHED_BYTES else [sha256_of(file) for file in files]
     listing = [(str(file.relative_to(folder)), fact) for file, fact in zip(files, facts, strict=True)]
@@ -239,7 +242,11 @@ class ImageDataModule(L.LightningDataModule):
         return HeldOutImages(self.images, self.held_out, self.seed, self.crop.side, self.at_most)
 
     def sha256(self) -> str:
-        """Returns a hash of the names and sizes of the images, wherever the folder is."""
+        """Returns a hash of the images as they were when it was first asked for, wherever the folder is."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:  # each checkpoint has it, and hashing takes seconds
         held_out, train = split_folder(self.images, self.held_out, self.seed)
         return listing_sha256(Path(str(self.images)), [*held_out, *train])
 

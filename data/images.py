@@ -15,7 +15,7 @@ from annotated_types import Ge
 from PIL import Image
 from torch.utils.data import Dataset
 
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from enat.generation import UNCONDITIONAL
 
 Image.init()
@@ -110,6 +110,8 @@ class ImageList:
 
 def _number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
     """Returns the class names in the order of their ids, and the id of each name, see `ImageList.find`."""
+    if wrong := sorted(name for name in names if printable(name) != name):
+        raise InputError(f"a class is named {wrong[0]}; expected a name without control characters.")
     if UNCONDITIONAL in names:
         raise InputError(
             f"a class is named {UNCONDITIONAL}, which stands for images of no class; expected another name."

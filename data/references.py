@@ -97,7 +97,7 @@ class StatisticsFile:
             raise self._error("there is no such file.")
         try:
             self.content, names = read_npz(Path(path), STATISTICS)
-        except (OSError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             sentence = "expected an .npz file with mu and sigma, such as ADM's or one of task=statistics."
             raise self._error(sentence) from error
         self.protocol = str(self.content.get("protocol", protocol))

@@ -65,6 +65,18 @@ def refuse_other_files(folder: Path, expected: Collection[Path]) -> None:
         path.unlink()
 
 
+def refuse_other_tokenizer(output: Path, sha256: str) -> None:
+    """Refuses a folder whose finished images are of another tokenizer; `run_task` has compared all else.
+
+    Raises:
+        InputError: naming the hash of both.
+    """
+    results = output / "results.json"
+    if results.exists():
+        earlier = {"tokenizer_sha256": json.loads(results.read_text()).get("tokenizer_sha256")}
+        refuse_other_work(output, earlier, {"tokenizer_sha256": sha256}, "images of another tokenizer")
+
+
 def draw(checkpoint: Checkpoint, sampler: Sampler, files: Mapping[Picture, Path], seed: int, batch_size: int) -> None:
     """Draws images and writes each to its file, on all processes; those whose files are there are not drawn again."""
     processes = checkpoint.processes
@@ -138,7 +150,6 @@ def sample(
     Raises:
         InputError: for a class that the network does not have, and for a folder with other images.
     """
-    source = checkpoint.source
     num_classes = checkpoint.net.num_classes
     names = check_class_names(checkpoint.class_names, num_classes)
     class_ids = choose_classes(classes, names)
@@ -151,12 +162,12 @@ def sample(
     }
     checkpoint.processes.on_first(lambda: refuse_other_files(folder, set(files.values())))
     depends_on = options_that_matter(composition, "trainer", "weights", "batch_size")
-    identity = {"weights_sha256": source["sha256"], "tokenizer": checkpoint.facts["tokenizer_sha256"], **depends_on}
-    results = Path(output) / "results.json"
-    if results.exists():  # the settings and the weights are those of the images there, see `run_task`
-        earlier = {"tokenizer_sha256": json.loads(results.read_text()).get("tokenizer_sha256")}
-        now = {"tokenizer_sha256": checkpoint.facts["tokenizer_sha256"]}
-        refuse_other_work(Path(output), earlier, now, "images of another tokenizer")
+    identity = {
+        "weights_sha256": checkpoint.source["sha256"],
+        "tokenizer": checkpoint.facts["tokenizer_sha256"],
+        **depends_on,
+    }
+    refuse_other_tokenizer(Path(output), checkpoint.facts["tokenizer_sha256"])
     Unfinished(output, identity, checkpoint.processes, has_begun=any(map(Path.exists, files.values())))
     folder.mkdir(parents=True, exist_ok=True)
     draw(checkpoint, sampler, files, seed, batch_size)

@@ -87,7 +87,7 @@ def tokenize(
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
     if rank == 0:
-        print(describe(source, views.side, held_out))
+        print(printable(describe(source, views.side, held_out)))
     plan = (source, tokenizer, folder, held_out, shard_size, pack_size, seed, settings["tokenizer"])
     with Progress(*COLUMNS, disable=rank > 0) as progress:
         bar = progress.add_task("tokenizing", total=source.size)
@@ -97,15 +97,21 @@ def tokenize(
         manifest = collect_shards(*plan)
     if manifest is None:
         return {}  # other ranks still write their shards
-    for image in manifest.skipped if rank == 0 else []:
+    if rank == 0:
+        report_skipped(manifest, source)
+    return summary(manifest)
+
+
+def report_skipped(manifest: Manifest, source: Source) -> None:
+    """Prints the images that could not be read, and the classes that have no other image."""
+    for image in manifest.skipped:
         print(f"Skipped {printable(image['reason'])}")
-    if manifest.skipped and rank == 0 and isinstance(source, ImageSource):
+    if isinstance(source, ImageSource):
         unreadable = {image["file"] for image in manifest.skipped}
         class_ids = source.images.class_ids.tolist()
         left = {one for file, one in zip(source.images.files, class_ids, strict=True) if file not in unreadable}
         for class_id in sorted(set(class_ids) - left):
-            print(f"The class {printable(source.class_names[class_id])} has no image that can be read.")
-    return summary(manifest)
+            print(f"The class {source.class_names[class_id]} has no image that can be read.")
 
 
 def describe(source: Source, side: int, held_out: float) -> str:

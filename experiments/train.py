@@ -1,6 +1,6 @@
 """task=train: trains a network, watches the training, and scores the averaged network."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -99,14 +99,15 @@ def check_references(
     callbacks: Mapping[str, L.Callback | None],
     tokenizer: Tokenizer,
     net: ENAT,
-    class_names: Sequence[str] | None,
+    data: TokenDataModule,
 ) -> None:
-    """Raises InputError if what images are compared with, while training or after it, has another size or classes."""
+    """Raises InputError if what images are compared with has another size, other classes, or another split."""
     while_training = [part.evaluation for part in callbacks.values() if isinstance(part, GenerationMetrics)]
     for one in (evaluation, *while_training):
         if one is not None:
             one.check_reference(tokenizer.resolution)
-            one.check_classes(net.num_classes, class_names)
+            one.check_classes(net.num_classes, data.known_class_names())
+            refuse_other_split(data, one.reference)
 
 
 def refuse_other_split(data: TokenDataModule, reference: Any) -> None:
@@ -185,8 +186,7 @@ def train(
     """
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
-    check_references(evaluation, callbacks, tokenizer, module.net, data.known_class_names())
-    refuse_other_split(data, evaluation.reference if evaluation else None)
+    check_references(evaluation, callbacks, tokenizer, module.net, data)
     start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)

@@ -60,9 +60,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        mapped = zipfile.is_zipfile(path)  # then torch reads a weight when it is used; files of old torch can't do that
-        if mapped:
-            _refuse_compression(path)
+        mapped = _can_be_mapped(path)  # then torch reads a weight when it is used
         with torch.serialization.safe_globals(_stand_ins(path) if mapped else []):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except InputError:
@@ -87,18 +85,19 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_compression(path: Path) -> None:
-    """Refuses an archive with compressed members, whose bytes torch would take for weights.
+def _can_be_mapped(path: Path) -> bool:
+    """Says whether a file is an archive, as torch writes them now.
 
     Raises:
-        InputError: naming the first such member.
+        InputError: for an archive with a compressed member, whose bytes torch would take for weights.
     """
+    if not zipfile.is_zipfile(path):
+        return False
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
-                raise InputError(
-                    f"weights={path}: {member.filename} in it is compressed; expected a file as torch.save writes it."
-                )
+                raise InputError(f"weights={path}: {member.filename} is compressed; expected a file of torch.save.")
+    return True
 
 
 class _Nothing:

@@ -139,10 +139,9 @@ def explain_errors(arguments: Sequence[str], inside: bool = False) -> Iterator[N
         raise SystemExit(1) from None
     except (Exception, KeyboardInterrupt) as error:
         sentence, status = explain(error, arguments)
-        sentence = without_credentials(sentence)
         if sentence is None or (inside and isinstance(error, JobError)):
             raise
-        print(f"Error: {printable(' '.join(sentence.split()))}{_how_to_fetch(sentence)}", file=sys.stderr)
+        print(f"Error: {sentence}{_how_to_fetch(sentence)}", file=sys.stderr)
         raise SystemExit(status) from error
 
 
@@ -158,7 +157,15 @@ def _how_to_fetch(sentence: str) -> str:
 
 
 def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str | None, int]:
-    """Puts an error into one sentence, None for an error that is not the user's; also returns the exit status."""
+    """Puts an error into one sentence that is safe to print and to keep, and returns it with the exit status.
+
+    For an error that is not the user's, there is no sentence but None.
+    """
+    sentence, status = _explain(error, arguments)
+    return None if sentence is None else printable(without_credentials(" ".join(sentence.split()))), status
+
+
+def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None, int]:
     if isinstance(error, InputError | JobError):
         return str(error), 1
     if isinstance(error, InstantiationException):

@@ -1,6 +1,7 @@
 """Finds where a run goes on, and refuses to go on with another one."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -72,7 +73,7 @@ def refuse_damaged_optimizer(path: Path, content: Mapping[str, Any], module: Ave
             rate far above the configured one.
     """
     parameters = list(module.parameters())
-    configured = float(content["settings"]["module"]["optimizer"]["lr"])
+    configured = by_full_name(content.get("settings", {})).get("module.optimizer.lr", math.inf)
     try:
         for optimizer in content["optimizer_states"]:
             numbers = [number for group in optimizer["param_groups"] for number in group["params"]]

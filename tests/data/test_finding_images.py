@@ -157,3 +157,12 @@ def test_images_beside_class_folders_are_named(tmp_path):
     listed = ImageList.find(tmp_path)
     assert listed.files == ["cat/a.png"]
     assert listed.ignored == [f"{tmp_path}: images beside the class folders: 1, such as stray.png"]
+
+
+def test_a_class_with_control_characters_is_refused(tmp_path):
+    """Its shards could not be read, since a manifest may not steer a terminal."""
+    folder = tmp_path / "a\x1b[31m"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    with pytest.raises(InputError, match="expected a name without control characters"):
+        ImageList.find(tmp_path)

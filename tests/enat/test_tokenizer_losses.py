@@ -89,3 +89,15 @@ def test_terms_are_added_by_their_weights(decoded):
     assert values["loss"].item() == pytest.approx((2 * values["l1"] + 3 * values["gradient"] + 0.25).item())
     with pytest.raises(InputError, match=r"module\.loss\.terms: expected at least one"):
         TokenizerLoss({"l1": None})
+
+
+def test_values_beyond_black_and_white_cost_nothing_there():
+    """Decoding clamps them. In the middle of the range, they cost what they always do, and have a gradient."""
+    loss = TokenizerLoss({"l1": L1()})
+    zero, weight = torch.zeros(()), torch.ones(())
+    images = torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    values = torch.tensor([-0.4, 1.3, 1.3, 0.7, 0.2]).view(1, 1, 1, 5).expand(1, 3, 1, 5).clone().requires_grad_()
+    computed = loss(images, values, zero, weight, 0)["loss"]
+    assert computed.item() == pytest.approx((0.8 + 0.3 + 0.2) / 5)
+    computed.backward()
+    assert values.grad[0, 0, 0].sign().tolist() == [0, 0, 1, -1, 1]

@@ -85,7 +85,7 @@ def test_a_compressed_archive(command, trained, tmp_path):
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
         for member in source.infolist():
             target.writestr(member.filename, source.read(member))
-    with pytest.raises(InputError, match=r"small\.ckpt: .* in it is compressed; expected a file as torch\.save writes"):
+    with pytest.raises(InputError, match=r"small\.ckpt: .* is compressed; expected a file of torch\.save\."):
         read_file(path)
 
 
