@@ -150,8 +150,7 @@ def sample(
     Raises:
         InputError: for a class that the network does not have, and for a folder with other images.
     """
-    num_classes = checkpoint.net.num_classes
-    names = check_class_names(checkpoint.class_names, num_classes)
+    names = check_class_names(checkpoint.class_names, checkpoint.net.num_classes)
     class_ids = choose_classes(classes, names)
     names.append(UNCONDITIONAL)  # has the null class id
     folder = Path(output) / "images"
@@ -162,12 +161,9 @@ def sample(
     }
     checkpoint.processes.on_first(lambda: refuse_other_files(folder, set(files.values())))
     depends_on = options_that_matter(composition, "trainer", "weights", "batch_size")
-    identity = {
-        "weights_sha256": checkpoint.source["sha256"],
-        "tokenizer": checkpoint.facts["tokenizer_sha256"],
-        **depends_on,
-    }
-    refuse_other_tokenizer(Path(output), checkpoint.facts["tokenizer_sha256"])
+    facts = checkpoint.facts
+    identity = {"weights_sha256": facts["sha256"], "tokenizer": facts["tokenizer_sha256"], **depends_on}
+    refuse_other_tokenizer(Path(output), facts["tokenizer_sha256"])
     Unfinished(output, identity, checkpoint.processes, has_begun=any(map(Path.exists, files.values())))
     folder.mkdir(parents=True, exist_ok=True)
     draw(checkpoint, sampler, files, seed, batch_size)
@@ -182,6 +178,6 @@ def sample(
         "reveal": str(reveal),
         "classes": [names[class_id] for class_id in class_ids],
         "sampler": sampler_settings(settings),
-        **checkpoint.facts,
+        **facts,
         **hardware(checkpoint.device, checkpoint.processes.size),
     }
