@@ -15,10 +15,12 @@ from enat import kernels, schedules
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state, with_found_tokenizer
+from enat.corrections import ConfidenceRemasking, LeastConfident, Remasking, no_correction
 from enat.errors import InputError
 from enat.generation import check_class_names, find_class_ids, sample_classes
 from enat.images import to_pil
 from enat.net import ENAT
+from enat.orders import Confidence, Entropy, EntropyBound, Fixed, Halton, Moment, Random
 from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
@@ -34,8 +36,14 @@ TOKENIZERS = (PixelTokenizer, VQGAN, DiffusersTokenizer, TamingTokenizer, ConvTo
 QUANTIZERS = (FSQ, LFQ, AveragedCodebook, Codebook)
 CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS, *QUANTIZERS)
 KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
-SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])
-BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES)}
+SCHEDULES = (
+    *(schedules.arccos, schedules.constant, schedules.cosine, schedules.exponential, schedules.falling),
+    *(schedules.interval, schedules.plateau, schedules.power_cosine, schedules.rising, schedules.square),
+    schedules.square_root,
+)
+ORDERS = (Confidence, Entropy, EntropyBound, Fixed, Halton, Moment, Random)
+CORRECTIONS = (Remasking, ConfidenceRemasking, LeastConfident, no_correction)
+BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES, *ORDERS, *CORRECTIONS)}
 OFFICIAL_DEPTHS = {24: (22, 2, 16), 16: (15, 1, 8)}  # of ENAT-L and ENAT-B: encoder, decoder, heads
 
 
