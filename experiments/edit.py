@@ -133,7 +133,8 @@ class Editor:
             seeds: the seed and the number of each result.
 
         Returns:
-            The image that was edited, as it came; what of it was drawn anew (H, W); and the results (n, channels, H, W).
+            The image that was edited (1, channels, H, W), what of it was drawn anew (H, W), and the results, as many
+            images as `seeds`.
         """
         device = self.net.head_bias.device
         image, region = self.region(image.to(device))
