@@ -49,7 +49,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "enat.reuse": "AllTokensReuse LayerToLayerReuse ReuseWithoutProjection",
         "enat.sampler": "Sampler",
         "enat.schedules": (
-            "arccos constant cosine exponential falling interval plateau power_cosine rising square square_root"
+            "PerStep arccos constant cosine exponential falling interval plateau power_cosine rising square square_root"
         ),
         "enat.tokenizers.diffusers": "DiffusersTokenizer TamingTokenizer",
         "enat.tokenizers.losses": "Adversarial GradientL1 L1 Perceptual TokenizerLoss",

@@ -48,6 +48,7 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
 }
 IN_NO_LIST = ("ablation", "preset", "perceptual", "discriminator")  # groups of no defaults list
 EXTRA = {  # what else a choice needs
+    "schedule/per_step": [f"sampler.guidance_schedule.values={[0.5] * 8}"],
     "order/fixed": [f"sampler.order.positions={list(range(64))}"],
     "metrics/none": ["callbacks.generation_metrics=null"],
     "features/inception": ["task=statistics", "scored.path=images"],
