@@ -94,15 +94,23 @@ class StepWandbLogger(WandbLogger):
 
 
 def _run_id(folder: Path) -> str:
-    """Returns the id of a run on W&B: from its folder or, the first time, drawn at random."""
+    """Returns the id of a run on W&B: from its folder or, the first time and in a copy of the folder, a random one."""
     path = folder / IDENTITY
     if path.exists():
-        return path.read_text().strip()
+        identity, *before = path.read_text().split("\n")
+        place = Path(before[0]) if before and before[0] else folder
+        is_copy = place != folder and (place / IDENTITY).exists() and _run_id(place) == identity
+        if not is_copy:
+            if place != folder:
+                rank_zero_only(write_atomically)(path, f"{identity}\n{folder}".encode())
+            return identity
+        rank_zero_only(print)(f"{folder} is a copy of {place}, so that it becomes a run of its own on W&B.")
+        rank_zero_only((folder / STEPS).unlink)(missing_ok=True)
     identity = secrets.token_hex(8)
     if (folder / STEPS).exists():  # of an earlier version, which made the id from the path
         identity = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    rank_zero_only(write_atomically)(path, identity.encode())
+    rank_zero_only(write_atomically)(path, f"{identity}\n{folder}".encode())
     return identity
 
 

@@ -65,6 +65,8 @@ def download_file(
         if done != total:  # or else all of it is there, and only its name is missing
             partial.unlink()
             raise InputError(f"{url}: the file has changed since a part of it was fetched; try again.") from error
+    except InputError:  # which is a ValueError, too
+        raise
     except (ValueError, InvalidURL, URLError) as error:
         raise InputError(f"{url}: can't be reached ({getattr(error, 'reason', error)}).") from error
     except (OSError, HTTPException) as error:
@@ -75,6 +77,10 @@ def download_file(
         )
     if not done:
         raise InputError(f"{url}: the server sends an empty file.")
+    with partial.open("rb") as file:
+        if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            partial.unlink()
+            raise InputError(f"{url}: the server gives a web page instead of the file; open it in a browser.")
     digest = sha256_of(partial)
     version.unlink()
     if sha256 is not None and not digest.startswith(sha256.lower()):

@@ -160,6 +160,10 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
         if not files:
             raise InputError(f"images={folder}: the class folder {class_folder.name} has no images.")
         files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]
+    places: dict[Path, str] = {}
+    for name, _ in files_and_classes:  # a link may lead into another class, which would count its images again
+        if (first := places.setdefault((folder / name).resolve(), name)) != name:
+            raise InputError(f"images={folder}: {first} and {name} are one file, by a link; expected one class for it.")
     if not files_and_classes:
         raise InputError(f"images={folder}: expected a folder of images for each class, or labels=FILE for a flat one.")
     return files_and_classes

@@ -154,6 +154,8 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
             ids.append(int(wanted))
         elif str(wanted) in class_names:  # a name may be a number, such as 20240101
             ids.append(class_names.index(str(wanted)))
+        elif isinstance(wanted, str) and wanted.isdecimal() and str(int(wanted)) in class_names:  # "007" is 7
+            ids.append(class_names.index(str(int(wanted))))
         elif wanted == UNCONDITIONAL:
             ids.append(len(class_names))
         else:

@@ -20,11 +20,11 @@ class PublicFile(TypedDict):
     sha256: str | None
 
 
-def download(files: list[str] | None, public_files: Mapping[str, PublicFile], folder: str) -> dict[str, Any]:
+def download(files: list[str] | str | None, public_files: Mapping[str, PublicFile], folder: str) -> dict[str, Any]:
     """Downloads files into a folder; those that are there already are not fetched again.
 
     Args:
-        files: names of the files to fetch; None lists the names.
+        files: names of the files to fetch, or a single one; None lists the names.
         public_files: all files that are known, by name.
         folder: where they go.
 
@@ -37,6 +37,9 @@ def download(files: list[str] | None, public_files: Mapping[str, PublicFile], fo
     names = ", ".join(public_files)
     if not files:
         raise InputError(f"files=null: expected names of files to fetch, such as files=[vqgan]; there are {names}.")
+    files = [files] if isinstance(files, str) else files
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"folder={folder}: this is a file; expected a folder.")
     for name in files:
         if name not in public_files:
             raise InputError(f"files={name}: there is no such file; there are {names}.")

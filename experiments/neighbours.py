@@ -53,7 +53,7 @@ def neighbours(
     checkpoint: Checkpoint,
     sampler: Sampler,
     evaluation: Evaluation,
-    held_out: Images,
+    held_out: Images | None,
     rows: Annotated[int, Ge(1)],
     columns: Annotated[int, Ge(1)],
     output: str,
@@ -78,8 +78,11 @@ def neighbours(
         InputError: if the reference holds statistics and no images.
     """
     reference: Any = evaluation.reference
-    if not hasattr(reference, "read"):
-        raise InputError("reference: expected the images of training, not statistics, such as metrics=lite0.")
+    if held_out is None or not hasattr(reference, "read"):
+        raise InputError(
+            "metrics: expected the images of training and held-out ones to compare with: metrics=lite0 "
+            "metrics.images=DIR metrics.held_out_share=SHARE, as the images were tokenised."
+        )
     sets = {
         "training": reference,
         "samples": checkpoint.images(evaluation, sampler, seed),

@@ -83,6 +83,11 @@ def tokenize(
         check_shards(folder, manifest_there, deep=True)
         print(f"{folder}: all {sum(map(len, manifest_there.splits.values()))} shards are intact.")
         return summary(manifest_there)
+    if tokenizer.channels == 1 and not str(images).endswith(".npy"):
+        raise InputError(
+            "tokenizer=pixels: it makes tokens of grey images, and images are read in colour; expected "
+            "tokenizer.weights=FILE, which experiment=tokenizer trains, or tokenizer=vqgan."
+        )
     source = open_source(images, labels, classes, num_classes, views, batch_size, num_workers)
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))

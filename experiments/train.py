@@ -195,7 +195,7 @@ def train(
     record_settings(fitter, settings, composition, folder)
     untrained_nets = {"untrained network": deepcopy(module.net)} if untrained else {}
     if start is not None:
-        announce(*start, fitter.world_size)
+        announce(*start, fitter.world_size, fitter.accumulate_grad_batches)
     elif started_from:
         print_start(started_from, data)
     fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)

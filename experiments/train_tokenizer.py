@@ -33,7 +33,7 @@ def quality_of(tokenizer: Tokenizer, images: HeldOutImages, device: torch.device
     quality = ReconstructionQuality(tokenizer.codebook_size).to(device)
     for block in images.read(blocks_of(images.num_images, BLOCK), device):
         quality.update(tokenizer, block.images)
-    return quality.compute()
+    return {name: value for name, value in quality.compute().items() if name != "codes_used_of_possible"}
 
 
 def score_reconstructions(fitter: L.Trainer, tokenizer: Tokenizer, images: HeldOutImages, by: Evaluation) -> Scores:
@@ -78,7 +78,7 @@ def train_tokenizer(
         return finished
     record_settings(fitter, settings, composition, folder)
     if start is not None:
-        announce(*start, fitter.world_size)
+        announce(*start, fitter.world_size, fitter.accumulate_grad_batches)
     fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
     if not isinstance(fitter.checkpoint_callback, Checkpoints):
         fitter.save_checkpoint(folder / "checkpoints" / "last.ckpt")

@@ -76,6 +76,17 @@ class Record:
         self.sha256 = hashlib.sha256(bytes.fromhex(self.sha256 + block.sha256)).hexdigest()
 
 
+def refuse_other_size(size: Sequence[int] | None, of_reference: Sequence[int] | None) -> None:
+    """Raises InputError for images of another height or width than those of the reference, where both are known."""
+    if size and of_reference and list(size) != list(of_reference):
+        ours, theirs = (f"{width}x{height}" for height, width in (size, of_reference))
+        raise InputError(
+            f"the images are {ours}, those of the reference {theirs}; expected the same size. scored.resolution=N and "
+            "reference.resolution=N crop and scale images of a folder; with metrics.images=DIR, "
+            "tokenizer.resolution=N does. Statistics have to be computed again."
+        )
+
+
 @torch.no_grad()
 def accumulate(
     metrics: Metrics,
@@ -87,6 +98,7 @@ def accumulate(
     device: torch.device,
     folder: Path | None = None,
     progress: Progress | None = None,
+    expected_size: Sequence[int] | None = None,
 ) -> Record:
     """Updates metrics with a set of images, on every process; every one has to call.
 
@@ -98,6 +110,8 @@ def accumulate(
         processes: share the blocks.
         folder: where the state is saved again and again, so that the next call with the same images and metrics goes
             on from there; None saves nothing.
+        progress: is told of the blocks.
+        expected_size: height and width of the images; None for any.
 
     Raises:
         InputError: on every process, for images that can't be scored, or a metric that refuses them.
@@ -119,6 +133,7 @@ def accumulate(
                 raise InputError(part)
             for block in part:
                 record.add(block)
+                refuse_other_size(record.size, expected_size)
                 _update(metrics, block, real, count, device)
                 if processes.rank == 0:
                     progress.on_images(min(block_size, count - (record.num_blocks - 1) * block_size))

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from enat.errors import InputError
 from enat.features.network import IMAGES, FeatureNetwork
 from enat.images import Images
-from enat.metrics.accumulation import Metrics, Progress, Record, accumulate
+from enat.metrics.accumulation import Metrics, Progress, Record, accumulate, refuse_other_size
 from enat.metrics.view import OnView, scores_in
 from enat.processes import Processes
 
@@ -48,16 +48,6 @@ class Result(NamedTuple):
     reference: dict[str, Any]  # number and hash of what they were compared with, by protocol
     left_out: list[str]  # scores that the reference has nothing for
     notes: Sequence[str] = ()  # what the metrics say of their scores
-
-
-def refuse_other_size(size: Sequence[int] | None, of_reference: Sequence[int] | None) -> None:
-    """Raises InputError for images of another height or width than those of the reference, where both are known."""
-    if size and of_reference and list(size) != list(of_reference):
-        ours, theirs = (f"{width}x{height}" for height, width in (size, of_reference))
-        raise InputError(
-            f"the images are {ours}, those of the reference {theirs}; expected the same size, which the option "
-            "resolution of a folder can make."
-        )
 
 
 class Evaluation:
@@ -202,7 +192,7 @@ class Evaluation:
             self.see_reference(device, processes, folder, of_reference)
         metrics = deepcopy(self.metrics)  # which have seen the reference, and serve the next set of images too
         within = folder / name if folder else None
-        shared = (self.features, self.block_size, processes, device, within, of_images)
+        shared = (self.features, self.block_size, processes, device, within, of_images, self._reference_size())
         record = accumulate(metrics, images, False, *shared)
         return processes.on_first(lambda: self._result(metrics, record))
 
@@ -230,13 +220,16 @@ class Evaluation:
         self.reference_record = record
         return record
 
+    def _reference_size(self) -> Sequence[int] | None:
+        """Returns height and width of the images to compare with, once they are seen; None if that is not known."""
+        assert self.reference_record is not None
+        return self.reference_record.size or (self.reference.size if isinstance(self.reference, Reference) else None)
+
     def _result(self, metrics: Metrics, record: Record) -> Result:
         real = self.reference_record
         assert real is not None
         if record.num_images < 2:
             raise InputError(f"images: {record.num_images} readable ones; expected at least 2.")
-        expected_size = real.size or (self.reference.size if isinstance(self.reference, Reference) else None)
-        refuse_other_size(record.size, expected_size)
         scores: Scores = {}
         reference: dict[str, Any] = {}
         notes: list[str] = []

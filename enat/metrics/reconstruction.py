@@ -29,10 +29,16 @@ class CodebookUse(Metric):
         self.counts += torch.bincount(token_ids.flatten(), minlength=len(self.counts))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `codes_used`, from 0 to 1, and `perplexity`, from 1 to the size of the codebook."""
+        """Returns `codes_used`, from 0 to 1, and `perplexity`, from 1 to the size of the codebook.
+
+        `codes_used_of_possible` is the number of codes in use over the number of tokens, where these are fewer.
+        """
         p = self.counts / self.counts.sum()
         entropy = -torch.special.xlogy(p, p).sum()
-        return {"codes_used": (self.counts > 0).double().mean(), "perplexity": entropy.exp()}
+        used = (self.counts > 0).double()
+        possible = self.counts.sum().clamp(max=len(self.counts))  # few images have few tokens
+        of_possible = used.sum() / possible
+        return {"codes_used": used.mean(), "codes_used_of_possible": of_possible, "perplexity": entropy.exp()}
 
 
 class ReconstructionQuality(nn.Module):

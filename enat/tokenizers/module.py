@@ -69,10 +69,11 @@ class TokenizerModule(AveragedModule):
 
     def on_validation_epoch_end(self) -> None:
         values = self.quality.compute()
+        of_possible = values.pop("codes_used_of_possible")
         self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
-        if values["codes_used"] < COLLAPSED and not self.trainer.sanity_checking:
+        if of_possible < COLLAPSED and not self.trainer.sanity_checking:
             rank_zero_only(print)(
                 f"The codebook has collapsed at step {self.global_step}: {values['codes_used']:.1%} of its "
-                f"{self.net.codebook_size} entries are in use. quantizer=fsq has no codebook that could; a lower "
-                "module.optimizer.lr may help, too."
+                f"{self.net.codebook_size} entries are in use. A lower module.optimizer.lr may help, or another "
+                "quantizer: quantizer=fsq has no codebook that is learnt."
             )

@@ -20,6 +20,7 @@ from experiments.runtime.provenance import options_that_matter
 
 Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
+FIXED_OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
 MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "images", "weights", "max_steps")
 
@@ -29,7 +30,10 @@ LARGEST_RATE = 10  # times the configured learning rate, in a checkpoint
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that must be the same when a run goes on."""
-    return {name: without_changing(settings.get(name)) for name in FIXED}
+    fixed = {name: without_changing(settings.get(name)) for name in FIXED}
+    trainer, callbacks = (settings.get(name) or {} for name in ("trainer", "callbacks"))
+    fixed["trainer"] = {name: trainer.get(name) for name in FIXED_OF_TRAINER}
+    return {**fixed, "callbacks": {"ema": callbacks.get("ema")}}
 
 
 def without_changing(options: Any) -> Any:
@@ -63,6 +67,22 @@ def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str,
         before, now = {"weights.sha256": earlier.get("sha256")}, {"weights.sha256": sha256_of(weights)}
         refuse_other_work(folder, before, now, "a run that started from other weights")
     return dict(earlier)
+
+
+def refuse_nan(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuses to go on with weights, or an average of them, that hold NaN or infinite values.
+
+    Raises:
+        InputError: naming the first such weight.
+    """
+    average = content.get("callbacks", {}).get("EMA", {}).get("net", {})
+    for kind, state in {"weights": content["state_dict"], "EMA weights": average}.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                raise InputError(
+                    f"{path}: {name} of its {kind} holds NaN or infinite values; remove this file to go on from an "
+                    "older checkpoint, or resume=false starts anew."
+                )
 
 
 def refuse_damaged_optimizer(path: Path, content: Mapping[str, Any], module: AveragedModule) -> None:
@@ -125,7 +145,9 @@ def resume_point(
         InputError: if no checkpoint can be read, or the run had other settings or another network.
     """
     whole = [path for path in sorted(folder.glob("*.ckpt"), reverse=True) if path.exists()]  # a link may lead nowhere
-    files = {path.stat().st_ino: path for path in whole}  # links count once
+    # Links count once. Some file systems give all files the same number.
+    marks = [path.stat() for path in whole]
+    files = {(mark.st_ino, mark.st_size, mark.st_mtime_ns): path for mark, path in zip(marks, whole, strict=True)}
     readable: dict[Path, dict[str, Any]] = {}
     for path in files.values():
         try:
@@ -148,6 +170,7 @@ def resume_point(
         weights = module.current_names(content["state_dict"])
         if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
             raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
+        refuse_nan(path, content)
         refuse_damaged_optimizer(path, content, module)
         refuse_other_data(folder.parent, content.get("data_sha256"), data)
         return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
@@ -175,12 +198,20 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
 
 
 @rank_zero_only
-def announce(path: Path, content: Mapping[str, Any], world_size: int) -> None:
+def announce(path: Path, content: Mapping[str, Any], world_size: int, batches: int) -> None:
     """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run."""
     print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
     before = content["world_size"]
+    settings = content["settings"]
+    if before == world_size and settings["module"].get("mask_groups", 1) is None:
+        accumulated = settings["trainer"].get("accumulate_grad_batches", 1)
+        if accumulated != batches:
+            print(
+                f"Note: trainer.accumulate_grad_batches={batches} instead of {accumulated}: masks and dropout are drawn "
+                "by batch (module.mask_groups=null), so the results will differ."
+            )
     if before not in (None, world_size):
-        module = content["settings"]["module"]
+        module = settings["module"]
         if "mask_groups" not in module:
             masks = "but random numbers are drawn by process, so results may differ."
         elif module["mask_groups"] is None:

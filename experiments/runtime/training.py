@@ -40,6 +40,12 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         raise InputError(f"trainer.max_steps={steps}: expected at least 1, for the data have no end.")
     if not isinstance(batches := options.get("accumulate_grad_batches", 1), int) or batches < 1:
         raise InputError(f"trainer.accumulate_grad_batches={batches}: expected at least 1.")
+    interval = options.get("val_check_interval")
+    if interval is not None and (not isinstance(interval, int) or interval < 1):
+        raise InputError(f"trainer.val_check_interval={interval}: expected a number of batches of at least 1, or null.")
+    clip = options.get("gradient_clip_val")
+    if clip is not None and (not isinstance(clip, int | float) or not clip > 0):
+        raise InputError(f"trainer.gradient_clip_val={clip}: expected a norm above 0, or null not to clip.")
     for name in ("limit_train_batches", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "max_time"):
         if options.get(name) is not None:
             raise InputError(f"trainer.{name}={options[name]}: the data have no epochs; expected trainer.max_steps=N.")
