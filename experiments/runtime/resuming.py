@@ -207,8 +207,8 @@ def announce(path: Path, content: Mapping[str, Any], world_size: int, batches: i
         accumulated = settings["trainer"].get("accumulate_grad_batches", 1)
         if accumulated != batches:
             print(
-                f"Note: trainer.accumulate_grad_batches={batches} instead of {accumulated}: masks and dropout are drawn "
-                "by batch (module.mask_groups=null), so the results will differ."
+                f"Note: trainer.accumulate_grad_batches={batches} instead of {accumulated}: masks and dropout are "
+                "drawn by batch (module.mask_groups=null), so the results will differ."
             )
     if before not in (None, world_size):
         module = settings["module"]
