@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import enat
+from enat.building import BUILDABLE
 from enat.checkpoints.official import to_official
 from enat.errors import InputError
 from enat.generation import sample_classes
@@ -70,7 +71,7 @@ def test_an_official_file_needs_its_tokenizer(monkeypatch, tmp_path):
         seen.append((weights, resolution))
         return VQGAN(1024, 32, 32, (1, 1), 1, 32)
 
-    monkeypatch.setattr("enat.pipeline.VQGAN", tiny)
+    monkeypatch.setitem(BUILDABLE, "VQGAN", tiny)
     model = enat.load(tmp_path / "nnet_ema.pth", tokenizer="vqgan.ckpt")
     assert seen == [("vqgan.ckpt", 256)]
     assert (len(model.net.encoder), model.sampler.guidance_scales[1]) == (22, 2.5 / 8)
