@@ -48,7 +48,7 @@ def test_sample_saves_the_images_of_its_checkpoint(checkpoint, tmp_path, monkeyp
 
 def test_the_weights_in_the_repository_draw():
     folder = ROOT / "examples/emoji"
-    model = enat.load(folder / "weights.safetensors")
+    model = enat.load(folder)
     images = model.generate(["face", "flag"], images_per_class=2)
     assert [image.size for image in images] == [(32, 32)] * 4
     face, flag = (np.asarray(images[number]).astype(int) for number in (0, 2))
