@@ -73,7 +73,7 @@ WRONG = {
     "a folder": (["sample", "/none/at/all"], "weights=/none/at/all: there is no such file."),
     "guidance": (
         ["sample", "FOLDER", "--guidance", "-1"],
-        "guidance_scale=-1.0: Input should be greater than or equal",
+        "guidance_scale=-1.0: Input should be greater than or",
     ),
     "nan": (["sample", "FOLDER", "--guidance", "nan"], "guidance_scale=nan: Input should be a finite number"),
     "a count": (["sample", "FOLDER", "--images-per-class", "0"], "0: expected an integer of at least 1"),
