@@ -19,7 +19,7 @@ from torch import Tensor
 from enat import kernels, schedules
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
-from enat.checkpoints.weights import refuse_other_shapes
+from enat.checkpoints.weights import read_file, refuse_other_shapes, select_state
 from enat.errors import InputError
 from enat.net import ENAT
 from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
@@ -109,6 +109,29 @@ def refuse_huge(node: Any, path: Any, place: str = "settings") -> None:
             raise InputError(f"{path}: {place} is beyond {limit:,}, the most that is read from a file.")
 
 
+def check_parts(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: Any, with_tokenizer: bool) -> None:
+    """Checks that the settings of a file fit the weights in it, before memory of the sizes in the settings is taken.
+
+    Args:
+        settings: of the file; its tokenizer names the file of its own weights, if it has any.
+        state: the weights of the network, in our names.
+        path: of the file, for errors.
+        with_tokenizer: whether the tokenizer is checked, too. That of a folder is; that of a checkpoint is a file of
+            the user's own choice.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    net, sampler, tokenizer = (find_part(settings, name, path) for name in ("module.net", "sampler", "tokenizer"))
+    refuse_huge(net, path, "module.net")
+    refuse_huge(sampler, path, "sampler")
+    check_net(net, state, path)
+    if with_tokenizer:
+        refuse_huge(tokenizer, path, "tokenizer")
+        if tokenizer.get("weights") is not None:
+            check_tokenizer(tokenizer, select_state(read_file(tokenizer["weights"]))[0], path)
+
+
 def check_net(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: Any) -> None:
     """Checks that the settings of a network fit its weights, before memory of the sizes in the settings is taken.
 
@@ -120,6 +143,9 @@ def check_net(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: An
     Raises:
         InputError: naming what does not fit.
     """
+    name = str(settings.get("_target_")).rpartition(".")[2]
+    if name in BUILDABLE and name not in {kind.__name__ for kind in NETS}:
+        raise InputError(f"{path}: the checkpoint of a tokenizer; expected that of a network.")
     sizes = infer_sizes(state)
     given = dict(settings)
     if isinstance(given.get("encoder_depth"), int) and isinstance(given.get("decoder_depth"), int):
@@ -129,8 +155,9 @@ def check_net(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: An
             raise InputError(f"{path}: its settings have {name} {given.get(name)}, and its weights {size}.")
     with torch.device("meta"):
         net = build_from_settings(settings)
-    if isinstance(net, ENAT):
-        refuse_other_shapes(net.state_dict(), split_blocks(state, net.encoder_depth), path)
+    if not isinstance(net, ENAT):
+        raise InputError(f"{path}: its settings are damaged: module.net is {type(net).__name__}.")
+    refuse_other_shapes(net.state_dict(), split_blocks(state, net.encoder_depth), path)
 
 
 def check_tokenizer(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enat.building import BUILDABLE, NETS, build_from_settings, check_net, check_tokenizer, find_part, refuse_huge
+from enat.building import build_from_settings, check_parts, find_part
 from enat.checkpoints.folder import config_of, with_found_tokenizer
 from enat.checkpoints.hub import find_weights
 from enat.checkpoints.names import split_blocks
@@ -175,45 +175,22 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
         raise InputError(
             f"{path}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
         )
-    of_net, of_sampler, of_tokenizer = (
-        dict(find_part(settings, name, path)) for name in ("module.net", "sampler", "tokenizer")
-    )
+    of_tokenizer = dict(find_part(settings, "tokenizer", path))
     if tokenizer is not None:
         of_tokenizer["folder" if "folder" in of_tokenizer else "weights"] = str(tokenizer)
-    net = _load_net(of_net, state, path)
-    refuse_huge(of_sampler, path, "sampler")
-    sampler = build_from_settings(of_sampler)
-    built_tokenizer = _load_tokenizer(of_tokenizer, path, is_of_folder=config_of(path) is not None and not tokenizer)
+    settings = {**settings, "tokenizer": of_tokenizer}
+    check_parts(settings, state, path, with_tokenizer=config_of(path) is not None and tokenizer is None)
+    net = build_from_settings(settings["module"]["net"])
+    load_exactly(net, split_blocks(state, net.encoder_depth), path)
+    sampler = build_from_settings(settings["sampler"])
+    built_tokenizer = build_from_settings(of_tokenizer)
     if not isinstance(sampler, Sampler) or not isinstance(built_tokenizer, Tokenizer):
         raise InputError(f"{path}: its settings are damaged: sampler or tokenizer is something else.")
     if other_tokenizer(content, built_tokenizer.fingerprint()):
         print(f"Note: {path} was trained on the tokens of another tokenizer, so that its images may be wrong.")
     described = describe(content, path)
-    described |= {"settings": {**settings, "tokenizer": of_tokenizer}, "weights_kind": kind}
-    return Pipeline(net, sampler, built_tokenizer, content.get("class_names"), described).to(device)
-
-
-def _load_net(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> ENAT:
-    """Builds a network and gives it weights, after both are compared."""
-    name = str(settings.get("_target_")).rpartition(".")[2]
-    if name in BUILDABLE and name not in {kind.__name__ for kind in NETS}:
-        raise InputError(f"{path}: the checkpoint of a tokenizer; expected that of a network.")
-    refuse_huge(settings, path, "module.net")
-    check_net(settings, state, path)
-    net = build_from_settings(settings)
-    if not isinstance(net, ENAT):
-        raise InputError(f"{path}: its settings are damaged: module.net is something else.")
-    load_exactly(net, split_blocks(state, net.encoder_depth), path)
-    return net.eval()
-
-
-def _load_tokenizer(settings: Mapping[str, Any], path: Path, is_of_folder: bool) -> Any:
-    """Builds a tokenizer; of a folder, which may be anybody's, after settings and weights are compared."""
-    if is_of_folder:
-        refuse_huge(settings, path, "tokenizer")
-        if settings.get("weights") is not None:
-            check_tokenizer(settings, select_state(read_file(settings["weights"]))[0], path)
-    return build_from_settings(settings)
+    described |= {"settings": settings, "weights_kind": kind}
+    return Pipeline(net.eval(), sampler, built_tokenizer, content.get("class_names"), described).to(device)
 
 
 def _official_settings(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Any]:

@@ -113,8 +113,9 @@ def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: for a file that can't be read, or has no settings.
     """
-    from enat.checkpoints.folder import with_found_tokenizer  # here, since they import torch
-    from enat.checkpoints.weights import read_file
+    from enat.building import check_parts  # here, since they import torch
+    from enat.checkpoints.folder import config_of, with_found_tokenizer
+    from enat.checkpoints.weights import read_file, select_state
 
     content = read_file(weights)
     leaves_it_out = given.get("task") == "export" and str(given.get("with_tokenizer")).lower() == "false"
@@ -133,6 +134,8 @@ def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(settings[name], dict):
             raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
     refuse_other_targets(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols")})
+    if config_of(weights) is not None:  # a folder, which may be a stranger's
+        check_parts(settings, select_state(content)[0], weights, with_tokenizer=True)
     return settings
 
 

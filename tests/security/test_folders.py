@@ -20,12 +20,19 @@ from enat.files import sha256_of
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def sound(make_pipeline, tmp_path_factory):
+    """A folder that loads."""
+    folder = tmp_path_factory.mktemp("sound") / "folder"
+    make_pipeline().save(folder)
+    assert len(enat.load(folder).generate([0])) == 1
+    return folder
+
+
 @pytest.fixture
-def saved(make_pipeline, tmp_path):
-    """A sound folder, which a test damages."""
-    make_pipeline().save(tmp_path / "folder")
-    assert len(enat.load(tmp_path / "folder").generate([0])) == 1
-    return tmp_path / "folder"
+def saved(sound, tmp_path):
+    """A copy of a sound folder, which a test damages."""
+    return Path(shutil.copytree(sound, tmp_path / "folder"))
 
 
 def change_config(folder, change):
@@ -252,14 +259,24 @@ def test_a_folder_without_its_settings(saved, tmp_path):
     assert f"weights={tmp_path / 'none'}: there is no such file" in refused(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_the_commands_refuse_alike(saved, command, tmp_path):
     """A task reads the same folder by the same rules, and `enat` ends with the status 2 and no traceback."""
+    complete = {name: {} for name in ("metrics", "reference", "scores", "protocols", "trainer")}
+    complete = {**complete, "trainer": {"devices": 1}}
     config = (saved / "config.json").read_text()
+    change_config(saved, lambda config: config["settings"].update(complete))
+    change_config(saved, lambda config: config["settings"]["module"]["net"].update(width=2**23))
+    outcome = command("task=sample", f"weights={saved}", f"output={tmp_path / 'x'}")
+    assert (outcome.status, "its settings have width 8388608, and its weights 32" in outcome.err) == (1, True)
+    change_config(saved, lambda config: config["settings"]["module"]["net"].update(width=32))
+    change_config(saved, lambda config: config["settings"]["tokenizer"].update(channels=2**20))
+    outcome = command("task=sample", f"weights={saved}", f"output={tmp_path / 'x'}")
+    assert (outcome.status, "weight encoder.conv_in.weight has shape" in outcome.err) == (1, True)
     change_config(saved, lambda config: config["settings"]["tokenizer"].update(weights="/etc/passwd"))
     sentence = "settings.tokenizer.weights=/etc/passwd: expected null"
     outcome = command("task=sample", f"weights={saved}", f"output={tmp_path / 'x'}")
     assert (outcome.status, sentence in outcome.err) == (1, True)
-    shutil.rmtree(saved / "code", ignore_errors=True)
     start = "import sys; from experiments.command.main import main; sys.exit(main())"
     options = {"capture_output": True, "text": True, "cwd": ROOT}
     done = subprocess.run([sys.executable, "-c", start, "sample", str(saved)], **options)
