@@ -11,7 +11,10 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+import enat
+
 ROOT = Path(__file__).parent.parent
+STEPS = enat.load(ROOT / "examples" / "emoji").sampler.num_steps
 PATH = ROOT / "examples" / "quickstart.ipynb"
 
 
@@ -45,7 +48,7 @@ def test_it_shows_its_pictures(pictures):
     assert [picture.size for picture in grid] == [(8 * 68, 3 * 68)]
     assert [picture.size for picture in settings] == [(8 * 68, 68)] * 3
     assert len({picture.tobytes() for picture in settings}) == 3  # settings change the images
-    assert [picture.size for picture in reveal] == [(17 * 68, 68)] * 2
+    assert [picture.size for picture in reveal] == [((STEPS + 1) * 68, 68)] * 2
     assert [picture.size for picture in saved] == [(2 * 68, 68)]
 
 
@@ -56,5 +59,5 @@ def test_faces_are_yellow_and_reveals_begin_dark(pictures):
     red, _, blue = face[20:44, 20:44].mean((0, 1))
     assert red > blue + 50
     assert (reveal[:64, :64] == [41, 56, 107]).all()  # all tokens are masked
-    assert not (reveal[:64, 16 * 68 : 16 * 68 + 64] == [41, 56, 107]).all(2).any()
+    assert not (reveal[:64, STEPS * 68 : STEPS * 68 + 64] == [41, 56, 107]).all(2).any()
     assert (saved[:64, :64] == saved[:64, 68:132]).all()  # a folder that is saved loads to the bit

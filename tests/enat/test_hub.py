@@ -94,6 +94,7 @@ def digest(images):
     return hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_name_on_the_hub(hub, tmp_path):
     handler, folders, environment = hub
     (tmp_path / "here").mkdir()
