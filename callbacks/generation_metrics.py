@@ -78,10 +78,7 @@ class GenerationMetrics(ImageMetrics):
         self.num_images = num_images
 
     def identity(self) -> list[Any]:
-        sampler = self.sampler
-        steps = [sampler.mask_shares, sampler.guidance_scales, sampler.sampling_temperatures]
-        made = [*steps, sampler.gumbel_temperatures, sampler.reuse_share]
-        return [self.num_images, made, *super().identity()]
+        return [self.num_images, self.sampler.identity(), *super().identity()]
 
     def images(self, trainer: L.Trainer, pl_module: Any) -> Images:
         assert isinstance(pl_module, MaskedTokenModule)

@@ -20,8 +20,10 @@ from enat import kernels, schedules
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.weights import read_file, refuse_other_shapes, select_state
+from enat.corrections import ConfidenceRemasking, LeastConfident, Remasking, no_correction
 from enat.errors import InputError
 from enat.net import ENAT
+from enat.orders import Confidence, Entropy, EntropyBound, Fixed, Halton, Moment, Random
 from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.tokenizers.diffusers import DiffusersTokenizer, TamingTokenizer
@@ -36,11 +38,18 @@ TOKENIZERS = (PixelTokenizer, VQGAN, DiffusersTokenizer, TamingTokenizer, ConvTo
 QUANTIZERS = (FSQ, LFQ, AveragedCodebook, Codebook)
 CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS, *QUANTIZERS)
 KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
-SCHEDULES = (getattr(schedules, name) for name in ["constant", "cosine", "falling", "rising", "square", "square_root"])
-BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES)}
+SCHEDULES = (
+    *(schedules.arccos, schedules.constant, schedules.cosine, schedules.exponential, schedules.falling),
+    *(schedules.interval, schedules.plateau, schedules.power_cosine, schedules.rising, schedules.square),
+    schedules.square_root,
+)
+ORDERS = (Confidence, Entropy, EntropyBound, Fixed, Halton, Moment, Random)
+CORRECTIONS = (Remasking, ConfidenceRemasking, LeastConfident, no_correction)
+BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES, *ORDERS, *CORRECTIONS)}
 
 # No settings of this project come near to these limits.
-MAX_ITEMS = 64  # of a list
+MAX_ITEMS = 10_000  # of a list, such as a position for each token
+MAX_ITEMS_OF_OPTION = {"multipliers": 64, "levels": 64}
 MAX_NUMBER = 2**24
 MAX_OF_OPTION = {"num_steps": 10_000, "num_blocks": 64}
 MAX_CODES = 2**20  # of a quantiser without weights, which lists its codes
@@ -89,6 +98,15 @@ def find_part(settings: Any, name: str, path: Any) -> Mapping[str, Any]:
     return node
 
 
+def named(value: Any) -> Any:
+    """Returns a part of settings as the name of its class or function, with its options if it has any."""
+    if not isinstance(value, Mapping):
+        return value
+    name = str(value.get("_target_")).rpartition(".")[2]
+    options = {option: named(own) for option, own in value.items() if not option.startswith("_")}
+    return {name: options} if options else name
+
+
 def refuse_huge(node: Any, path: Any, place: str = "settings") -> None:
     """Refuses settings with numbers or lists that are larger than any of this project.
 
@@ -99,8 +117,9 @@ def refuse_huge(node: Any, path: Any, place: str = "settings") -> None:
         for key, value in node.items():
             refuse_huge(value, path, f"{place}.{key}")
     elif isinstance(node, list):
-        if len(node) > MAX_ITEMS:
-            raise InputError(f"{path}: {place} has {len(node)} items; expected at most {MAX_ITEMS}.")
+        most = MAX_ITEMS_OF_OPTION.get(place.rpartition(".")[2], MAX_ITEMS)
+        if len(node) > most:
+            raise InputError(f"{path}: {place} has {len(node)} items; expected at most {most}.")
         for value in node:
             refuse_huge(value, path, place)
     elif isinstance(node, int):

@@ -7,7 +7,7 @@ Shapes as in `enat.net`: `N` newly revealed, `P` cached, `M` masked and `V = P +
 
 import time
 from collections.abc import Callable
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -81,24 +81,23 @@ def training_flops(net: ENAT, counts: tuple[Number, Number, Number], batch_size:
 
 
 def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
-    """Lists what each step computes for an image: tokens encoded, reused and decoded, branches, and GFLOP."""
+    """Lists what each step computes for an image: tokens encoded, reused and decoded, branches, and GFLOP.
+
+    Raises:
+        InputError: for an order whose numbers depend on what is drawn.
+    """
+    if sampler.is_adaptive:
+        raise InputError("order: its numbers of tokens depend on the image, so that operations can't be counted ahead.")
     rows = []
-    new = cached = 0
-    for step, (masked, left) in enumerate(pairwise([net.num_tokens, *sampler.mask_counts(net.num_tokens)])):
-        if not masked:
-            break
-        branches = sampler.branches(net, step)
-        reused = round(sampler.reuse_share * cached)
-        encoded = new + cached - reused
-        if net.caches_masked and step and sampler.reuse_share == 1:
+    for step in sampler.plan(net):
+        encoded, reused = step.visible - step.reused, step.reused
+        if net.caches_masked and step.number and sampler.reuse_share == 1:
             reused = net.num_tokens
-        flops = branches * step_flops(net, masked, encoded, reused)
-        rows.append(
-            {"step": step, "encoded": encoded, "reused": reused, "decoded": masked, "branches": branches}
-            | {"gflop": flops / 1e9}
-        )
-        new = masked - left
-        cached = net.num_tokens - masked
+        flops = step.branches * step_flops(net, step.masked, encoded, reused)
+        if step.starts_guidance:  # the unconditional branch encodes all
+            flops += step_flops(net, step.masked, step.visible, 0) - step_flops(net, step.masked, encoded, reused)
+        numbers = {"step": step.number, "encoded": encoded, "reused": reused, "decoded": step.masked}
+        rows.append(numbers | {"branches": step.branches, "gflop": flops / 1e9})
     return rows
 
 

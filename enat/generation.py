@@ -209,14 +209,15 @@ def sample_images(
 
 
 class _WatchedSteps(list[Tensor]):
-    """Collects the token ids that each step starts from, and calls a function at the start of each step."""
+    """Collects the token ids that each step starts from, and calls a function at the start of each but the first."""
 
     def __init__(self, on_step: Callable[[int], None]):
         super().__init__()
         self.on_step = on_step
 
     def append(self, token_ids: Tensor) -> None:
-        self.on_step(len(self))
+        if self:
+            self.on_step(len(self))
         super().append(token_ids)
 
 
@@ -236,7 +237,8 @@ def sample_classes(
         class_ids: the classes.
         images_per_class: the number of images of each class.
         on_progress: is called at the start of each step, and in the end, with the number of steps that are done and
-            the number of all. Each batch of images takes the steps of the sampler.
+            the number of all. Each batch of images takes the steps of the sampler. With an order that draws images one
+            at a time, it is called once a batch.
 
     Returns:
         Images (classes * images_per_class, channels, h, w), class by class, and, for the first image of each class,
@@ -247,6 +249,7 @@ def sample_classes(
     images, steps = [], []
     for batch, start in enumerate(range(0, len(wanted), BATCH_SIZE)):
         before = batch * sampler.num_steps
+        on_progress(before, total)
         starts = _WatchedSteps(lambda done, before=before: on_progress(before + done, total))  # type: ignore[misc]
         images.append(sample_images(net, sampler, tokenizer, wanted[start : start + BATCH_SIZE], seed, starts))
         steps.append(torch.stack(starts))  # (T, b, L)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enat.building import build_from_settings, check_parts, find_part
+from enat.building import build_from_settings, check_parts, find_part, named
 from enat.checkpoints.folder import config_of, with_found_tokenizer
 from enat.checkpoints.hub import find_weights
 from enat.checkpoints.names import split_blocks
@@ -119,13 +119,9 @@ class Pipeline:
 
     @property
     def sampler_settings(self) -> dict[str, Any]:
-        """The options of the sampler in plain values, schedules by their names; empty if they are unknown."""
+        """The options of the sampler in plain values, parts by their names and options; empty if they are unknown."""
         settings = self.description.get("settings", {}).get("sampler", {})
-        return {
-            name: str(value.get("_target_")).rpartition(".")[2] if isinstance(value, Mapping) else value
-            for name, value in settings.items()
-            if not name.startswith("_")
-        }
+        return {name: named(value) for name, value in settings.items() if not name.startswith("_")}
 
     def facts(self) -> dict[str, Any]:
         """Returns, in plain values, what an image depends on beside its seed, its class and its number in the class."""

@@ -28,10 +28,13 @@ OF_TOKENIZER = "of_tokenizer"
 FINETUNE = "finetune"  # an experiment whose network is that of the checkpoint
 IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
+SAMPLER_GROUPS = {"enat.schedules": "schedule", "enat.orders": "order", "enat.corrections": "correction"}
+SAMPLER_PARTS = {"/order@order": "confidence", "/correction@correction": "none"}
 # What the settings of a file may have built, since the file may come from anybody.
 OF_FILES = (
     *(f"enat.{part}." for part in ("net", "variants", "reuse", "packed", "kernels", "masking", "loss", "module")),
-    *(f"enat.{part}." for part in ("sampler", "schedules", "tokenizers", "features", "metrics")),
+    *(f"enat.{part}." for part in ("sampler", "schedules", "orders", "corrections", "tokenizers")),
+    *(f"enat.{part}." for part in ("features", "metrics")),
     *("data.references.", "data.scored_images.", "data.toy.digits.", "data.image_module.", "torchmetrics."),
     *("torch.optim.", "enat.training.learning_rates."),
 )
@@ -173,10 +176,7 @@ def _store_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     linked = {**linked, "module": {"defaults": [{"/scheduler@scheduler": "warmup"}, "_self_"], **module}}
     for group in COPIED:
         store.store(OF_CHECKPOINT, linked[group], group)
-    schedules = _schedules(settings["sampler"])
-    sampler = {name: value for name, value in settings["sampler"].items() if name not in schedules}
-    choices = [{f"/schedule@{name}": choice} for name, choice in schedules.items()]
-    store.store(OF_CHECKPOINT, {"defaults": [*choices, "_self_"], **sampler}, "sampler")
+    store.store(OF_CHECKPOINT, _sampler_of(settings["sampler"]), "sampler")
     store.store(OF_CHECKPOINT, linked["scores"], "score", "scores")
     store.store(OF_CHECKPOINT, settings["protocols"], "protocol", "protocols")
     # The devices are this machine's: its GPUs, if it has any, and all of them if training used several.
@@ -212,15 +212,20 @@ def _link(node: Any, settings: Mapping[str, Any], depth: int = 0) -> Any:
     return linked
 
 
-def _schedules(sampler: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the schedules of a sampler that are choices of the group `schedule`, by option."""
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "schedule").glob("*.yaml")}
-    return {
-        option: choice
-        for option, value in sampler.items()
-        for choice, content in files.items()
-        if isinstance(value, dict) and value == content
-    }
+def _sampler_of(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a sampler with its parts as choices of their groups, so that others can be chosen."""
+    choices = dict(SAMPLER_PARTS)  # these and the two below are what an older checkpoint does not say
+    plain: dict[str, Any] = {"top_k": None, "top_p": None}
+    for name, value in sampler.items():
+        target = value.get("_target_") if isinstance(value, dict) else None
+        group = SAMPLER_GROUPS.get(str(target).rpartition(".")[0])
+        if group:
+            choice = f"{OF_CHECKPOINT}_{name}"
+            ConfigStore.instance().store(choice, dict(value), group)
+            choices[f"/{group}@{name}"] = choice
+        else:
+            plain[name] = value
+    return {"defaults": [*({part: choice} for part, choice in choices.items()), "_self_"], **plain}
 
 
 def _store_tokenizer(defaults: list[Any], weights: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.credentials import without_credentials
+from enat.building import named
 from enat.files import by_full_name
 from experiments.runtime.ranks import is_of_torchrun, launched
 
@@ -67,9 +68,5 @@ def provenance() -> dict[str, Any]:
 
 
 def sampler_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the sampler's options in a configuration, its schedules by their names."""
-    return {
-        name: value["_target_"].rpartition(".")[2] if isinstance(value, Mapping) else value
-        for name, value in settings["sampler"].items()
-        if not name.startswith("_")
-    }
+    """Returns the sampler's options in a configuration, its parts by their names and with their own options."""
+    return {name: named(value) for name, value in settings["sampler"].items() if not name.startswith("_")}

@@ -32,6 +32,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "data.shards": "ShardPacks map_packs",
         "data.toy.digits": "DigitFeatures DigitsDataModule classify_digits digit_images digit_labels",
         "data.toy.photos": "PhotosDataModule",
+        "enat.corrections": "ConfidenceRemasking LeastConfident Remasking no_correction",
         "enat.features.inception": "InceptionFeatures adm clean enat",
         "enat.features.lite0": "Lite0Features",
         "enat.kernels": "auto sdpa xformers",
@@ -43,10 +44,13 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "enat.metrics.view": "AsTheyAre OnView",
         "enat.module": "MaskedTokenModule",
         "enat.net": "ENAT",
+        "enat.orders": "Confidence Entropy EntropyBound Fixed Halton Moment Random",
         "enat.packed": "PerSampleMasking",
         "enat.reuse": "AllTokensReuse LayerToLayerReuse ReuseWithoutProjection",
         "enat.sampler": "Sampler",
-        "enat.schedules": "constant cosine falling rising square square_root",
+        "enat.schedules": (
+            "arccos constant cosine exponential falling interval plateau power_cosine rising square square_root"
+        ),
         "enat.tokenizers.diffusers": "DiffusersTokenizer TamingTokenizer",
         "enat.tokenizers.losses": "Adversarial GradientL1 L1 Perceptual TokenizerLoss",
         "enat.tokenizers.module": "TokenizerModule",

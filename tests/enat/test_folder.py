@@ -171,6 +171,26 @@ def test_another_sampler_draws_other_images_of_the_same_network(make_pipeline, t
         model.with_sampler(steps=3)
 
 
+def test_the_parts_of_a_sampler_are_saved(make_pipeline, tmp_path):
+    options = {
+        "order": {"_target_": "enat.orders.Fixed", "positions": list(range(16))},
+        "correction": {"_target_": "enat.corrections.no_correction"},
+        "guidance_schedule": {"_target_": "enat.schedules.interval", "_partial_": True, "start": 0.3, "end": 1.0},
+        "mask_schedule": [0.75, 0.25, 0.0],
+    }
+    model = make_pipeline().with_sampler(**options)
+    model.save(tmp_path)
+    again = enat.load(tmp_path)
+    assert pixels(again) == pixels(model) != pixels(make_pipeline())
+    assert again.sampler_settings["order"] == {"Fixed": {"positions": list(range(16))}}
+    assert again.sampler_settings["correction"] == "no_correction"
+    bound = {"order": {"_target_": "enat.orders.EntropyBound", "bound": 1.0}}
+    calls = []
+    images = make_pipeline().with_sampler(**bound).generate(["ant"], 18, on_progress=lambda *call: calls.append(call))
+    assert len(images) == 18
+    assert calls == [(0, 6), (3, 6), (6, 6)]  # images are drawn one at a time
+
+
 def test_progress_counts_the_steps_of_all_batches(make_pipeline):
     calls = []
     images = make_pipeline().generate(images_per_class=4, on_progress=lambda done, total: calls.append((done, total)))

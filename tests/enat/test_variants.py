@@ -16,8 +16,9 @@ from enat.net import ENAT
 from enat.packed import PerSampleMasking
 from enat.prediction import predict
 from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
-from enat.sampler import Sampler, State
+from enat.sampler import EVERY_IMAGE_ALIKE, Sampler
 from enat.schedules import cosine, falling, rising
+from enat.steps import State
 from enat.variants import INTERACTIONS, NAT, KeyValueReuse, SeparateBlock
 
 VARIANTS = {
@@ -104,11 +105,12 @@ def test_the_half_that_is_reused_is_the_older_one(make_net):
     cached, new, masked = (torch.arange(*ends)[None] for ends in ((0, 8), (8, 12), (12, 16)))
     cached_features = net.encode(state_tokens.gather(1, cached), cached, modulations)
     chosen = sampler(0.5, 2)
-    noise = torch.zeros(1, 4, 12), torch.zeros(1, 4)
+    noise = [torch.zeros(1, 4, 12), torch.zeros(1, 4), torch.zeros(1, 0)]
+    step = chosen.plan(net, [12, 4, 0])[1]._replace(visible=12, reused=4, branches=1, starts_guidance=False)
 
     def last(features):
-        state = State(state_tokens, masked, new, cached, features)
-        return chosen._step(net, state, modulations, noise, step=1, num_left=0)
+        state = State(state_tokens, masked, new, cached, features, torch.zeros(1, 0))
+        return chosen._step(net, state, modulations, noise, step, EVERY_IMAGE_ALIKE)
 
     expected = last(cached_features)
     assert expected.cached_positions.tolist() == [list(range(12))]

@@ -39,6 +39,8 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
     "masking": ("module.masking", ()),
     "scheduler": ("module.scheduler", ()),
     "schedule": ("sampler.guidance_schedule", ()),
+    "order": ("sampler.order", ()),
+    "correction": ("sampler.correction", ()),
     "reader": ("data.reader", ("data=shards",)),
     "quantizer": ("tokenizer.quantizer", ("tokenizer=conv",)),
     "perceptual": ("module.loss.terms.perceptual", ("experiment=tokenizer", "data.images=images")),
@@ -46,6 +48,7 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
 }
 IN_NO_LIST = ("ablation", "perceptual", "discriminator")  # groups of no defaults list
 EXTRA = {  # what else a choice needs
+    "order/fixed": [f"sampler.order.positions={list(range(64))}"],
     "metrics/none": ["callbacks.generation_metrics=null"],
     "features/inception": ["task=statistics", "scored.path=images"],
     "fabric/default": ["task=score", "scored.path=images"],
