@@ -4,6 +4,7 @@ Shapes: `n` images, `L` tokens of an image, `T` steps.
 """
 
 import math
+from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -56,13 +57,15 @@ def _drawable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def save_grid(images: Tensor, names: list[str], path: Path) -> Path:
+def save_grid(images: Tensor, names: list[str], path: Path, column_names: Sequence[str] = ()) -> Path:
     """Saves a grid with a named row per class; `images` (n, channels, h, w), a row's images next to each other."""
-    return _save(images, len(images) // len(names), names, [], path)
+    return _save(images, len(images) // len(names), names, list(column_names), path)
 
 
 def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, row_names: list[str], path: Path) -> Path:
     """Saves a row per image, a column per step, with the tokens that are still masked covered.
+
+    A step shows the final image where it is revealed, since revealed tokens do not change without a correction.
 
     Args:
         images: the final images (n, channels, h, w), in [0, 1].

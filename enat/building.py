@@ -41,7 +41,7 @@ KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
 SCHEDULES = (
     *(schedules.arccos, schedules.constant, schedules.cosine, schedules.exponential, schedules.falling),
     *(schedules.interval, schedules.plateau, schedules.power_cosine, schedules.rising, schedules.square),
-    schedules.square_root,
+    *(schedules.square_root, schedules.PerStep),
 )
 ORDERS = (Confidence, Entropy, EntropyBound, Fixed, Halton, Moment, Random)
 CORRECTIONS = (Remasking, ConfidenceRemasking, LeastConfident, no_correction)

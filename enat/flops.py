@@ -6,7 +6,7 @@ Shapes as in `enat.net`: `N` newly revealed, `P` cached, `M` masked and `V = P +
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from enat.errors import InputError
 from enat.kernels import ONEDNN_TYPES
 from enat.net import ENAT
+from enat.plan import Step
 from enat.reuse import LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.variants import NAT, KeyValueReuse, SeparateBlock
@@ -88,17 +89,32 @@ def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
     """
     if sampler.is_adaptive:
         raise InputError("order: its numbers of tokens depend on the image, so that operations can't be counted ahead.")
+    plan = sampler.plan(net)
     rows = []
-    for step in sampler.plan(net):
-        encoded, reused = step.visible - step.reused, step.reused
-        if net.caches_masked and step.number and sampler.reuse_share == 1:
-            reused = net.num_tokens
-        flops = step.branches * step_flops(net, step.masked, encoded, reused)
-        if step.starts_guidance:  # the unconditional branch encodes all
-            flops += step_flops(net, step.masked, step.visible, 0) - step_flops(net, step.masked, encoded, reused)
-        numbers = {"step": step.number, "encoded": encoded, "reused": reused, "decoded": step.masked}
-        rows.append(numbers | {"branches": step.branches, "gflop": flops / 1e9})
+    for step, flops in zip(plan, plan_flops(net, plan, sampler.reuse_share == 1), strict=True):
+        has_all = net.caches_masked and step.number > 0 and sampler.reuse_share == 1
+        reused = net.num_tokens if has_all else step.reused
+        numbers = {"step": step.number, "encoded": step.visible - step.reused, "reused": reused}
+        rows.append(numbers | {"decoded": step.masked, "branches": step.branches, "gflop": flops / 1e9})
     return rows
+
+
+def plan_flops(net: ENAT, plan: Sequence[Step], reuses_masked: bool = True) -> list[int]:
+    """Counts the operations of each step of a plan for an image.
+
+    Args:
+        net: the network.
+        plan: see `Sampler.plan`.
+        reuses_masked: whether a network that caches features of masked tokens reuses them; not with a `reuse_share`.
+    """
+    flops = []
+    for step in plan:
+        encoded = step.visible - step.reused
+        reused = net.num_tokens if net.caches_masked and step.number and reuses_masked else step.reused
+        branch = step_flops(net, step.masked, encoded, reused)
+        anew = step_flops(net, step.masked, step.visible, 0)  # of an unconditional branch that begins
+        flops.append(branch + anew if step.starts_guidance else step.branches * branch)
+    return flops
 
 
 def sampling_flops(net: ENAT, sampler: Sampler) -> float:

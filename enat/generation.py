@@ -77,7 +77,7 @@ class GeneratedImages:
             generator_for(device, "block of images", self.seed, place.start // self.block_size) for place in places
         ]
         class_ids = self.class_ids.to(device)[numbers]
-        drawn = _without_masks(self.net, self.sampler(self.net, class_ids, generators)).split(self.block_size)
+        drawn = without_masks(self.net, self.sampler(self.net, class_ids, generators)).split(self.block_size)
         return [token_ids[: len(place)] for token_ids, place in zip(drawn, places, strict=True)]
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
@@ -165,7 +165,7 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
     return ids
 
 
-def _without_masks(net: ENAT, token_ids: Tensor) -> Tensor:
+def without_masks(net: ENAT, token_ids: Tensor) -> Tensor:
     """Returns drawn token ids as they are.
 
     Raises:
@@ -205,7 +205,7 @@ def sample_images(
     tokenizer.to(device)
     class_ids = torch.tensor([class_id for class_id, _ in wanted], device=device)
     generators = [generator_for(device, "image of a class", seed, class_id, number) for class_id, number in wanted]
-    return tokenizer.decode(_without_masks(net, sampler(net, class_ids, generators, steps))).float()
+    return tokenizer.decode(without_masks(net, sampler(net, class_ids, generators, steps))).float()
 
 
 class _WatchedSteps(list[Tensor]):

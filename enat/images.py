@@ -68,7 +68,9 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 
 
 def reveal(images: Tensor, steps: Sequence[Tensor], mask_token_id: int) -> Tensor:
-    """Covers what is still masked at each step. Revealed tokens never change, so that the final images are enough.
+    """Covers what is still masked at each step; the rest is of the final images.
+
+    Without a correction (`enat.corrections`), revealed tokens do not change.
 
     Args:
         images: the final images (n, channels, h, w), in [0, 1].

@@ -91,3 +91,14 @@ def plateau(progress: float, schedule: Callable[[float], float], start: float, e
     if progress <= end:
         return schedule(start)
     return schedule(start + (progress - end) / (1 - end) * (1 - start))
+
+
+class PerStep(list[float]):
+    """Holds a value for each step.
+
+    Args:
+        values: as many as there are steps.
+    """
+
+    def __init__(self, values: Sequence[float]):
+        super().__init__(values)

@@ -16,11 +16,13 @@ class Tokenizer(nn.Module, ABC):
         codebook_size: token ids are below it.
         resolution: side of the images, in pixels.
         grid: height and width of the token grid.
+        channels: of the images, 3 for colours or 1 for grey.
     """
 
     codebook_size: int
     resolution: int
     grid: tuple[int, int]
+    channels: int = 3
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ class PixelTokenizer(Tokenizer):
         resolution: side of the image in pixels, and so of the token grid.
     """
 
+    channels = 1
+
     def __init__(self, num_levels: Annotated[int, Ge(2)], resolution: Annotated[int, Ge(1)]):
         super().__init__()
         self.codebook_size = num_levels

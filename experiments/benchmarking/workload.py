@@ -122,11 +122,12 @@ def at_resolution(net: ENAT, factor: int) -> ENAT:
 
 def sampling_cost(
     net: ENAT, sampler: Sampler, batch_size: int, context: Callable[[], AbstractContextManager[Any]]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measures what sampling costs, without decoding the tokens.
 
     `gflop_per_image` counts two operations for a multiply-add, and what is computed. `paper_gop_per_image` counts, in
-    10^9 operations, as the paper does: see `enat.flops.paper_operations`.
+    10^9 operations, as the paper does: see `enat.flops.paper_operations`. It is None for an order whose numbers of
+    tokens depend on the image, and `gflop_per_image` is of one image then.
 
     Args:
         net: the network, in evaluation mode.
@@ -148,7 +149,7 @@ def sampling_cost(
     return {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "gflop_per_image": counter.get_total_flops() / 1e9,
-        "paper_gop_per_image": paper_operations(net, sampler) / 1e9,
+        "paper_gop_per_image": None if sampler.is_adaptive else paper_operations(net, sampler) / 1e9,
         "images_per_second": batch_size / seconds,
     }
 

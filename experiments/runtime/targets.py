@@ -49,7 +49,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "enat.reuse": "AllTokensReuse LayerToLayerReuse ReuseWithoutProjection",
         "enat.sampler": "Sampler",
         "enat.schedules": (
-            "arccos constant cosine exponential falling interval plateau power_cosine rising square square_root"
+            "PerStep arccos constant cosine exponential falling interval plateau power_cosine rising square square_root"
         ),
         "enat.tokenizers.diffusers": "DiffusersTokenizer TamingTokenizer",
         "enat.tokenizers.losses": "Adversarial GradientL1 L1 Perceptual TokenizerLoss",
@@ -60,6 +60,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "enat.training.learning_rates": "warmup_cosine",
         "enat.variants": "KeyValueReuse NAT SeparateBlock",
         "experiments.benchmark": "Curves",
+        "experiments.edit": "Region",
         "experiments.runtime.checkpoint": "Checkpoint",
         "experiments.runtime.launch": "ddp launch",
         "lightning.pytorch": "Trainer",
@@ -70,7 +71,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
 TASKS = tuple(
     f"experiments.{name}.{name}"
     for name in (
-        *("benchmark", "dashboard", "data_benchmark", "download", "emoji", "evaluate", "export", "latency"),
+        *("benchmark", "dashboard", "data_benchmark", "download", "edit", "emoji", "evaluate", "export", "latency"),
         *("neighbours", "report", "sample", "score", "similarity", "stages", "statistics", "tokenize", "train"),
         *("train_tokenizer", "verify"),
     )

@@ -15,6 +15,7 @@ from enat.draws import ImageOptions, likely
 from enat.errors import InputError
 from enat.flops import sampling_flops
 from enat.orders import Candidates, Entropy, EntropyBound, Fixed, Halton, Moment, Random, radical_inverse
+from enat.scheduler import TokenScheduler
 from enat.schedules import arccos, constant, exponential, falling, interval, plateau, power_cosine
 
 FOUR = {"num_steps": 4, "guidance_scale": 0.0, "mask_schedule": falling}  # reveals L/4 = 3 tokens in each step
@@ -418,3 +419,25 @@ def test_candidates_of_an_order_know_the_positions():
     for candidates in seen:
         expected = net.table[CLASSES].log_softmax(2).gather(1, candidates.positions[..., None].expand(-1, -1, K))
         torch.testing.assert_close(candidates.log_probs, expected)
+
+
+# The scheduler
+
+
+@pytest.mark.parametrize("order", [None, Halton(3, 4), Entropy()], ids=str)
+def test_a_scheduler_reveals_what_the_sampler_does(order):
+    """Without noise, the same tokens in the same steps, given the same logits."""
+    net, record = KnownNet(), []
+    sampler = make(guidance_scale=0.0, order=order)
+    tokens = sampler(net, CLASSES, record=record)
+    states = [*record, tokens]
+    for t in range(4):
+        revealed = TokenScheduler(sampler).step(net.table[CLASSES], t, states[t], K)
+        assert torch.equal(revealed, states[t + 1])
+
+
+def test_a_scheduler_says_what_it_expects():
+    with pytest.raises(InputError, match="correction: expected correction=none"):
+        TokenScheduler(make(correction=Remasking()))
+    with pytest.raises(InputError, match="t=4: expected a step from 0 to 3"):
+        TokenScheduler(make()).step(torch.zeros(1, L, K), 4, torch.full((1, L), K), K)

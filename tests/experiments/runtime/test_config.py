@@ -46,8 +46,9 @@ PACKAGES = {  # group -> the place of its choice, and what else must be chosen f
     "perceptual": ("module.loss.terms.perceptual", ("experiment=tokenizer", "data.images=images")),
     "discriminator": ("module.loss.adversarial", ("experiment=tokenizer", "data.images=images")),
 }
-IN_NO_LIST = ("ablation", "perceptual", "discriminator")  # groups of no defaults list
+IN_NO_LIST = ("ablation", "preset", "perceptual", "discriminator")  # groups of no defaults list
 EXTRA = {  # what else a choice needs
+    "schedule/per_step": [f"sampler.guidance_schedule.values={[0.5] * 8}"],
     "order/fixed": [f"sampler.order.positions={list(range(64))}"],
     "metrics/none": ["callbacks.generation_metrics=null"],
     "features/inception": ["task=statistics", "scored.path=images"],
@@ -91,7 +92,7 @@ EXTRA = {  # what else a choice needs
     "tokenizer/diffusers": ["tokenizer.folder=vqvae"],
     "tokenizer/taming": ["tokenizer.weights=taming.ckpt"],
 }
-WHOLE = {"task", "experiment", "variant", "ablation"}  # merged into the root
+WHOLE = {"task", "experiment", "variant", "ablation", "preset"}  # merged into the root
 PLACES = {"protocol": "protocols", "score": "scores"}  # where a group's choice says itself that it goes
 
 

@@ -1,0 +1,152 @@
+"""Editing: some tokens of an image are kept, the others are drawn anew (docs/editing.md).
+
+The kept tokens are encoded in the first step, and their features are reused in all others.
+
+Shapes: `B` images, `L = h*w` tokens of an image, `H` and `W` height and width in pixels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from enat.draws import ImageOptions
+from enat.errors import InputError
+from enat.flops import block_flops, plan_flops
+from enat.generation import without_masks
+from enat.net import ENAT
+from enat.randomness import Generators
+from enat.sampler import EVERY_IMAGE_ALIKE, Sampler
+
+
+def tokens_under(region: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Returns which tokens lie under a region of pixels, (L,), True where any of its pixels is in the region.
+
+    Args:
+        region: True for the pixels that are to be drawn anew, (H, W).
+        grid: height and width of the token grid, of which H and W are multiples.
+    """
+    return F.adaptive_max_pool2d(region[None].float(), grid)[0].flatten() > 0
+
+
+def choose_some(is_drawn: Tensor, keep: float, generator: torch.Generator) -> Tensor:
+    """Keeps a share of the tokens that were to be drawn, at random positions; at least one is drawn.
+
+    Args:
+        is_drawn: (L,).
+        keep: the share.
+        generator: chooses the positions, on the CPU.
+    """
+    places = is_drawn.nonzero()[:, 0]
+    count = max(1, round((1 - keep) * len(places)))
+    chosen = places[torch.randperm(len(places), generator=generator)[:count].to(places.device)]
+    return torch.zeros_like(is_drawn).scatter(0, chosen, True)
+
+
+def mix(first: Tensor, second: Tensor, weight: float, generator: torch.Generator) -> Tensor:
+    """Takes each token from one of two images, (L,), a share of `weight` from the second, at random positions."""
+    order = torch.randperm(len(first), generator=generator).to(first.device)
+    return first.scatter(0, order[: round(weight * len(first))], second[order[: round(weight * len(first))]])
+
+
+@torch.no_grad()
+def draw_anew(
+    net: ENAT,
+    sampler: Sampler,
+    token_ids: Tensor,
+    is_drawn: Tensor,
+    class_ids: Tensor,
+    generator: Generators = None,
+    options: ImageOptions = EVERY_IMAGE_ALIKE,
+    record: list[Tensor] | None = None,
+) -> Tensor:
+    """Draws some tokens of images anew and keeps the others, bit for bit; returns token ids (B, L).
+
+    Args:
+        net: the network, in evaluation mode.
+        sampler: draws token ids from the network.
+        token_ids: of the images, (B, L).
+        is_drawn: which tokens are drawn, (B, L), as many in each image, and one at least.
+        class_ids: of which the new tokens are, (B,).
+        generator, options, record: see `enat.sampler.Sampler`.
+
+    Raises:
+        InputError: if the images have different numbers of tokens to draw, or none.
+    """
+    given = token_ids.masked_fill(is_drawn, net.mask_token_id)
+    return without_masks(net, sampler(net, class_ids, generator, record, given, options))
+
+
+def blend(before: Tensor, after: Tensor, region: Tensor, softness: int = 0) -> Tensor:
+    """Puts the pixels of a region of edited images into the images that they come from.
+
+    Args:
+        before, after: (B, channels, H, W).
+        region: True for the pixels that are taken from `after`, (H, W).
+        softness: width in pixels of the border, outside of the region, over which one passes into the other.
+    """
+    weight = region.to(after.dtype)[None, None]
+    for _ in range(softness):
+        weight = F.avg_pool2d(F.pad(weight, (1, 1, 1, 1), mode="replicate"), 3, stride=1).maximum(
+            region.to(after.dtype)[None, None]
+        )
+    return torch.lerp(before, after, weight)
+
+
+def place(image: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Shrinks images (B, channels, H, W) and puts them into the middle of a frame of the same size, to be drawn.
+
+    Args:
+        image: the images.
+        scale: ratio of the sides, in (0, 1].
+
+    Returns:
+        The frame, whose other pixels repeat the border of the image, and which of its pixels are to be drawn, (H, W).
+    """
+    height, width = image.shape[2:]
+    size = max(1, round(scale * height)), max(1, round(scale * width))
+    small = F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    borders = left, width - size[1] - left, top, height - size[0] - top
+    region = F.pad(torch.zeros(size, dtype=torch.bool, device=image.device), borders, value=True)
+    return F.pad(small, borders, mode="replicate"), region
+
+
+def box_region(box: Sequence[float], height: int, width: int) -> Tensor:
+    """Returns the pixels of a box, (H, W).
+
+    Args:
+        box: left, top, right and bottom, as shares of the width and the height.
+        height, width: of the image, in pixels.
+
+    Raises:
+        InputError: for a box that is empty or beyond the image.
+    """
+    left, top, right, bottom = box if len(box) == 4 else (1.0, 1.0, 0.0, 0.0)
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise InputError(
+            f"box={list(box)}: expected left, top, right and bottom as shares from 0 to 1, such as [0,0,0.5,1], the "
+            "left half."
+        )
+    region = torch.zeros(height, width, dtype=torch.bool)
+    rows = slice(math.floor(top * height), math.ceil(bottom * height))
+    region[rows, math.floor(left * width) : math.ceil(right * width)] = True
+    return region
+
+
+def cost(net: ENAT, sampler: Sampler, num_drawn: int) -> dict[str, float]:
+    """Counts the operations of an edit that draws `num_drawn` tokens, for an image, in GFLOP.
+
+    Returns:
+        `gflop`, `gflop_without_reuse` for the same network without cached features, and `gflop_nat` for a plain NAT of
+        as many blocks, which computes all tokens in each step.
+    """
+    counts = [num_drawn, *sampler.mask_counts(num_drawn)]
+    head = 2 * net.width * (net.width + net.codebook_size)
+    blocks = (net.encoder_depth + net.decoder_depth) * block_flops(net, net.num_tokens, 0)
+    plan = sampler.plan(net, counts)
+    nat = sum(step.branches * (blocks + step.masked * head) for step in plan)
+    without = sum(plan_flops(net, [step._replace(reused=0, starts_guidance=False)])[0] for step in plan)
+    return {"gflop": sum(plan_flops(net, plan)) / 1e9, "gflop_without_reuse": without / 1e9, "gflop_nat": nat / 1e9}

@@ -1,0 +1,247 @@
+"""task=edit: keeps a part of images and draws the rest anew (docs/editing.md)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Interval, Le
+from torch import Tensor
+
+from callbacks.sample_grid import save_grid
+from data.images import center_crop, find_images, load_rgb
+from enat.editing import blend, box_region, choose_some, cost, draw_anew, mix, place, tokens_under
+from enat.errors import InputError
+from enat.files import write_atomically
+from enat.generation import check_class_names, find_class_ids
+from enat.images import to_pil
+from enat.net import ENAT
+from enat.randomness import generator_for
+from enat.sampler import Sampler
+from enat.tokenizers.base import Tokenizer
+from experiments.runtime.checkpoint import Checkpoint
+from experiments.runtime.progress import ImageProgress
+from experiments.runtime.provenance import hardware, sampler_settings
+from experiments.sample import refuse_other_files
+
+MAX_ROWS = 16  # of the picture
+MAX_COLUMNS = 10
+COVERED = 0.5  # grey of the region that is drawn, in the picture
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+class Region:
+    """Says which part of an image is drawn anew.
+
+    Args:
+        mask: an image file that is white where tokens are drawn, and black where they are kept; None for none.
+        box: left, top, right and bottom of what is drawn, as shares of width and height; None for none.
+        scale: the image is shrunk by this ratio, and what is around it is drawn; 1 for none.
+        keep: share of the tokens of the region that are kept all the same, at random positions.
+
+    Raises:
+        InputError: if several of mask, box and scale are given.
+    """
+
+    def __init__(
+        self,
+        mask: str | None = None,
+        box: Sequence[float] | None = None,
+        scale: Annotated[float, Gt(0), Le(1)] = 1.0,
+        keep: Share = 0.0,
+    ):
+        if (mask is not None) + (box is not None) + (scale < 1) > 1:
+            raise InputError("region: expected one of region.mask, region.box and region.scale.")
+        self.mask = mask
+        self.box = box
+        self.scale = scale
+        self.keep = keep
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the image (1, channels, H, W), shrunk or not, and which of its pixels are drawn, (H, W)."""
+        height, width = image.shape[2:]
+        if self.mask is not None:
+            pixels = np.asarray(center_crop(load_rgb(Path(self.mask)), height).convert("L")) > 127
+            if not pixels.any():
+                raise InputError(f"region.mask={self.mask}: nothing in it is white, so that nothing would be drawn.")
+            return image, torch.from_numpy(pixels)
+        if self.box is not None:
+            return image, box_region(self.box, height, width)
+        if self.scale < 1:
+            return place(image, self.scale)
+        return image, torch.ones(height, width, dtype=torch.bool)
+
+
+def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """Reads images as training does: (1, channels, H, W) in [0, 1], by the names of their files.
+
+    Raises:
+        InputError: for a file that can't be read, or none at all.
+    """
+    listed = [images] if isinstance(images, str) else list(images or [])
+    files = [file for name in listed for file in (find_images(Path(name))[0] if Path(name).is_dir() else [Path(name)])]
+    if not files:
+        raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images.")
+    read: dict[str, Tensor] = {}
+    for file in files:
+        picture = center_crop(load_rgb(file), tokenizer.resolution).convert("L" if tokenizer.channels == 1 else "RGB")
+        pixels = np.atleast_3d(np.asarray(picture, dtype=np.float32)) / 255
+        name = file.stem if file.stem not in read else f"{file.stem}_{len(read)}"
+        read[name] = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return read
+
+
+class Editor:
+    """Edits one image many times.
+
+    Args:
+        net, sampler, tokenizer: encode the image, draw tokens, and decode them.
+        region: what is drawn anew.
+        other: an image of which tokens are mixed in, (1, channels, H, W); None for none.
+        weight: the share of the kept tokens that come from it.
+        soft_blend: whether the pixels outside of the region are those of the image, with a border of this width in
+            pixels; None to show them as the tokenizer decodes them.
+    """
+
+    def __init__(
+        self,
+        net: ENAT,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        region: Region,
+        other: Tensor | None,
+        weight: float,
+        soft_blend: int | None,
+    ):
+        self.net = net
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+        self.region = region
+        self.other = other
+        self.weight = weight
+        self.soft_blend = soft_blend
+
+    def __call__(self, image: Tensor, class_id: int, seeds: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Edits an image (1, channels, H, W).
+
+        Args:
+            image: in [0, 1].
+            class_id: of the new tokens.
+            seeds: the seed and the number of each result.
+
+        Returns:
+            The image that was edited (1, channels, H, W), what of it was drawn anew (H, W), and the results, as many
+            images as `seeds`.
+        """
+        device = self.net.head_bias.device
+        image, region = self.region(image.to(device))
+        region = region.to(device)
+        token_ids = self.tokenizer.encode(image)[0]
+        under = tokens_under(region, self.tokenizer.grid)
+        kept, drawn = [], []
+        for seed, number in seeds:
+            chosen = generator_for("cpu", "tokens of an edit", seed, number)
+            drawn.append(choose_some(under, self.region.keep, chosen) if self.region.keep else under)
+            mixed = token_ids
+            if self.other is not None:
+                mixed = mix(token_ids, self.tokenizer.encode(self.other.to(device))[0], self.weight, chosen)
+            kept.append(mixed)
+        generators = [generator_for(device, "edit", seed, class_id, number) for seed, number in seeds]
+        classes = torch.full((len(seeds),), class_id, device=device)
+        edited = draw_anew(self.net, self.sampler, torch.stack(kept), torch.stack(drawn), classes, generators)
+        results = self.tokenizer.decode(edited).float()
+        if self.soft_blend is not None:
+            results = blend(image.expand_as(results), results, region, self.soft_blend)
+        return image, region, results
+
+
+def edit(
+    checkpoint: Checkpoint,
+    sampler: Sampler,
+    image: str | list[str] | None,
+    other: str | None,
+    weight: Share,
+    region: Region,
+    soft_blend: Annotated[int, Ge(0)] | None,
+    classes: list[int | str] | int | str,
+    results_per_image: Annotated[int, Ge(1)],
+    batch_size: Annotated[int, Ge(1)],
+    seed: int,
+    output: str,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Edits images: each of them, for each class, several times.
+
+    Args:
+        checkpoint, sampler: draw the new tokens.
+        image: an image file, several, or a folder.
+        other: an image file of which tokens are mixed in; with `region.keep`, an interpolation of two images.
+        weight: the share of the kept tokens that come from `other`.
+        region: what is drawn anew.
+        soft_blend: see `Editor`.
+        classes: ids or names of the classes of the new tokens, or `unconditional`.
+        results_per_image: how often each image is edited for each class.
+        batch_size: results that are drawn at a time.
+        seed: of the noise.
+        output: the folder of the pictures.
+        settings: the whole configuration.
+
+    Returns:
+        `images` (the folder), `num_images`, `strip` (a PNG file: before, what is drawn, results), the operations.
+
+    Raises:
+        InputError: for images or classes that there are not, and for a folder with other images.
+    """
+    net, tokenizer = checkpoint.net, checkpoint.tokenizer
+    names = check_class_names(checkpoint.class_names, net.num_classes)
+    class_ids = find_class_ids(classes, names)
+    names.append("unconditional")
+    images = read_images(image, tokenizer)
+    mixed_in = None if other is None else next(iter(read_images(other, tokenizer).values()))
+    editor = Editor(net, sampler, tokenizer, region, mixed_in, weight, soft_blend)
+    folder = Path(output) / "images"
+    files = {
+        (name, class_id, number): folder / f"{name}_{names[class_id]}_seed_{seed}_{number:04d}.png"
+        for name in images
+        for class_id in class_ids
+        for number in range(results_per_image)
+    }
+    refuse_other_files(folder, set(files.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Tensor] = {}
+    with ImageProgress(0) as bars:
+        progress = bars.add("editing")
+        progress.on_start(len(files), 0)
+        for (name, before), class_id in product(images.items(), class_ids):
+            results = []
+            for start in range(0, results_per_image, batch_size):
+                numbers = range(start, min(start + batch_size, results_per_image))
+                with checkpoint.context(), torch.no_grad():
+                    shown, drawn, edited = editor(before, class_id, [(seed, number) for number in numbers])
+                for number, picture in zip(numbers, to_pil(edited), strict=True):
+                    write_atomically(files[name, class_id, number], partial(picture.save, format="PNG"))
+                results.append(edited)
+                progress.on_images(len(numbers))
+            if len(rows) < MAX_ROWS:
+                covered = shown.masked_fill(drawn, COVERED)
+                rows[f"{name}, {names[class_id]}"] = torch.cat([shown, covered, *results])[:MAX_COLUMNS].cpu()
+            num_tokens = int(tokens_under(drawn, tokenizer.grid).sum())
+    num_drawn = max(1, round((1 - region.keep) * num_tokens))
+    titles = ["before", "to draw", *("" for _ in range(MAX_COLUMNS))][: len(next(iter(rows.values())))]
+    strip = save_grid(torch.cat(list(rows.values())), list(rows), Path(output) / "strip.png", titles)
+    print(f"Picture: {strip}; {len(files):,} images in {folder}")
+    return {
+        "images": str(folder),
+        "num_images": len(files),
+        "strip": str(strip),
+        "tokens_drawn": num_drawn,
+        "tokens_kept": net.num_tokens - num_drawn,
+        "cost": None if sampler.is_adaptive else cost(net, sampler, num_drawn),
+        "classes": [names[class_id] for class_id in class_ids],
+        "sampler": sampler_settings(settings),
+        **checkpoint.facts,
+        **hardware(checkpoint.device, checkpoint.processes.size),
+    }

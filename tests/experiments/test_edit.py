@@ -1,0 +1,135 @@
+"""task=edit with the weights of the repository."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.images import center_crop, load_rgb
+from data.toy.digits import classify_digits, digit_images, digit_labels
+from enat.editing import box_region, draw_anew, tokens_under
+from enat.pipeline import load
+
+EMOJI = Path(__file__).parents[2] / "examples" / "emoji"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two images of 64 x 48 pixels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, colour in {"red": (220, 30, 30), "blue (2)": (20, 60, 200)}.items():
+        pixels = np.full((48, 64, 3), 255, dtype=np.uint8)
+        pixels[8:40, 16:48] = colour
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def edit(command, tmp_path):
+    """Runs the task with eight steps in a folder; returns what it gave, and the images."""
+
+    def call(*options, output="edit"):
+        folder = tmp_path / output
+        outcome = command("task=edit", f"weights={EMOJI}", "sampler.num_steps=4", f"output={folder}", *options)
+        return outcome, {file.stem: np.asarray(Image.open(file)) for file in (folder / "images").glob("*.png")}
+
+    return call
+
+
+def test_the_other_half_of_several_images(edit, pictures):
+    """With a hard blend, the half that is kept has the pixels of the image; each result has another half beside it."""
+    half = ["region.box=[0.5,0,1,1]", "soft_blend=0"]
+    outcome, edited = edit(f"image={pictures}", *half, "classes=[flag,face]", "results_per_image=2")
+    results = outcome.results
+    assert results["num_images"] == len(edited) == 2 * 2 * 2
+    assert (results["tokens_drawn"], results["tokens_kept"]) == (32, 32)
+    assert results["cost"]["gflop"] < results["cost"]["gflop_without_reuse"] < results["cost"]["gflop_nat"]
+    assert Path(results["strip"]).exists()
+    for name in ("red", "blue (2)"):
+        own = [pixels for file, pixels in edited.items() if file.startswith(name)]
+        before = np.asarray(center_crop(load_rgb(pictures / f"{name}.png"), 32))
+        assert all(np.array_equal(pixels[:, :16], before[:, :16]) for pixels in own)
+        assert len({pixels[:, 16:].tobytes() for pixels in own}) == 4
+    _, alone = edit(f"image='{pictures / 'red.png'}'", *half, "classes=face", "results_per_image=1", output="alone")
+    assert np.array_equal(alone["red_face_seed_0_0000"], edited["red_face_seed_0_0000"])
+
+
+def test_a_mask_says_the_same_as_a_box(edit, pictures, tmp_path):
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[16:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    common = [f"image={pictures / 'red.png'}", "classes=face", "results_per_image=2"]
+    _, by_mask = edit(*common, f"region.mask={tmp_path}/mask.png", output="mask")
+    _, by_box = edit(*common, "region.box=[0,0.5,1,1]", output="box")
+    assert len(by_mask) == 2
+    assert all(np.array_equal(by_mask[name], by_box[name]) for name in by_box)
+
+
+def test_what_is_around_a_shrunken_image(edit, pictures):
+    outcome, edited = edit(
+        f"image={pictures / 'red.png'}", "region.scale=0.5", "soft_blend=0", "classes=face", "results_per_image=2"
+    )
+    assert outcome.results["tokens_kept"] == 16
+    first, second = edited.values()
+    assert np.array_equal(first[8:24, 8:24], second[8:24, 8:24])
+    assert first[8:24, 8:24, 0].mean() > 200  # the red square
+    assert not np.array_equal(first, second)
+
+
+def test_variations_and_interpolations(edit, pictures):
+    """A share of the tokens is kept, of one image or of two; the more, the more alike the results are."""
+    common = [f"image={pictures / 'red.png'}", "classes=face", "results_per_image=3"]
+    spread = {}
+    for keep in (0.2, 0.9):
+        outcome, edited = edit(*common, f"region.keep={keep}", output=f"keep_{keep}")
+        assert outcome.results["tokens_drawn"] == round((1 - keep) * 64)
+        spread[keep] = np.std([pixels.astype(float) for pixels in edited.values()], axis=0).mean()
+    assert spread[0.9] < spread[0.2]
+    colours = {}
+    for weight in (0, 1):
+        other = [f"other='{pictures / 'blue (2).png'}'", f"weight={weight}", "region.keep=0.95"]
+        _, edited = edit(*common, *other, output=f"weight_{weight}")
+        colours[weight] = np.mean([pixels[12:20, 12:20] for pixels in edited.values()], axis=(0, 1, 2))
+    assert colours[0][0] > colours[0][2] + 60  # red
+    assert colours[1][2] > colours[1][0] + 60  # blue
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["image=missing.png"], r"missing\.png: unreadable: "),
+        ([], "image=None: expected an image file"),
+        (["image={red}", "region.box=[0,0,0,1]"], r"box=\[.*\]: expected left, top"),
+        (["image={red}", "region.box=[0,0,1,1]", "region.scale=0.5"], "expected one of region.mask, region.box"),
+        (["image={red}", "classes=dog"], "classes=dog: expected class ids from 0 to 7"),
+        (["image={red}", "region.mask={black}"], "nothing in it is white"),
+        (["image={red}", "region.keep=2"], "region.keep=2"),
+    ],
+)
+def test_bad_options_end_in_a_sentence(edit, pictures, tmp_path, options, sentence):
+    Image.new("L", (32, 32)).save(tmp_path / "black.png")
+    files = {"red": pictures / "red.png", "black": tmp_path / "black.png"}
+    outcome, edited = edit(*(option.format(**files) for option in options))
+    assert outcome.status in (1, 2)
+    assert re.search(sentence, outcome.err)
+    assert not edited
+
+
+@pytest.mark.slow
+def test_the_hidden_half_of_a_digit(separate_command, tmp_path):
+    """With the class given, at least 80 % of 200 completed digits are of their class, by the classifier."""
+    assert separate_command("callbacks.generation_metrics=null", f"output={tmp_path}").status == 0
+    model = load(tmp_path / "checkpoints" / "last.ckpt")
+    images, classes = digit_images("held_out")[:200], digit_labels("held_out")[:200]
+    token_ids = model.tokenizer.encode(images)
+    is_drawn = tokens_under(box_region([0, 0.5, 1, 1], 8, 8), model.tokenizer.grid).expand(len(images), -1)
+    generator = torch.Generator().manual_seed(0)
+    edited = draw_anew(model.net, model.sampler, token_ids, is_drawn, classes, generator)
+    assert torch.equal(edited[~is_drawn], token_ids[~is_drawn])
+    assert (classify_digits(model.tokenizer.decode(edited)) == classes).double().mean() >= 0.8
+    # another class cannot be had as often, so that the class counts and not the kept half alone
+    others = draw_anew(model.net, model.sampler, token_ids, is_drawn, (classes + 1) % 10, generator)
+    assert (classify_digits(model.tokenizer.decode(others)) == classes).double().mean() < 0.8
