@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import lightning as L
-import torch
 from annotated_types import Ge, MinLen
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
@@ -21,11 +20,11 @@ from torchvision.utils import make_grid
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, sample_classes
+from enat.images import reveal
 from enat.module import MaskedTokenModule
 from enat.net import ENAT
 from enat.sampler import Sampler
 
-MASKED_COLOUR = (0.16, 0.22, 0.42)
 MIN_SIDE = 72  # pixels; smaller images are enlarged for the picture
 MAX_NAME = 20  # letters of a row's name
 
@@ -75,14 +74,8 @@ def save_reveal(images: Tensor, steps: list[Tensor], mask_token_id: int, row_nam
         row_names: the images' classes.
         path: of the PNG file.
     """
-    tokens = torch.stack([*steps, torch.zeros_like(steps[0])], dim=1)  # (n, T+1, L)
-    side = math.isqrt(tokens.shape[2])
-    is_masked = (tokens == mask_token_id).unflatten(2, (side, side))
-    covered = is_masked.repeat_interleave(images.shape[2] // side, 2).repeat_interleave(images.shape[3] // side, 3)
-    colour = images.new_tensor(MASKED_COLOUR).view(3, 1, 1)
-    frames = torch.where(covered.unsqueeze(2), colour, images.unsqueeze(1))  # (n, T+1, 3, h, w)
-    counts = is_masked[0].flatten(1).sum(1).tolist()
-    names = [f"{count} left" for count in counts[:-1]] + ["done"]
+    frames = reveal(images, steps, mask_token_id)  # (n, T+1, 3, h, w)
+    names = [f"{int((step[0] == mask_token_id).sum())} left" for step in steps] + ["done"]
     return _save(frames.flatten(0, 1), len(names), row_names, names, path)
 
 

@@ -25,9 +25,9 @@ def site_path(repository_path: str) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds CONTRIBUTING.md, the page of the weights, and what lies in experiments/results."""
-    weights = [ROOT / "examples/emoji/README.md", ROOT / "examples/emoji/samples.png"]
-    for path in [ROOT / "CONTRIBUTING.md", *weights, *sorted((ROOT / "experiments/results").rglob("*"))]:
+    """Adds CONTRIBUTING.md, the notebook, the page of the weights, and what lies in experiments/results."""
+    examples = [ROOT / "examples" / name for name in ("quickstart.ipynb", "emoji/README.md", "emoji/samples.png")]
+    for path in [ROOT / "CONTRIBUTING.md", *examples, *sorted((ROOT / "experiments/results").rglob("*"))]:
         if path.is_file():
             place = site_path(path.relative_to(ROOT).as_posix())
             files.append(File.generated(config, place, abs_src_path=str(path)))

@@ -12,6 +12,7 @@ from typing import IO, Any
 from enat.errors import InputError
 
 MARK = ".made_by_enat"  # a file in folders that this program may remove
+MODEL = "model.safetensors"  # the weights of the network, in a folder that task=export wrote
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -66,10 +67,21 @@ def remove_own_folder(folder: Path) -> None:
     folder.rmdir()
 
 
+def weights_file(path: str | Path) -> Path:
+    """Returns the file with the weights: `model.safetensors` of a folder of weights; another path itself."""
+    path = Path(path)
+    return path / MODEL if path.is_dir() else path
+
+
 def sha256_of(path: str | Path) -> str:
     """Returns the sha256 of a file's content, which is read in parts."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_bytes(content: bytes) -> str:
+    """Returns the sha256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def refuse_other_work(

@@ -210,19 +210,50 @@ def sample_images(
     return tokenizer.decode(without_masks(net, sampler(net, class_ids, generators, steps))).float()
 
 
+class _WatchedSteps(list[Tensor]):
+    """Collects the token ids that each step starts from, and calls a function at the start of each but the first."""
+
+    def __init__(self, on_step: Callable[[int], None]):
+        super().__init__()
+        self.on_step = on_step
+
+    def append(self, token_ids: Tensor) -> None:
+        if self:
+            self.on_step(len(self))
+        super().append(token_ids)
+
+
 def sample_classes(
-    net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_ids: Sequence[int], images_per_class: int, seed: int
+    net: ENAT,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    class_ids: Sequence[int],
+    images_per_class: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Draws the first images of each class, all of which are kept in memory.
+
+    Args:
+        net, sampler, tokenizer, seed: see `sample_images`.
+        class_ids: the classes.
+        images_per_class: the number of images of each class.
+        on_progress: is called at the start of each step, and in the end, with the number of steps that are done and
+            the number of all. Each batch of images takes the steps of the sampler. With an order that draws images one
+            at a time, it is called once a batch.
 
     Returns:
         Images (classes * images_per_class, channels, h, w), class by class, and, for the first image of each class,
         the token ids (classes, L) that each of the T steps starts from.
     """
     wanted = [(class_id, number) for class_id in class_ids for number in range(images_per_class)]
+    total = math.ceil(len(wanted) / BATCH_SIZE) * sampler.num_steps
     images, steps = [], []
-    for start in range(0, len(wanted), BATCH_SIZE):
-        starts: list[Tensor] = []
+    for batch, start in enumerate(range(0, len(wanted), BATCH_SIZE)):
+        before = batch * sampler.num_steps
+        on_progress(before, total)
+        starts = _WatchedSteps(lambda done, before=before: on_progress(before + done, total))  # type: ignore[misc]
         images.append(sample_images(net, sampler, tokenizer, wanted[start : start + BATCH_SIZE], seed, starts))
         steps.append(torch.stack(starts))  # (T, b, L)
+    on_progress(total, total)
     return torch.cat(images), list(torch.cat(steps, dim=1)[:, ::images_per_class])

@@ -1,12 +1,26 @@
-"""Sets of images, gone through block by block. Shapes: `b` images of a block."""
+"""Images as tensors and as files, and sets of them that are gone through block by block.
 
+Shapes: `b` images of a block; `n` images, `L` tokens of an image, `T` steps.
+"""
+
+import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
+
+from enat.files import write_atomically
+
+MASKED_COLOUR = (0.16, 0.22, 0.42)
+FACTS = "enat"  # the key of the text in a PNG file that says how its image was drawn
+MAX_NAME_BYTES = 100  # of a class, in the names of files
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -18,6 +32,60 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     """Turns images (n, channels, H, W) in [0, 1], of one channel or three, into images of Pillow."""
     pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()  # (n, H, W, channels)
     return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
+
+
+def file_name(picture: tuple[int, int], names: Sequence[str], seed: int) -> str:
+    """Returns the name of an image's file, such as `class_0003_cat_seed_0_0007.png`.
+
+    Args:
+        picture: the class id of the image, and its number in the class.
+        names: the names of the classes.
+        seed: of the noise.
+    """
+    class_id, number = picture
+    label = f"{class_id:04d}"
+    if names[class_id] != str(class_id):
+        word = re.sub(r"[^\w-]+", "_", names[class_id]).encode()[:MAX_NAME_BYTES]
+        label += "_" + word.decode(errors="ignore")
+    return f"class_{label}_seed_{seed}_{number:04d}.png"
+
+
+def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
+    """Writes an image as a PNG file, whole or not at all, with plain values inside that say how it was drawn."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(FACTS, json.dumps(facts))
+    write_atomically(path, partial(image.save, format="PNG", pnginfo=text))
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """Returns what `write_png` has written into a file beside the image; None for a file without it."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            facts = json.loads(image.info.get(FACTS, "null"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def reveal(images: Tensor, steps: Sequence[Tensor], mask_token_id: int) -> Tensor:
+    """Covers what is still masked at each step; the rest is of the final images.
+
+    Without a correction (`enat.corrections`), revealed tokens do not change.
+
+    Args:
+        images: the final images (n, channels, h, w), in [0, 1].
+        steps: the token ids (n, L) that each of the T steps started from, of a square grid.
+        mask_token_id: the id that marks masked tokens.
+
+    Returns:
+        Images (n, T+1, 3, h, w); the last of each are the final ones.
+    """
+    tokens = torch.stack([*steps, torch.zeros_like(steps[0])], dim=1)  # (n, T+1, L)
+    side = math.isqrt(tokens.shape[2])
+    is_masked = (tokens == mask_token_id).unflatten(2, (side, side))
+    covered = is_masked.repeat_interleave(images.shape[2] // side, 2).repeat_interleave(images.shape[3] // side, 3)
+    colour = images.new_tensor(MASKED_COLOUR).view(3, 1, 1)
+    return torch.where(covered.unsqueeze(2), colour, images.unsqueeze(1))
 
 
 class Block(NamedTuple):

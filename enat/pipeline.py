@@ -1,49 +1,31 @@
-"""Loads a checkpoint with all that it needs to draw images: `enat.load(FILE).generate(classes=[3, 7])`.
+"""Loads weights with all that they need to draw images: `enat.load(FOLDER).generate(classes=[3, 7])`.
 
 Shapes: `n` images, `L` tokens of an image.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from enat import kernels, schedules
+from enat.building import build_from_settings, check_parts, find_part, named
+from enat.checkpoints.folder import config_of, with_found_tokenizer
+from enat.checkpoints.hub import find_weights
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
-from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state, with_found_tokenizer
-from enat.corrections import ConfidenceRemasking, LeastConfident, Remasking, no_correction
+from enat.checkpoints.saving import describe, save_folder
+from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state
 from enat.errors import InputError
 from enat.generation import check_class_names, find_class_ids, sample_classes
-from enat.images import to_pil
+from enat.images import reveal, to_pil
 from enat.net import ENAT
-from enat.orders import Confidence, Entropy, EntropyBound, Fixed, Halton, Moment, Random
-from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
-from enat.tokenizers.diffusers import DiffusersTokenizer, TamingTokenizer
-from enat.tokenizers.pixels import PixelTokenizer
-from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
-from enat.tokenizers.vqgan import VQGAN, ConvTokenizer
-from enat.variants import NAT, KeyValueReuse, SeparateBlock
 
-# What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
-NETS = (ENAT, NAT, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
-TOKENIZERS = (PixelTokenizer, VQGAN, DiffusersTokenizer, TamingTokenizer, ConvTokenizer)
-QUANTIZERS = (FSQ, LFQ, AveragedCodebook, Codebook)
-CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS, *QUANTIZERS)
-KERNELS = (kernels.sdpa, kernels.auto, kernels.xformers)
-SCHEDULES = (
-    *(schedules.arccos, schedules.constant, schedules.cosine, schedules.exponential, schedules.falling),
-    *(schedules.interval, schedules.plateau, schedules.power_cosine, schedules.rising, schedules.square),
-    *(schedules.square_root, schedules.PerStep),
-)
-ORDERS = (Confidence, Entropy, EntropyBound, Fixed, Halton, Moment, Random)
-CORRECTIONS = (Remasking, ConfidenceRemasking, LeastConfident, no_correction)
-BUILDABLE: dict[str, Any] = {kind.__name__: kind for kind in (*CLASSES, *KERNELS, *SCHEDULES, *ORDERS, *CORRECTIONS)}
 OFFICIAL_DEPTHS = {24: (22, 2, 16), 16: (15, 1, 8)}  # of ENAT-L and ENAT-B: encoder, decoder, heads
 
 
@@ -55,106 +37,184 @@ class Pipeline:
         sampler: draws token ids from the network.
         tokenizer: makes images from token ids.
         class_names: one for each class id; None for the ids themselves.
+        description: the settings of the parts, and what is known of the weights, as in `config.json` of a folder.
+            Without it, the pipeline draws but can't be saved.
     """
 
-    def __init__(self, net: ENAT, sampler: Sampler, tokenizer: Tokenizer, class_names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        net: ENAT,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        class_names: Sequence[str] | None = None,
+        description: Mapping[str, Any] | None = None,
+    ):
         tokenizer.check_sizes(net.codebook_size, net.num_tokens)
         self.net = net
         self.sampler = sampler
         self.tokenizer = tokenizer
         self.class_names = check_class_names(class_names, net.num_classes)
+        self.description = dict(description or {})
 
-    def to(self, device: torch.device | str) -> "Pipeline":
-        """Moves network and tokenizer to a device."""
-        self.net.to(device)
-        self.tokenizer.to(device)
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Moves network and tokenizer to a device, and casts them to a type of numbers; None leaves either as it is."""
+        for part in (self.net, self.tokenizer):
+            part.to(device=device, dtype=dtype)
         return self
 
     def generate(
-        self, classes: Sequence[int | str] | int | str | None = None, images_per_class: int = 1, seed: int = 0
+        self,
+        classes: Sequence[int | str] | int | str | None = None,
+        images_per_class: int = 1,
+        seed: int = 0,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Image.Image]:
         """Draws images, class by class.
 
         Args:
             classes: ids or names, or a single one, or `unconditional` for images of no class; None for all classes.
             images_per_class: the number of images of each class.
-            seed: of the noise.
+            seed: of the noise. An image depends on it, on its class and on its number in the class alone.
+            on_progress: is called with the number of steps that are done and the number of all; 16 images are drawn at
+                a time, in `sampler.num_steps` steps.
 
         Raises:
-            InputError: for a class that the network does not have.
+            InputError: for a class that the network does not have, and for less than one image.
         """
+        return to_pil(self._draw(classes, images_per_class, seed, on_progress)[0])
+
+    def reveal(self, classes: Sequence[int | str] | int | str | None = None, seed: int = 0) -> list[list[Image.Image]]:
+        """Draws the first image of each class, and shows how it appears.
+
+        Returns:
+            For each class, an image for the start of each step, whose masked tokens are covered, and the final image.
+        """
+        images, steps = self._draw(classes, 1, seed)
+        return [to_pil(frames) for frames in reveal(images, steps, self.net.mask_token_id)]
+
+    def _draw(
+        self,
+        classes: Sequence[int | str] | int | str | None,
+        images_per_class: int,
+        seed: int,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        if images_per_class < 1:
+            raise InputError(f"images_per_class={images_per_class}: expected at least 1.")
         ids = find_class_ids(classes, self.class_names)
-        images, _ = sample_classes(self.net, self.sampler, self.tokenizer, ids, images_per_class, seed)
-        return to_pil(images)
+        parts = (self.net, self.sampler, self.tokenizer)
+        return sample_classes(*parts, ids, images_per_class, seed, on_progress)
+
+    def with_sampler(self, **options: Any) -> "Pipeline":
+        """Returns a pipeline of the same network and tokenizer whose sampler has other options, such as `num_steps=16`.
+
+        Raises:
+            InputError: for an option that is unknown or out of range.
+        """
+        description = deepcopy(self.description)
+        settings = find_part(description, "settings.sampler", "this pipeline")
+        description["settings"]["sampler"] = {**settings, **options}
+        sampler = build_from_settings(description["settings"]["sampler"])
+        return Pipeline(self.net, sampler, self.tokenizer, self.class_names, description)
+
+    @property
+    def sampler_settings(self) -> dict[str, Any]:
+        """The options of the sampler in plain values, parts by their names and options; empty if they are unknown."""
+        settings = self.description.get("settings", {}).get("sampler", {})
+        return {name: named(value) for name, value in settings.items() if not name.startswith("_")}
+
+    def facts(self) -> dict[str, Any]:
+        """Returns, in plain values, what an image depends on beside its seed, its class and its number in the class."""
+        return {
+            "sampler": self.sampler_settings,
+            "model_sha256": self.description.get("model_sha256"),
+            "tokenizer_sha256": self.tokenizer.fingerprint(),
+            "dtype": str(self.net.head_bias.dtype).removeprefix("torch."),
+        }
+
+    def save(self, folder: str | Path, half: bool = False, licence: str | None = None) -> None:
+        """Writes a folder that `enat.load` reads: settings, network, tokenizer and a model card (docs/python.md).
+
+        Args:
+            folder: is made if there is none; an own README.md in it stays.
+            half: whether the weights are stored in float16.
+            licence: of the weights, such as `CC BY-SA 4.0`; None for the one that the weights came with, if any.
+
+        Raises:
+            InputError: if the settings are unknown, or the folder can't be written.
+        """
+        description = {**self.description, **({"licence": licence} if licence else {})}
+        names = self.class_names if self.class_names != list(map(str, range(self.net.num_classes))) else None
+        save_folder(folder, self.net, self.tokenizer, names, description, half)
 
 
 def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch.device | str = "cpu") -> Pipeline:
-    """Loads a checkpoint of ours, or an official one, with its sampler and its tokenizer; runs no code of the file.
+    """Loads weights with their sampler and their tokenizer; runs no code of the files.
 
     Args:
-        weights: a checkpoint of a training run, which says by itself what it needs, or an official ENAT-B or ENAT-L.
+        weights: a folder that `Pipeline.save` or task=export wrote; or a checkpoint of a training run, which says by
+            itself what it needs; or an official ENAT-B or ENAT-L; or the name of such a folder on the Hugging Face Hub,
+            `OWNER/NAME` or `OWNER/NAME@REVISION`. What exists here goes before a name on the hub.
         tokenizer: the file of the VQGAN, such as `vqgan_jax_strongaug.ckpt`; None for the tokenizer of the run.
         device: where images are drawn.
 
     Raises:
         InputError: if a file is missing, holds something else, or does not say what it needs.
     """
-    content = read_file(weights) if tokenizer else with_found_tokenizer(read_file(weights), weights)
+    path = find_weights(weights)
+    content = read_file(path) if tokenizer else with_found_tokenizer(read_file(path), path)
     state, kind = select_state(content)
     settings = content.get("settings")
-    if settings is not None:
-        net = build_from_settings(settings["module"]["net"])
-        if not isinstance(net, ENAT):
-            raise InputError(f"{weights}: the checkpoint of a tokenizer; expected that of a network.")
-        sampler = build_from_settings(settings["sampler"])
-        chosen = settings["tokenizer"] if tokenizer is None else {**settings["tokenizer"], "weights": str(tokenizer)}
-        built_tokenizer = build_from_settings(chosen)
-    elif kind == "official" and tokenizer is not None:
-        net = _official_net(state, weights)
-        is_512 = net.num_tokens == 1024
-        sampler = _official_sampler(is_512)
-        built_tokenizer = VQGAN(weights=str(tokenizer), resolution=512 if is_512 else 256)
-    else:
+    if settings is None and kind == "official" and tokenizer is not None:
+        settings = _official_settings(state, path)
+    elif not isinstance(settings, dict):
         raise InputError(
-            f"{weights}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
+            f"{path}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
         )
+    of_tokenizer = dict(find_part(settings, "tokenizer", path))
+    if tokenizer is not None:
+        of_tokenizer["folder" if "folder" in of_tokenizer else "weights"] = str(tokenizer)
+    settings = {**settings, "tokenizer": of_tokenizer}
+    check_parts(settings, state, path, with_tokenizer=config_of(path) is not None and tokenizer is None)
+    net = build_from_settings(settings["module"]["net"])
+    load_exactly(net, split_blocks(state, net.encoder_depth), path)
+    sampler = build_from_settings(settings["sampler"])
+    built_tokenizer = build_from_settings(of_tokenizer)
+    if not isinstance(sampler, Sampler) or not isinstance(built_tokenizer, Tokenizer):
+        raise InputError(f"{path}: its settings are damaged: sampler or tokenizer is something else.")
     if other_tokenizer(content, built_tokenizer.fingerprint()):
-        print(f"Note: {weights} was trained on the tokens of another tokenizer, so that its images may be wrong.")
-    load_exactly(net, split_blocks(state, net.encoder_depth), weights)
-    return Pipeline(net.eval(), sampler, built_tokenizer, content.get("class_names")).to(device)
+        print(f"Note: {path} was trained on the tokens of another tokenizer, so that its images may be wrong.")
+    described = describe(content, path)
+    described |= {"settings": settings, "weights_kind": kind}
+    return Pipeline(net.eval(), sampler, built_tokenizer, content.get("class_names"), described).to(device)
 
 
-def build_from_settings(node: Any) -> Any:
-    """Builds what settings name, if it is one of `BUILDABLE`."""
-    if isinstance(node, list):
-        return [build_from_settings(value) for value in node]
-    if not isinstance(node, Mapping):
-        return node
-    name = str(node.get("_target_")).rpartition(".")[2]
-    if name not in BUILDABLE:
-        raise InputError(f"_target_={node.get('_target_')}: expected one of {', '.join(BUILDABLE)}.")
-    options = {key: build_from_settings(value) for key, value in node.items() if not key.startswith("_")}
-    return partial(BUILDABLE[name], **options) if node.get("_partial_") else BUILDABLE[name](**options)
-
-
-def _official_net(state: Mapping[str, torch.Tensor], path: str | Path) -> ENAT:
+def _official_settings(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Any]:
+    """Returns the settings of an official file, which has none (docs/method.md, Recipe)."""
     sizes: dict[str, Any] = dict(infer_sizes(state))
     depth = sizes.pop("depth")
     if depth not in OFFICIAL_DEPTHS:
         raise InputError(f"{path}: {depth} blocks; expected the 24 of ENAT-L or the 16 of ENAT-B.")
     encoder_depth, decoder_depth, num_heads = OFFICIAL_DEPTHS[depth]
-    return ENAT(**sizes, encoder_depth=encoder_depth, decoder_depth=decoder_depth, num_heads=num_heads)
-
-
-def _official_sampler(is_512: bool) -> Sampler:
-    """Returns the sampler with the official settings (docs/method.md, Recipe)."""
-    return Sampler(
-        num_steps=8,
-        guidance_scale=3.5 if is_512 else 2.5,
-        sampling_temperature=4.0 if is_512 else 6.0,
-        gumbel_temperature=1.5,
-        mask_schedule=schedules.cosine,
-        guidance_schedule=schedules.rising,
-        sampling_temperature_schedule=schedules.falling,
-        gumbel_temperature_schedule=schedules.falling,
-    )
+    sizes |= {"encoder_depth": encoder_depth, "decoder_depth": decoder_depth, "num_heads": num_heads}
+    is_512 = sizes["num_tokens"] == 1024
+    schedules = {
+        "mask_schedule": "cosine",
+        "guidance_schedule": "rising",
+        "sampling_temperature_schedule": "falling",
+        "gumbel_temperature_schedule": "falling",
+    }
+    sampler = {
+        "_target_": "enat.sampler.Sampler",
+        "num_steps": 8,
+        "guidance_scale": 3.5 if is_512 else 2.5,
+        "sampling_temperature": 4.0 if is_512 else 6.0,
+        "gumbel_temperature": 1.5,
+        **{name: {"_target_": f"enat.schedules.{kind}", "_partial_": True} for name, kind in schedules.items()},
+    }
+    return {
+        "name": Path(path).stem,
+        "module": {"net": {"_target_": "enat.net.ENAT", **sizes}},
+        "sampler": sampler,
+        "tokenizer": {"_target_": "enat.tokenizers.vqgan.VQGAN", "resolution": 512 if is_512 else 256, "weights": None},
+    }

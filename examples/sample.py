@@ -4,7 +4,7 @@ import sys
 
 import enat
 
-weights, *classes = sys.argv[1:] or ["examples/emoji/weights.safetensors", "face", "flag"]
+weights, *classes = sys.argv[1:] or ["examples/emoji", "face", "flag"]
 model = enat.load(weights)
 images = model.generate(classes or None, images_per_class=4, seed=0)  # a list of PIL images
 for number, image in enumerate(images):

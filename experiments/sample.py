@@ -1,7 +1,6 @@
 """task=sample: draws images of chosen classes, as PNG files, as a grid, and as they are revealed step by step."""
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,13 @@ from data.images import load_rgb
 from enat.errors import InputError
 from enat.files import refuse_other_work, write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids, sample_images
-from enat.images import to_pil
+from enat.images import file_name, to_pil
 from enat.sampler import Sampler
 from experiments.runtime.checkpoint import Checkpoint
 from experiments.runtime.progress import ImageProgress
 from experiments.runtime.provenance import hardware, options_that_matter, sampler_settings
 from experiments.runtime.scoring import Unfinished
 
-MAX_NAME_BYTES = 100  # of a class, in the names of files
 MAX_ROWS = 16  # classes in the grid
 MAX_COLUMNS = 8  # images of a class in the grid
 
@@ -40,16 +38,6 @@ def choose_classes(classes: Sequence[int | str] | int | str | None, names: Seque
     if len(set(class_ids)) < len(class_ids):
         raise InputError(f"classes={classes}: a class is named twice; images_per_class=N draws more images of each.")
     return class_ids
-
-
-def file_name(picture: Picture, names: Sequence[str], seed: int) -> str:
-    """Returns the name of an image's file, such as `class_0003_cat_seed_0_0007.png`."""
-    class_id, number = picture
-    label = f"{class_id:04d}"
-    if names[class_id] != str(class_id):
-        word = re.sub(r"[^\w-]+", "_", names[class_id]).encode()[:MAX_NAME_BYTES]
-        label += "_" + word.decode(errors="ignore")
-    return f"class_{label}_seed_{seed}_{number:04d}.png"
 
 
 def refuse_other_files(folder: Path, expected: Collection[Path]) -> None:

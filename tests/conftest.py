@@ -21,8 +21,10 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import run
 from data.toy import photos as toy_photos
+from enat.building import build_from_settings
 from enat.checkpoints.weights import read_file, select_state
 from enat.net import ENAT
+from enat.pipeline import Pipeline
 from experiments.benchmarking import workload
 from experiments.runtime.command_line import explain_errors
 
@@ -163,6 +165,37 @@ def make_net() -> Callable[..., ENAT]:
 def small_net(make_net) -> ENAT:
     """A small ENAT."""
     return make_net()
+
+
+@pytest.fixture(scope="session")
+def make_pipeline(make_net) -> Callable[..., Pipeline]:
+    """Makes a small untrained pipeline whose tokenizer has weights: 4 x 4 tokens of 12 codes, images of 8 pixels."""
+
+    def make(**options: Any) -> Pipeline:
+        net = make_net()
+        schedule = {"_target_": "enat.schedules.cosine", "_partial_": True}
+        constant = {"_target_": "enat.schedules.constant", "_partial_": True}
+        sampler = {
+            "_target_": "enat.sampler.Sampler",
+            **{"num_steps": 3, "guidance_scale": 2, "sampling_temperature": 1.0, "gumbel_temperature": 1.0},
+            **{"mask_schedule": schedule, "guidance_schedule": constant},
+            **{"sampling_temperature_schedule": constant, "gumbel_temperature_schedule": constant},
+        }
+        tokenizer = {
+            **{"_target_": "enat.tokenizers.vqgan.VQGAN", "codebook_size": 12, "code_width": 8, "channels": 32},
+            **{"multipliers": [1, 1], "num_blocks": 1, "resolution": 8, "weights": None},
+        }
+        settings = {
+            "name": "small",
+            "module": {"net": {"_target_": "enat.net.ENAT", **net.sizes}},
+            "sampler": sampler,
+            "tokenizer": tokenizer,
+        }
+        parts = (net, build_from_settings(sampler), build_from_settings(tokenizer))
+        names = ["ant", "bee", "cat", "dog", "emu"]
+        return Pipeline(*parts, names, {"settings": settings, "weights_kind": "EMA", **options})
+
+    return make
 
 
 @pytest.fixture(scope="session")

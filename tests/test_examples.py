@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 import enat
+from experiments.command.main import main
 
 ROOT = Path(__file__).parent.parent
 SAMPLE, BATCH = ROOT / "examples/sample.py", ROOT / "examples/train.sbatch"
@@ -48,7 +49,7 @@ def test_sample_saves_the_images_of_its_checkpoint(checkpoint, tmp_path, monkeyp
 
 def test_the_weights_in_the_repository_draw():
     folder = ROOT / "examples/emoji"
-    model = enat.load(folder / "weights.safetensors")
+    model = enat.load(folder)
     images = model.generate(["face", "flag"], images_per_class=2)
     assert [image.size for image in images] == [(32, 32)] * 4
     face, flag = (np.asarray(images[number]).astype(int) for number in (0, 2))
@@ -98,3 +99,21 @@ def test_the_command_of_the_batch_script_composes(command, tmp_path):
     assert config["trainer"]["precision"] == "16-mixed"
     assert options["ntasks-per-node"] == options["gpus-per-node"]  # Lightning expects a task for each GPU
     assert options["signal"] == "USR1@120"
+
+
+def test_the_python_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    first, second = code_blocks("docs/python.md", "python")
+    names: dict = {}
+    exec(first, names)
+    assert len(names["images"]) == 8
+    assert Image.open("face.png").tobytes() == names["images"][0].tobytes()
+    exec(second, names)
+    assert (len(names["images"]), len(names["frames"])) == (2, names["model"].sampler.num_steps + 1)
+    saved = enat.load("my_emoji")
+    assert saved.generate("clock")[0].tobytes() == names["model"].generate("clock")[0].tobytes()
+    assert "CC BY-SA 4.0" in (tmp_path / "my_emoji/README.md").read_text()
+    (line,) = [line for line in code_blocks("docs/python.md", "bash")[0].splitlines() if "enat sample" in line]
+    assert main(shlex.split(line)[1:]) == 0
+    assert len(list((tmp_path / "samples").iterdir())) == 8

@@ -1,6 +1,8 @@
 """Imports go one way: run -> experiments -> {callbacks, data} -> enat; enat is plain torch but for module.py."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,36 @@ def test_one_way(path):
     room = path.relative_to(ROOT).parts[0]
     forbidden = FORBIDDEN[room] | (FRAMEWORKS if room == "enat" and path.name != "module.py" else set())
     assert not imported(path.read_text()) & forbidden
+
+
+DRAW = """
+import sys
+import enat
+model = enat.load("examples/emoji")
+model.generate(["face"])
+model.save(sys.argv[1])
+print(*sys.modules)
+"""
+
+
+def test_drawing_imports_no_framework(tmp_path):
+    """Not even indirectly, by a module of another package."""
+    options = {"capture_output": True, "text": True, "check": True, "cwd": ROOT}
+    printed = subprocess.run([sys.executable, "-c", DRAW, str(tmp_path / "x")], **options).stdout
+    modules = {name.partition(".")[0] for name in printed.split()}
+    assert {"enat", "torch"} <= modules
+    assert not modules & {*FRAMEWORKS, "pytorch_lightning", "torchmetrics", "matplotlib", "wandb", "diffusers"}
+
+
+def test_the_command_imports_no_framework():
+    """`enat score` needs torchmetrics, but neither Hydra nor Lightning."""
+    code = "import experiments.command.sample, experiments.command.score, sys; print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {name.partition(".")[0] for name in printed.split()} & {*FRAMEWORKS, "pytorch_lightning"}
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import enat, sys; print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "enat" in printed.split()
+    assert "torch" not in printed.split()

@@ -13,7 +13,7 @@ from torch import Tensor
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.weights import load_exactly, read_file, refuse_other_network, select_state
 from enat.errors import InputError
-from enat.files import sha256_of
+from enat.files import sha256_of, weights_file
 from enat.net import ENAT
 
 # Weights with a row for each class or each entry of the codebook, and a last row for the null class or the mask: the
@@ -65,7 +65,8 @@ def warm_start(net: ENAT, path: str | Path) -> dict[str, Any]:
         state[name] = interpolate_positions(state[name], len(own[name]), path)
     load_exactly(net, state, path, HINT)
     names = list(content.get("class_names") or [])
-    return {"weights": str(path), "kind": kind, "sha256": sha256_of(path), "changes": changes, "class_names": names}
+    sha256 = sha256_of(weights_file(path))
+    return {"weights": str(path), "kind": kind, "sha256": sha256, "changes": changes, "class_names": names}
 
 
 def interpolate_positions(embedding: Tensor, num_tokens: int, path: str | Path) -> Tensor:

@@ -1,23 +1,22 @@
 """Reads weights from a file without running anything in it: a checkpoint, an official one, or safetensors."""
 
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
-from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from typing_extensions import TypedDict  # of typing, pydantic needs that of Python 3.12
 
+from enat.checkpoints.description import DESCRIPTIONS, Description, check_description, parse_json
+from enat.checkpoints.folder import config_of, read_config
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
-from enat.errors import InputError, without_controls
-from enat.files import by_full_name, sha256_of
+from enat.errors import InputError
+from enat.files import by_full_name, sha256_of, weights_file
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 
@@ -25,44 +24,41 @@ from enat.variants import INTERACTIONS
 OTHER_LIBRARIES = ("pytorch_lightning.", "lightning.", "omegaconf.", "typing.", "collections.")
 AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
-# What a checkpoint says beside its weights.
-DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file", "tokenizer_sha256", "weights_kind")
-
-
-class TokenizerFile(TypedDict):
-    """Names the tokenizer that task=export wrote beside a network."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[\w-][\w.-]*$")]
-    sha256: str
-
-
-class Description(TypedDict, total=False):
-    """What a checkpoint may say beside its weights; the settings are checked where they are used."""
-
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
-
-    net_sizes: dict[str, int]
-    class_names: list[Annotated[str, AfterValidator(without_controls)]] | None
-    tokenizer_file: TokenizerFile
-    tokenizer_sha256: str
-    weights_kind: Literal["EMA", "official", "raw"]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Reads the content of a checkpoint. Nothing in the file is executed.
+    """Reads the content of a checkpoint, or of a folder of weights. Nothing in it is executed.
 
     Raises:
         InputError: if the file is missing, broken, or a pickle that wants to run code.
     """
-    path = Path(path)
-    if not path.is_file():
+    config = config_of(path)
+    described = {} if config is None else read_config(config)
+    file = weights_file(path)
+    if not file.is_file():
         raise InputError(f"weights={path}: there is no such file.")
+    content = _read_weights(file)
+    if not isinstance(content, dict):
+        raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
+    if not all(isinstance(name, str) for name in content):
+        raise InputError(f"weights={path}: expected a dictionary of weights by name, found other keys in it.")
+    content = {**content, **described}
+    check_description(content, Description, f"weights={path}: what it says of itself is damaged.")
+    return content
+
+
+def _read_weights(path: Path) -> Any:
+    """Reads a file with weights.
+
+    Raises:
+        InputError: if it is broken, or a pickle that wants to run code.
+    """
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         mapped = _can_be_mapped(path)  # then torch reads a weight when it is used
         with torch.serialization.safe_globals(_stand_ins(path) if mapped else []):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
@@ -72,17 +68,6 @@ def read_file(path: str | Path) -> dict[str, Any]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
-    if not all(isinstance(name, str) for name in content):
-        raise InputError(f"weights={path}: expected a dictionary of weights by name, found other keys in it.")
-    try:
-        TypeAdapter(Description).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"weights={path}: what it says of itself is damaged. {place}: {first['msg']}.") from error
-    return content
 
 
 def _can_be_mapped(path: Path) -> bool:
@@ -114,30 +99,11 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Reads weights and, from the metadata of files that task=export wrote, what belongs to them."""
+    """Reads weights and, from the metadata of files that older versions exported, what belongs to them."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    described = {name: json.loads(metadata[name]) for name in DESCRIPTIONS if name in metadata}
+    described = {name: parse_json(metadata[name], f"weights={path}") for name in DESCRIPTIONS if name in metadata}
     return {"state_dict": load_file(path), **described}
-
-
-def with_found_tokenizer(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Returns a file's content with the path of the tokenizer that task=export wrote beside the file, if it did.
-
-    Raises:
-        InputError: if the tokenizer has gone, or is another one.
-    """
-    written = content.get("tokenizer_file")
-    if written is None:
-        return content
-    file = Path(path).parent / written["name"]
-    if not file.is_file() or sha256_of(file) != written["sha256"]:
-        raise InputError(
-            f"weights={path}: expected {written['name']} beside it, as task=export has written it; copy the whole "
-            "folder."
-        )
-    settings = content["settings"]
-    return {**content, "settings": {**settings, "tokenizer": {**settings["tokenizer"], "weights": str(file)}}}
 
 
 def other_tokenizer(content: Mapping[str, Any], fingerprint: str) -> bool:
@@ -215,15 +181,27 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Pat
         InputError: naming the first weight that differs.
     """
     own = module.state_dict()
+    refuse_other_shapes(own, state, path, hint)
+    for name in own:
+        if reason := _unusable(state[name], own[name]):
+            raise InputError(f"{path}: weight {name} {reason}.")
+    module.load_state_dict(state)
+
+
+def refuse_other_shapes(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path, hint: str = ""
+) -> None:
+    """Refuses weights whose names or shapes are not those of a module, which may be on the device `meta`.
+
+    Raises:
+        InputError: naming the first weight that differs.
+    """
     for name in [*own, *state]:
         if name not in state or name not in own:
             raise InputError(f"{path}: weight {name} is {'missing' if name in own else 'unknown'}. {hint}".rstrip())
         if own[name].shape != state[name].shape:
             shapes = f"{list(state[name].shape)} instead of {list(own[name].shape)}"
             raise InputError(f"{path}: weight {name} has shape {shapes}. {hint}".rstrip())
-        if reason := _unusable(state[name], own[name]):
-            raise InputError(f"{path}: weight {name} {reason}.")
-    module.load_state_dict(state)
 
 
 def _unusable(tensor: Tensor, own: Tensor) -> str | None:
@@ -296,4 +274,4 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
         print(f"{path} does not say its {', '.join(unknown)}; these are the configuration's.")
     load_exactly(net, split_blocks(state, net.encoder_depth), path, hint)
     net.eval()
-    return {"weights": str(path), "kind": kind, "sha256": sha256_of(path)}
+    return {"weights": str(path), "kind": kind, "sha256": sha256_of(weights_file(path))}

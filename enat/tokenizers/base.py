@@ -45,6 +45,14 @@ class Tokenizer(nn.Module, ABC):
                 f"and {own[1]}."
             )
 
+    def stored_weights(self) -> dict[str, Tensor]:
+        """Returns the weights under the names that the option `weights` of this tokenizer reads.
+
+        Raises:
+            InputError: if they are not read from a single file.
+        """
+        return dict(self.state_dict())
+
     def fingerprint(self) -> str:
         """Returns the sha256 of kind, sizes and weights: equal ids stand for equal images only where it is equal."""
         digest = hashlib.sha256(f"{type(self).__name__} {self.codebook_size} {self.resolution}".encode())

@@ -14,7 +14,7 @@ from annotated_types import Ge
 from einops import rearrange
 from torch import Tensor
 
-from enat.checkpoints.weights import load_exactly, read_file, state_of, without_loss
+from enat.checkpoints.weights import load_exactly, read_file, refuse_other_shapes, state_of, without_loss
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
 
@@ -93,6 +93,13 @@ class DiffusersTokenizer(VQModelTokenizer):
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"tokenizer.folder={folder}: no VQModel of diffusers: {error}") from error
         super().__init__(model, resolution, symmetric, batch_size)
+        self.folder = folder
+
+    def stored_weights(self) -> dict[str, Tensor]:
+        raise InputError(
+            f"tokenizer.folder={self.folder}: a folder of diffusers is not copied; expected with_tokenizer=false, and "
+            "tokenizer.folder=DIR beside the weights later."
+        )
 
 
 class TamingTokenizer(VQModelTokenizer):
@@ -120,15 +127,22 @@ class TamingTokenizer(VQModelTokenizer):
         except InputError as error:
             reason = str(error).removeprefix(f"weights={weights}: ")
             raise InputError(f"tokenizer.weights={weights}: {reason}") from error
-        model = _vq_model()(**sizes)
-        own = model.state_dict()
-        renamed = {_from_taming(name, len(sizes["block_out_channels"])): tensor for name, tensor in state.items()}
+        with torch.device("meta"):  # a file must not make memory be taken for weights that it does not have
+            own = _vq_model()(**sizes).state_dict()
+        depth = len(sizes["block_out_channels"])
+        renamed = {_from_taming(name, depth): tensor for name, tensor in state.items()}
         for name, tensor in renamed.items():
             if name in own and own[name].ndim == 2 and tensor.ndim == 4:  # a convolution of 1x1 there, a matrix here
                 renamed[name] = tensor.flatten(1)
         hint = "The name is that of a VQModel of diffusers."
+        refuse_other_shapes(own, renamed, f"tokenizer.weights={weights}", hint)
+        model = _vq_model()(**sizes)
         load_exactly(model, renamed, f"tokenizer.weights={weights}", hint)
         super().__init__(model, resolution, True, batch_size)
+        self.names_in_file = {_from_taming(name, depth): name for name in state}
+
+    def stored_weights(self) -> dict[str, Tensor]:
+        return {self.names_in_file[name]: tensor for name, tensor in self.model.state_dict().items()}
 
 
 def _vq_model() -> Any:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
+from enat.files import weights_file
 from experiments.runtime.multirun import JobError, fixed_options, is_job
 from experiments.runtime.options import CONF, explain_option
 from experiments.runtime.ranks import processes
@@ -53,7 +54,7 @@ def _sweep_of(setting: str) -> str | None:
 
 def _run_of(weights: str | None, name: str) -> str:
     """Returns the folder of the run of a checkpoint or an export, `outputs/digits` say; `outputs/NAME` for others."""
-    folder = Path(weights).parent if weights else Path()
+    folder = weights_file(weights).parent if weights else Path()
     return str(folder.parent) if folder.name.startswith(("checkpoints", "export")) else f"outputs/{name}"
 
 

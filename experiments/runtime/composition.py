@@ -59,7 +59,7 @@ def primary_config(arguments: Sequence[str]) -> str:
     if given.get("experiment") == FINETUNE and trains and not given.get("weights"):
         raise InputError("experiment=finetune: expected weights=FILE, the checkpoint that training starts from.")
     if files:
-        settings = _settings_of(_existing(files[0], given, trains))
+        settings = _settings_of(_existing(files[0], given, trains), given)
         for other in files[1:]:
             _refuse_other_settings(files[0], settings, other, given)
         choices = _store_checkpoint(settings)
@@ -78,7 +78,7 @@ def _existing(weights: str, given: Mapping[str, Any], trains: bool) -> str:
     """Returns a file, or the newest checkpoint of the run that has started from it: a run goes on without its start."""
     name = yaml.safe_load((CONF / "experiment" / f"{FINETUNE}.yaml").read_text())["name"]
     own = Path(str(given.get("output", f"outputs/{name}"))) / "checkpoints" / "last.ckpt"
-    return str(own) if trains and own.is_file() and not Path(weights).is_file() else weights
+    return str(own) if trains and own.is_file() and not Path(weights).exists() else weights
 
 
 def _overrides(arguments: Sequence[str]) -> list[Override]:
@@ -110,15 +110,21 @@ def _replace(defaults: list[Any], choices: Mapping[str, Any]) -> None:
             entry[group] = choices.get(group, entry[group])
 
 
-def _settings_of(weights: str) -> dict[str, Any]:
-    """Reads the settings of a checkpoint.
+def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the settings of a checkpoint, and finds its tokenizer unless the command line names one.
 
     Raises:
         InputError: for a file that can't be read, or has no settings.
     """
-    from enat.checkpoints.weights import read_file, with_found_tokenizer  # here, since they import torch
+    from enat.building import check_parts  # here, since they import torch
+    from enat.checkpoints.folder import config_of, with_found_tokenizer
+    from enat.checkpoints.weights import read_file, select_state
 
-    settings = with_found_tokenizer(read_file(weights), weights).get("settings")
+    content = read_file(weights)
+    leaves_it_out = given.get("task") == "export" and str(given.get("with_tokenizer")).lower() == "false"
+    if not leaves_it_out and not {"tokenizer", "tokenizer.weights", "tokenizer.folder"} & given.keys():
+        content = with_found_tokenizer(content, weights)
+    settings = content.get("settings")
     parts = {*COPIED, "sampler", "scores", "protocols", "trainer", "name"}
     if isinstance(settings, dict) and str(settings.get("task", {}).get("_target_")).endswith(".train_tokenizer"):
         raise InputError(f"weights={weights}: the checkpoint of a tokenizer; expected tokenizer.weights={weights}.")
@@ -131,6 +137,8 @@ def _settings_of(weights: str) -> dict[str, Any]:
         if not isinstance(settings[name], dict):
             raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
     refuse_other_targets(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols")})
+    if config_of(weights) is not None:  # a folder, which may be a stranger's
+        check_parts(settings, select_state(content)[0], weights, with_tokenizer=True)
     return settings
 
 
@@ -141,7 +149,7 @@ def _refuse_other_settings(first: str, settings: Mapping[str, Any], other: str, 
         InputError: naming an option in which they differ, unless the command line has it.
     """
     chosen = {GROUPS.get(name, name) for name in given}
-    before, now = (by_full_name(_used(one)) for one in (settings, _settings_of(other)))
+    before, now = (by_full_name(_used(one)) for one in (settings, _settings_of(other, given)))
     for name in sorted(before.keys() | now.keys()):
         is_given = any(name == one or name.startswith(f"{one}.") for one in chosen)
         if before.get(name) != now.get(name) and not is_given:

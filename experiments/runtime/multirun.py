@@ -12,7 +12,7 @@ from hydra.types import RunMode
 
 from data.credentials import without_credentials
 from enat.errors import InputError
-from enat.files import refuse_other_work, sha256_of, write_atomically
+from enat.files import refuse_other_work, sha256_of, weights_file, write_atomically
 
 JOB = "job.json"  # in the folder of a job
 FREE = {"resume", "debug", "trainer", "logger"}  # options that may change when a job is run again
@@ -78,7 +78,7 @@ def run_job(
 
     overrides = without_credentials(list(HydraConfig.get().overrides.task))
     name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
-    sha256 = sha256_of(weights) if weights and Path(weights).is_file() else None
+    sha256 = sha256_of(weights_file(weights)) if weights and weights_file(weights).is_file() else None
     record = output / JOB
     results = output / "results.json"
     if resume:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.credentials import without_credentials
+from enat.building import named
 from enat.files import by_full_name
 from experiments.runtime.ranks import is_of_torchrun, launched
 
@@ -68,13 +69,4 @@ def provenance() -> dict[str, Any]:
 
 def sampler_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the sampler's options in a configuration, its parts by their names and with their own options."""
-    return {name: _named(value) for name, value in settings["sampler"].items() if not name.startswith("_")}
-
-
-def _named(value: Any) -> Any:
-    """Returns a part of a sampler as the name of its class or function, with its options if it has any."""
-    if not isinstance(value, Mapping):
-        return value
-    name = value["_target_"].rpartition(".")[2]
-    options = {option: _named(own) for option, own in value.items() if not option.startswith("_")}
-    return {name: options} if options else name
+    return {name: named(value) for name, value in settings["sampler"].items() if not name.startswith("_")}

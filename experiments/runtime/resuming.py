@@ -14,7 +14,7 @@ from data.image_module import ImageDataModule
 from data.module import TokenDataModule
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
-from enat.files import by_full_name, refuse_other_work, sha256_of
+from enat.files import by_full_name, refuse_other_work, sha256_of, weights_file
 from enat.training.module import AveragedModule
 from experiments.runtime.provenance import options_that_matter
 
@@ -63,8 +63,8 @@ def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str,
         InputError: if the run started from other weights, or from random ones.
     """
     earlier = settings.get("started_from") or {}
-    if weights is not None and Path(weights).is_file():
-        before, now = {"weights.sha256": earlier.get("sha256")}, {"weights.sha256": sha256_of(weights)}
+    if weights is not None and weights_file(weights).is_file():
+        before, now = {"weights.sha256": earlier.get("sha256")}, {"weights.sha256": sha256_of(weights_file(weights))}
         refuse_other_work(folder, before, now, "a run that started from other weights")
     return dict(earlier)
 

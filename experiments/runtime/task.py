@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.credentials import without_credentials
 from enat.errors import InputError
-from enat.files import refuse_other_work, remove_own_folder, sha256_of, write_atomically
+from enat.files import refuse_other_work, remove_own_folder, sha256_of, weights_file, write_atomically
 from experiments.runtime.building import Call, build, plan
 from experiments.runtime.command_line import explain
 from experiments.runtime.lock import lock
@@ -149,7 +149,7 @@ def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
     sha256 = json.loads(results.read_text()).get("sha256")
     weights = composition.get("weights")
     refuse_other_work(output, earlier, wanted, "results of other settings")
-    if sha256 and weights and Path(weights).is_file() and sha256_of(weights) != sha256:
+    if sha256 and weights and weights_file(weights).is_file() and sha256_of(weights_file(weights)) != sha256:
         raise InputError(
             f"{output}: the folder holds results of other weights than {weights} has now, such as of an earlier step; "
             "expected resume=false for a new folder, or another output=DIR."

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+import enat
 from callbacks.checkpoints import LEFT_ON_SIGNAL, AtomicCheckpointIO
 from callbacks.guard import NonFiniteGuard
 from enat.checkpoints.weights import read_file, select_state
@@ -283,6 +284,10 @@ def test_export(command, tmp_path):
     for kind, name in (("safetensors", "EMA"), ("official", "official")):
         scored = command(DEBUG, "task=evaluate", f"weights={made[kind]}", f"output={tmp_path}/{kind}").results
         assert (scored["fid"], scored["kind"]) == (run["fid"], name)
+    again = command(DEBUG, "task=export", f"weights={made['official']}", f"output={tmp_path}/y").results
+    expected = enat.load(made["folder"]).generate([3, 7])  # the command has said what the official file does not
+    assert [x.tobytes() for x in enat.load(again["folder"]).generate([3, 7])] == [x.tobytes() for x in expected]
+    assert again["kind"] == "official"
 
 
 def test_options_of_speed_do_not_keep_a_run_from_going_on():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import enat
+from enat.building import BUILDABLE
 from enat.checkpoints.official import to_official
 from enat.errors import InputError
 from enat.generation import sample_classes
@@ -70,12 +71,15 @@ def test_an_official_file_needs_its_tokenizer(monkeypatch, tmp_path):
         seen.append((weights, resolution))
         return VQGAN(1024, 32, 32, (1, 1), 1, 32)
 
-    monkeypatch.setattr("enat.pipeline.VQGAN", tiny)
+    monkeypatch.setitem(BUILDABLE, "VQGAN", tiny)
     model = enat.load(tmp_path / "nnet_ema.pth", tokenizer="vqgan.ckpt")
     assert seen == [("vqgan.ckpt", 256)]
     assert (len(model.net.encoder), model.sampler.guidance_scales[1]) == (22, 2.5 / 8)
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(model.net.state_dict()[name], tensor)
+    model.save(tmp_path / "folder")
+    for one in (model, enat.load(tmp_path / "folder")):
+        assert all(torch.equal(one.net.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+        assert one.sampler_settings["guidance_schedule"] == "rising"
+    assert seen[-1] == (str(tmp_path / "folder" / "tokenizer.safetensors"), 256)
     other = ENAT(**sizes, encoder_depth=2, decoder_depth=1)
     torch.save(to_official(other.state_dict()), tmp_path / "other.pth")
     with pytest.raises(InputError, match="3 blocks; expected the 24 of ENAT-L or the 16 of ENAT-B"):

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from enat.errors import InputError
 from enat.tokenizers.diffusers import DiffusersTokenizer, TamingTokenizer
@@ -97,3 +98,20 @@ def test_files_that_do_not_serve(weights):
         TamingTokenizer(changed(weights, lambda state: state.pop("quant_conv.bias")))
     with pytest.raises(InputError, match=r"weight mine is unknown"):
         TamingTokenizer(changed(weights, lambda state: state.update(mine=torch.zeros(3))))
+
+
+def test_its_weights_are_stored_under_the_names_that_it_reads(weights, tmp_path):
+    tokenizer = TamingTokenizer(str(weights), resolution=32)
+    save_file({name: x.contiguous() for name, x in tokenizer.stored_weights().items()}, tmp_path / "again.safetensors")
+    again = TamingTokenizer(str(tmp_path / "again.safetensors"), resolution=32)
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_width_that_the_weights_do_not_have(weights, tmp_path):
+    """An empty weight may have any shape; memory is not taken for a network of that width."""
+
+    def widen(state):
+        state["encoder.down.0.block.0.conv2.weight"] = torch.zeros(32 * 10**7, 0, 3, 3)
+
+    with pytest.raises(InputError, match="has shape"):
+        TamingTokenizer(changed(weights, widen))

@@ -13,7 +13,7 @@ from data.toy.digits import classify_digits, digit_images, digit_labels
 from enat.editing import box_region, draw_anew, tokens_under
 from enat.pipeline import load
 
-EMOJI = Path(__file__).parents[2] / "examples" / "emoji" / "weights.safetensors"
+EMOJI = Path(__file__).parents[2] / "examples" / "emoji"
 
 
 @pytest.fixture(scope="module")

@@ -130,10 +130,15 @@ def test_each_stage_killed_and_started_again(
     check_export(command, monkeypatch, tmp_path, expected["network"]["checkpoint"])
 
 
+def contents_of(folder):
+    """The images that task=sample has written, by name."""
+    return {path.name: path.read_bytes() for path in Path(folder, "images").iterdir()}
+
+
 def check_export(command, monkeypatch, tmp_path, checkpoint):
     """A folder of weights in half precision draws images from anywhere, without the run."""
     pipeline = enat.load(checkpoint)
-    made = command("task=export", f"weights={checkpoint}", "half=true", "with_tokenizer=true", f"output={tmp_path}/x")
+    made = command("task=export", f"weights={checkpoint}", "half=true", f"output={tmp_path}/x")
     assert made.status == 0, made.err
     assert {tensor.dtype for tensor in load_file(made.results["tokenizer"]).values()} == {torch.float16}
     (tmp_path / "x").rename(tmp_path / "moved")
@@ -148,27 +153,28 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
     )
     for run in ("whole", "parts"):
         (tmp_path / run).rename(tmp_path / f"{run}_away")
-    weights = tmp_path / "moved/weights.safetensors"
-    halved = enat.load(weights)
+    halved = enat.load(tmp_path / "moved")
     for part in ("net", "tokenizer"):
         expected = getattr(pipeline, part).state_dict()
         for name, tensor in getattr(halved, part).state_dict().items():
             assert torch.equal(tensor, expected[name].half().float()), name
     monkeypatch.chdir(tmp_path)
-    drawn = command("task=sample", "weights=moved/weights.safetensors", "classes=[face]", "output=drawn")
+    drawn = command("task=sample", "weights=moved", "classes=[face]", "output=drawn")
     assert drawn.status == 0, drawn.err
-    plain = command("task=export", "weights=moved/weights.safetensors", "output=plain")
+    plain = command("task=export", "weights=moved/model.safetensors", "with_tokenizer=false", "output=plain")
     assert plain.status == 0, plain.err
-    assert command("task=sample", "weights=plain/weights.safetensors", "classes=[face]", "output=p").status == 0
-    again = command("task=export", "weights=moved/weights.safetensors", "with_tokenizer=true", "output=again")
+    left_out = command("task=sample", "weights=plain", "classes=[face]", "output=p")
+    assert "weights=plain: its tokenizer was left out; expected tokenizer.weights=FILE" in left_out.err
+    given = ["tokenizer.weights=moved/tokenizer.safetensors", "classes=[face]", "output=p"]
+    assert command("task=sample", "weights=plain", *given).status == 0
+    assert contents_of("p") == contents_of("drawn")
+    again = command("task=export", "weights=moved/model.safetensors", "output=again")
     assert again.status == 0, again.err
-    assert enat.load("again/weights.safetensors").tokenizer.fingerprint() == halved.tokenizer.fingerprint()
+    assert enat.load("again").tokenizer.fingerprint() == halved.tokenizer.fingerprint()
     Path("again/tokenizer.safetensors").write_bytes(b"another one")
-    expected = (
-        "weights=again/weights.safetensors: expected tokenizer.safetensors beside it, as task=export has written it"
-    )
-    assert expected in command("task=sample", "weights=again/weights.safetensors", "output=other").err
-    gone = command("task=export", f"weights={tmp_path}/whole_away/network/checkpoints/last.ckpt", "with_tokenizer=true")
+    expected = "weights=again: expected tokenizer.safetensors beside it, as task=export has written it"
+    assert expected in command("task=sample", "weights=again", "output=other").err
+    gone = command("task=export", f"weights={tmp_path}/whole_away/network/checkpoints/last.ckpt")
     assert f"tokenizer.weights={tmp_path}/whole/tokenizer/checkpoints/last.ckpt: there is no such file." in gone.err
     images = "task=tokenize images=whole_away/images/images tokenizer.weights=moved/tokenizer.safetensors num_workers=0"
     assert command(*images.split(), "held_out=0.2", "output=shards").status == 0  # the file says its architecture

@@ -11,6 +11,7 @@ import experiments.sample as task
 from callbacks.sample_grid import save_grid
 from data.toy.digits import DigitFeatures, classify_digits
 from enat.checkpoints.weights import read_file
+from enat.images import file_name
 from enat.tokenizers.pixels import PixelTokenizer
 
 
@@ -108,11 +109,11 @@ def test_pictures_of_another_tokenizer_are_not_kept(command, weights, tmp_path, 
 
 def test_exported_weights_are_still_an_average(command, weights, tmp_path):
     assert command("task=export", weights, f"output={tmp_path}/export").status == 0
-    exported = f"weights={tmp_path}/export/weights.safetensors"
+    exported = f"weights={tmp_path}/export"
     drawn = command("task=sample", exported, "classes=[1]", f"output={tmp_path}/samples")
     assert drawn.results["kind"] == "EMA"
     command("task=export", weights, "sampler.num_steps=2", f"output={tmp_path}/other")  # a sampler found later
-    drawn = command("task=sample", f"weights={tmp_path}/other/weights.safetensors", f"output={tmp_path}/others")
+    drawn = command("task=sample", f"weights={tmp_path}/other/model.safetensors", f"output={tmp_path}/others")
     assert drawn.results["sampler"]["num_steps"] == 2
 
 
@@ -138,7 +139,7 @@ def test_any_name_can_be_drawn(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 250, "長" * 80])
 def test_a_long_class_name_fits_a_file_name(name):
-    file = task.file_name((1, 7), ["a", name], 3)
+    file = file_name((1, 7), ["a", name], 3)
     assert file.startswith(f"class_0001_{name[0] * 33}")
     assert file.endswith("_seed_3_0007.png")
     assert len(file.encode()) < 200

@@ -59,7 +59,7 @@ def test_weights_of_other_types(command, trained, tmp_path, kind):
     assert outcome.status == 1
     assert outcome.err.startswith("Error: ")
     assert "weight position_embedding.weight" in outcome.err or "truncated or no checkpoint" in outcome.err
-    assert not (tmp_path / "export/weights.safetensors").exists()
+    assert not (tmp_path / "export/model.safetensors").exists()
 
 
 @pytest.mark.parametrize("fact", FACTS)

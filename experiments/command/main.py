@@ -1,0 +1,52 @@
+"""The command `enat`: reads its arguments, and tells bad input in one sentence with the exit status 2.
+
+A further command is a module beside this one with `add_arguments(parser)` and `run(arguments)`, and a line in
+`COMMANDS`. Modules are imported when their command is run: none of them needs Hydra or Lightning.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from enat.errors import InputError, printable
+
+COMMANDS = {
+    "sample": "draw images of classes as PNG files",
+    "score": "compare images with real ones: FID and other scores",
+}
+
+
+def make_parser(command: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of arguments, with the options of one command; None for no options."""
+    parser = argparse.ArgumentParser(prog="enat", description="Draws images with a network of this project.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name == command:
+            importlib.import_module(f"experiments.command.{name}").add_arguments(sub)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command, and returns its exit status: 2 for bad input, 130 if it was interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = make_parser(given[0] if given else None).parse_args(given)
+    try:
+        importlib.import_module(f"experiments.command.{parsed.command}").run(parsed)
+    except InputError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}.")
+    except KeyboardInterrupt:
+        print("enat: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refuse(sentence: str) -> int:
+    """Prints what is wrong with the input, and returns the exit status."""
+    print(f"enat: error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
+    return 2

@@ -1,0 +1,69 @@
+"""`enat sample`: draws images of classes as PNG files that say how they were drawn."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import enat
+from enat.errors import InputError
+from enat.generation import UNCONDITIONAL, find_class_ids
+from enat.images import file_name, read_facts, write_png
+from experiments.command.arguments import device, positive, seed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    add = parser.add_argument
+    add("weights", metavar="FOLDER", help="a folder of weights, a checkpoint, or OWNER/NAME on the hub")
+    add("--classes", nargs="+", metavar="CLASS", help="ids or names, or unconditional (default: all)")
+    add("--images-per-class", type=positive, default=1, metavar="N", help="images of each class (default: 1)")
+    add("--seed", type=seed, default=0, help="of the noise (default: 0)")
+    add("--output", default="samples", metavar="DIR", help="folder of the images (default: samples)")
+    add("--steps", type=positive, metavar="N", help="steps of the sampler (default: those of the folder)")
+    add("--guidance", type=float, metavar="SCALE", help="guidance scale (default: that of the folder)")
+    add("--tokenizer", metavar="FILE", help="the tokenizer, where the weights come without it")
+    add("--device", type=device, default="cpu", help="where images are drawn, such as cuda (default: cpu)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draws the images and writes them.
+
+    Raises:
+        InputError: for weights that can't be read, an unknown class, or a folder with other images.
+    """
+    model = enat.load(arguments.weights, arguments.tokenizer, arguments.device)
+    options = {"num_steps": arguments.steps, "guidance_scale": arguments.guidance}
+    if given := {name: value for name, value in options.items() if value is not None}:
+        model = model.with_sampler(**given)
+    class_ids = list(dict.fromkeys(find_class_ids(_as_ids(arguments.classes, model), model.class_names)))
+    names = [*model.class_names, UNCONDITIONAL]
+    pictures = [(class_id, number) for class_id in class_ids for number in range(arguments.images_per_class)]
+    folder = Path(arguments.output)
+    facts = {"seed": arguments.seed, **model.facts()}
+    files = {
+        folder / file_name(one, names, arguments.seed): {**facts, "class": names[one[0]], "number": one[1]}
+        for one in pictures
+    }
+    for path, wanted in files.items():
+        if path.exists() and read_facts(path) != json.loads(json.dumps(wanted)):
+            raise InputError(f"{path}: this file exists and is of other settings; expected another --output DIR.")
+    classes = [UNCONDITIONAL if class_id == len(model.class_names) else class_id for class_id in class_ids]
+    images = model.generate(classes, arguments.images_per_class, arguments.seed, _show_progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    for (path, wanted), image in zip(files.items(), images, strict=True):
+        write_png(path, image, wanted)
+    print(f"{len(images)} images in {folder}")
+
+
+def _as_ids(classes: list[str] | None, model: enat.Pipeline) -> list[int | str] | None:
+    """Returns classes as a user has typed them, digits as ids unless a class has this name."""
+    if classes is None:
+        return None
+    return [int(text) if text.isdecimal() and text not in model.class_names else text for text in classes]
+
+
+def _show_progress(done: int, total: int) -> None:
+    """Shows on a terminal how many steps are done."""
+    if sys.stderr.isatty():
+        print(f"\rstep {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)

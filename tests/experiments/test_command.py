@@ -1,0 +1,131 @@
+"""The command `enat`: what it draws and scores is what the library and the tasks do, and bad input is one sentence."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import enat
+from enat.images import read_facts
+from experiments.command.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+START = "import sys; from experiments.command.main import main; sys.exit(main())"
+
+
+@pytest.fixture
+def folder(make_pipeline, tmp_path):
+    make_pipeline().save(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def test_images_are_those_of_the_library_with_their_settings_inside(folder, tmp_path, capsys):
+    given = ["--classes", "bee", "4", "unconditional", "--images-per-class", "2", "--seed", "7"]
+    assert main(["sample", str(folder), *given, "--output", str(tmp_path / "x")]) == 0
+    assert capsys.readouterr().out == f"6 images in {tmp_path / 'x'}\n"
+    model = enat.load(folder)
+    expected = model.generate(["bee", "emu", "unconditional"], images_per_class=2, seed=7)
+    names = [f"class_{label}_seed_7_000{number}.png" for label in ("0001_bee", "0004_emu", "0005_unconditional")
+             for number in (0, 1)]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == names
+    for name, image in zip(names, expected, strict=True):
+        assert Image.open(tmp_path / "x" / name).tobytes() == image.tobytes()
+    facts = read_facts(tmp_path / "x" / names[3])
+    assert (facts["class"], facts["number"], facts["seed"]) == ("emu", 1, 7)
+    assert facts["model_sha256"] == json.loads((folder / "config.json").read_text())["files"]["model.safetensors"]
+    # What stands in an image is all that it takes to draw it again.
+    sampler = {name: facts["sampler"][name] for name in ("num_steps", "guidance_scale")}
+    again = enat.load(folder).with_sampler(**sampler).generate(facts["class"], facts["number"] + 1, facts["seed"])
+    assert again[-1].tobytes() == expected[3].tobytes()
+
+
+def test_the_sampler_of_the_command_line(folder, tmp_path):
+    more = ["--steps", "5", "--guidance", "0.5", "--classes", "ant"]
+    assert main(["sample", str(folder), *more, "--output", str(tmp_path / "x")]) == 0
+    (path,) = (tmp_path / "x").iterdir()
+    expected = enat.load(folder).with_sampler(num_steps=5, guidance_scale=0.5).generate("ant")
+    assert Image.open(path).tobytes() == expected[0].tobytes()
+    assert (read_facts(path)["sampler"]["num_steps"], read_facts(path)["sampler"]["guidance_scale"]) == (5, 0.5)
+
+
+def test_files_are_never_replaced_by_others(folder, tmp_path, capsys):
+    draw = ["sample", str(folder), "--classes", "ant", "--output", str(tmp_path / "x")]
+    assert main(draw) == main(draw) == 0  # the same again
+    (path,) = (tmp_path / "x").iterdir()
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert main([*draw, "--steps", "2"]) == 2
+    assert "this file exists and is of other settings; expected another --output DIR." in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.write_text("a user's file")
+    assert main(draw) == 2
+    assert path.read_text() == "a user's file"
+
+
+WRONG = {
+    "a class": (["sample", "FOLDER", "--classes", "bees"], "classes=bees: expected class ids from 0 to 4"),
+    "an id": (["sample", "FOLDER", "--classes", "9"], "classes=9: expected class ids from 0 to 4"),
+    "a folder": (["sample", "/none/at/all"], "weights=/none/at/all: there is no such file."),
+    "guidance": (
+        ["sample", "FOLDER", "--guidance", "-1"],
+        "guidance_scale=-1.0: Input should be greater than or",
+    ),
+    "nan": (["sample", "FOLDER", "--guidance", "nan"], "guidance_scale=nan: Input should be a finite number"),
+    "a count": (["sample", "FOLDER", "--images-per-class", "0"], "0: expected an integer of at least 1"),
+    "a seed": (["sample", "FOLDER", "--seed", "-5"], "expected"),
+    "a device": (["sample", "FOLDER", "--device", "toaster"], "toaster"),
+    "a command": (["paint"], "invalid choice: 'paint'"),
+    "nothing": ([], "the following arguments are required: COMMAND"),
+    "an output": (["sample", "FOLDER", "--output", "/dev/null/x"], "/dev/null/x"),
+    "images": (["score", "/none", "--reference", "FOLDER"], "images=/none: expected a folder of images."),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_bad_input_is_a_sentence(folder, capsys, kind):
+    arguments, sentence = WRONG[kind]
+    try:
+        status = main([str(folder) if argument == "FOLDER" else argument for argument in arguments])
+    except SystemExit as leaving:  # of argparse
+        status = leaving.code
+    printed = capsys.readouterr().err
+    assert status == 2
+    assert sentence in printed
+    assert "Traceback" not in printed
+    assert printed.strip().splitlines()[-1].startswith("enat")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_in_plain_words(name):
+    printed = subprocess.run([sys.executable, "-c", START, name, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert printed.returncode == 0
+    assert "--" in printed.stdout
+    assert "HELP" not in printed.stdout
+
+
+def test_scores_are_those_of_the_task(command, photos, inception, tmp_path, capsys):
+    paths = sorted(photos.rglob("*.png")) or sorted(photos.rglob("*.jpg"))
+    for number, path in enumerate(paths):
+        side = tmp_path / ("images" if number % 2 else "real")
+        side.mkdir(exist_ok=True)
+        shutil.copy(path, side / path.name.replace(".", f"_{number}."))
+    images, real = str(tmp_path / "images"), str(tmp_path / "real")
+    features = ["metrics=inception", f"metrics.evaluation.features.weights={inception}", "protocol=[adm]"]
+    scored = ["scored.path=" + images, "scored.resolution=32", "scored.num_workers=0"]
+    reference = ["reference=images", f"reference.path={real}", "reference.resolution=32", "reference.num_workers=0"]
+    task = command("task=score", *features, *scored, *reference, f"output={tmp_path / 'score'}")
+    assert task.status == 0, task.err
+    capsys.readouterr()
+    given = ["--reference", real, "--weights", str(inception), "--protocol", "adm", "--resolution", "32"]
+    assert main(["score", images, *given]) == 0
+    printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert printed["scores"] == task.results["scores"]
+    assert {"fid", "inception_score", "sfid", "kid", "precision", "recall"} <= printed["scores"]["adm"].keys()
+    assert printed["images_sha256"] == task.results["images"]["sha256"]
+    assert np.isfinite(printed["scores"]["adm"]["fid"])
+    assert main(["score", images, *given[2:], "--reference", str(tmp_path / "none")]) == 2
