@@ -6,7 +6,7 @@ Shapes: `B` images, `L = h*w` tokens of an image, `H` and `W` height and width i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,9 @@ from enat.errors import InputError
 from enat.flops import block_flops, plan_flops
 from enat.generation import without_masks
 from enat.net import ENAT
-from enat.randomness import Generators
+from enat.randomness import Generators, generator_for
 from enat.sampler import EVERY_IMAGE_ALIKE, Sampler
+from enat.tokenizers.base import Tokenizer
 
 
 def tokens_under(region: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -150,3 +151,72 @@ def cost(net: ENAT, sampler: Sampler, num_drawn: int) -> dict[str, float]:
     nat = sum(step.branches * (blocks + step.masked * head) for step in plan)
     without = sum(plan_flops(net, [step._replace(reused=0, starts_guidance=False)])[0] for step in plan)
     return {"gflop": sum(plan_flops(net, plan)) / 1e9, "gflop_without_reuse": without / 1e9, "gflop_nat": nat / 1e9}
+
+
+class Editor:
+    """Edits one image many times.
+
+    Args:
+        net, sampler, tokenizer: encode the image, draw tokens, and decode them.
+        region: returns the image that is edited (1, channels, H, W), which may be moved in its frame, and which of its
+            pixels are drawn (H, W).
+        keep: share of the tokens under the region that are kept all the same, at random positions.
+        other: an image of which tokens are mixed in, (1, channels, H, W); None for none.
+        weight: the share of the kept tokens that come from it.
+        soft_blend: whether the pixels outside of the region are those of the image, with a border of this width in
+            pixels; None to show them as the tokenizer decodes them.
+    """
+
+    def __init__(
+        self,
+        net: ENAT,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        region: Callable[[Tensor], tuple[Tensor, Tensor]],
+        keep: float = 0.0,
+        other: Tensor | None = None,
+        weight: float = 0.5,
+        soft_blend: int | None = None,
+    ):
+        self.net = net
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+        self.region = region
+        self.keep = keep
+        self.other = other
+        self.weight = weight
+        self.soft_blend = soft_blend
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, class_id: int, seeds: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Edits an image (1, channels, H, W).
+
+        Args:
+            image: in [0, 1].
+            class_id: of the new tokens.
+            seeds: the seed and the number of each result.
+
+        Returns:
+            The image that was edited (1, channels, H, W), what of it was drawn anew (H, W), and the results, as many
+            images as `seeds`.
+        """
+        device = self.net.head_bias.device
+        image, region = self.region(image.to(device))
+        region = region.to(device)
+        token_ids = self.tokenizer.encode(image)[0]
+        under = tokens_under(region, self.tokenizer.grid)
+        kept, drawn = [], []
+        for seed, number in seeds:
+            chosen = generator_for("cpu", "tokens of an edit", seed, number)
+            drawn.append(choose_some(under, self.keep, chosen) if self.keep else under)
+            mixed = token_ids
+            if self.other is not None:
+                mixed = mix(token_ids, self.tokenizer.encode(self.other.to(device))[0], self.weight, chosen)
+            kept.append(mixed)
+        generators = [generator_for(device, "edit", seed, class_id, number) for seed, number in seeds]
+        classes = torch.full((len(seeds),), class_id, device=device)
+        edited = draw_anew(self.net, self.sampler, torch.stack(kept), torch.stack(drawn), classes, generators)
+        results = self.tokenizer.decode(edited).float()
+        if self.soft_blend is not None:
+            results = blend(image.expand_as(results), results, region, self.soft_blend)
+        return image, region, results

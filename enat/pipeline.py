@@ -5,12 +5,14 @@ Shapes: `n` images, `L` tokens of an image.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from enat.building import build_from_settings, check_parts, find_part, named
 from enat.checkpoints.folder import config_of, with_found_tokenizer
@@ -19,8 +21,9 @@ from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.saving import describe, save_folder
 from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state
+from enat.editing import Editor, box_region, place
 from enat.errors import InputError
-from enat.generation import check_class_names, find_class_ids, sample_classes
+from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
 from enat.images import reveal, to_pil
 from enat.net import ENAT
 from enat.sampler import Sampler
@@ -91,6 +94,57 @@ class Pipeline:
         """
         images, steps = self._draw(classes, 1, seed)
         return [to_pil(frames) for frames in reveal(images, steps, self.net.mask_token_id)]
+
+    def edit(
+        self,
+        image: Image.Image,
+        classes: Sequence[int | str] | int | str = UNCONDITIONAL,
+        region: Image.Image | Sequence[float] | None = None,
+        scale: float = 1.0,
+        keep: float = 0.0,
+        results_per_class: int = 1,
+        seed: int = 0,
+        soft_blend: int | None = None,
+    ) -> list[Image.Image]:
+        """Draws a part of an image anew and keeps the rest (docs/editing.md).
+
+        Args:
+            image: is cropped to a square in the middle, and scaled to the side of the network's images.
+            classes: ids or names of the classes of the new tokens, or a single one, or `unconditional`.
+            region: what is drawn: the white pixels of an image of the same shape, or a box of left, top, right and
+                bottom as shares; None for all of it.
+            scale: less than 1 shrinks the image, and what is around it is drawn; in place of a region.
+            keep: share of the tokens of the region that are kept all the same, at random positions.
+            results_per_class: the number of results for each class.
+            seed: of the noise.
+            soft_blend: shows the image's own pixels outside of the region, with a soft border of so many pixels.
+
+        Raises:
+            InputError: for a class that the network does not have, or options that do not fit together.
+        """
+        if (region is not None and scale != 1) or not 0 < scale <= 1 or not 0 <= keep <= 1 or results_per_class < 1:
+            raise InputError(
+                f"scale={scale}, keep={keep}, results_per_class={results_per_class}: expected a scale up to 1 "
+                "without a region, a share to keep from 0 to 1, and at least one result."
+            )
+        side = self.tokenizer.resolution
+        mode = "L" if self.tokenizer.channels == 1 else "RGB"
+        pixels = to_tensor(ImageOps.fit(image.convert(mode), (side, side), Image.Resampling.BICUBIC))[None]
+        if isinstance(region, Image.Image):
+            drawn = to_tensor(ImageOps.fit(region.convert("L"), (side, side), Image.Resampling.NEAREST))[0] > 0.5
+            if not drawn.any():
+                raise InputError("region: nothing in it is white, so that nothing would be drawn.")
+        else:
+            drawn = box_region([0, 0, 1, 1] if region is None else region, side, side)
+        put = partial(place, scale=scale) if scale < 1 else lambda image: (image, drawn.to(image.device))
+        editor = Editor(self.net, self.sampler, self.tokenizer, put, keep, soft_blend=soft_blend)
+        seeds = [(seed, number) for number in range(results_per_class)]
+        return [
+            result
+            for class_id in find_class_ids(classes, self.class_names)
+            for start in range(0, len(seeds), BATCH_SIZE)
+            for result in to_pil(editor(pixels, class_id, seeds[start : start + BATCH_SIZE])[2])
+        ]
 
     def _draw(
         self,

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from callbacks.sample_grid import save_grid
 from data.images import center_crop, find_images, load_rgb
-from enat.editing import blend, box_region, choose_some, cost, draw_anew, mix, place, tokens_under
+from enat.editing import Editor, box_region, cost, place, tokens_under
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.generation import check_class_names, find_class_ids
 from enat.images import to_pil
-from enat.net import ENAT
-from enat.randomness import generator_for
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.checkpoint import Checkpoint
@@ -94,70 +92,6 @@ def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer) -> dic
     return read
 
 
-class Editor:
-    """Edits one image many times.
-
-    Args:
-        net, sampler, tokenizer: encode the image, draw tokens, and decode them.
-        region: what is drawn anew.
-        other: an image of which tokens are mixed in, (1, channels, H, W); None for none.
-        weight: the share of the kept tokens that come from it.
-        soft_blend: whether the pixels outside of the region are those of the image, with a border of this width in
-            pixels; None to show them as the tokenizer decodes them.
-    """
-
-    def __init__(
-        self,
-        net: ENAT,
-        sampler: Sampler,
-        tokenizer: Tokenizer,
-        region: Region,
-        other: Tensor | None,
-        weight: float,
-        soft_blend: int | None,
-    ):
-        self.net = net
-        self.sampler = sampler
-        self.tokenizer = tokenizer
-        self.region = region
-        self.other = other
-        self.weight = weight
-        self.soft_blend = soft_blend
-
-    def __call__(self, image: Tensor, class_id: int, seeds: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Edits an image (1, channels, H, W).
-
-        Args:
-            image: in [0, 1].
-            class_id: of the new tokens.
-            seeds: the seed and the number of each result.
-
-        Returns:
-            The image that was edited (1, channels, H, W), what of it was drawn anew (H, W), and the results, as many
-            images as `seeds`.
-        """
-        device = self.net.head_bias.device
-        image, region = self.region(image.to(device))
-        region = region.to(device)
-        token_ids = self.tokenizer.encode(image)[0]
-        under = tokens_under(region, self.tokenizer.grid)
-        kept, drawn = [], []
-        for seed, number in seeds:
-            chosen = generator_for("cpu", "tokens of an edit", seed, number)
-            drawn.append(choose_some(under, self.region.keep, chosen) if self.region.keep else under)
-            mixed = token_ids
-            if self.other is not None:
-                mixed = mix(token_ids, self.tokenizer.encode(self.other.to(device))[0], self.weight, chosen)
-            kept.append(mixed)
-        generators = [generator_for(device, "edit", seed, class_id, number) for seed, number in seeds]
-        classes = torch.full((len(seeds),), class_id, device=device)
-        edited = draw_anew(self.net, self.sampler, torch.stack(kept), torch.stack(drawn), classes, generators)
-        results = self.tokenizer.decode(edited).float()
-        if self.soft_blend is not None:
-            results = blend(image.expand_as(results), results, region, self.soft_blend)
-        return image, region, results
-
-
 def edit(
     checkpoint: Checkpoint,
     sampler: Sampler,
@@ -201,7 +135,7 @@ def edit(
     names.append("unconditional")
     images = read_images(image, tokenizer)
     mixed_in = None if other is None else next(iter(read_images(other, tokenizer).values()))
-    editor = Editor(net, sampler, tokenizer, region, mixed_in, weight, soft_blend)
+    editor = Editor(net, sampler, tokenizer, region, region.keep, mixed_in, weight, soft_blend)
     folder = Path(output) / "images"
     files = {
         (name, class_id, number): folder / f"{name}_{names[class_id]}_seed_{seed}_{number:04d}.png"
@@ -219,7 +153,7 @@ def edit(
             results = []
             for start in range(0, results_per_image, batch_size):
                 numbers = range(start, min(start + batch_size, results_per_image))
-                with checkpoint.context(), torch.no_grad():
+                with checkpoint.context():
                     shown, drawn, edited = editor(before, class_id, [(seed, number) for number in numbers])
                 for number, picture in zip(numbers, to_pil(edited), strict=True):
                     write_atomically(files[name, class_id, number], partial(picture.save, format="PNG"))

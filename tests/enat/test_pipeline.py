@@ -1,8 +1,11 @@
 """A checkpoint alone draws images, and what its settings name is taken from a closed list."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import enat
 from enat.building import BUILDABLE
@@ -11,6 +14,8 @@ from enat.errors import InputError
 from enat.generation import sample_classes
 from enat.net import ENAT
 from enat.tokenizers.vqgan import VQGAN
+
+EMOJI = Path(__file__).parents[2] / "examples" / "emoji"
 
 
 @pytest.fixture
@@ -90,3 +95,33 @@ def test_a_file_with_names_for_other_classes(checkpoint, tmp_path):
     torch.save({**checkpoint, "class_names": ["cat", "dog"]}, tmp_path / "edited.ckpt")
     with pytest.raises(InputError, match="class_names: 2 names for the 10 classes of the network"):
         enat.load(tmp_path / "edited.ckpt")
+
+
+def test_editing_in_python():
+    """A mask and a box say the same; kept pixels stay with a hard blend; another seed gives another result."""
+    model = enat.load(EMOJI).with_sampler(num_steps=2)
+    picture = model.generate("face", seed=5)[0]
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (16, 0, 32, 32))
+    by_mask, by_box, other = (
+        model.edit(picture, "face", region, seed=seed, results_per_class=2, soft_blend=0)
+        for region, seed in ((mask, 0), ([0.5, 0, 1, 1], 0), ([0.5, 0, 1, 1], 1))
+    )
+    assert [image.tobytes() for image in by_mask] == [image.tobytes() for image in by_box]
+    assert len({image.tobytes() for image in [*by_box, *other]}) == 4
+    kept = (0, 0, 16, 32)
+    assert all(image.crop(kept).tobytes() == picture.crop(kept).tobytes() for image in [*by_box, *other])
+
+
+def test_bad_edits_end_in_a_sentence():
+    model = enat.load(EMOJI)
+    picture = Image.new("RGB", (40, 30))
+    for options, sentence in [
+        ({"classes": "dog"}, "classes=dog"),
+        ({"region": [0, 0, 0, 1]}, "box="),
+        ({"region": Image.new("L", (40, 30))}, "nothing in it is white"),
+        ({"region": [0, 0, 1, 1], "scale": 0.5}, "without a region"),
+        ({"keep": 2}, "keep=2"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            model.edit(picture, **options)
