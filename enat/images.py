@@ -3,14 +3,15 @@
 Shapes: `b` images of a block; `n` images, `L` tokens of an image, `T` steps.
 """
 
+import hashlib
+import io
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image, PngImagePlugin
@@ -50,19 +51,33 @@ def file_name(picture: tuple[int, int], names: Sequence[str], seed: int) -> str:
     return f"class_{label}_seed_{seed}_{number:04d}.png"
 
 
-def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
-    """Writes an image as a PNG file, whole or not at all, with plain values inside that say how it was drawn."""
+def pixels_sha256(image: Image.Image | None) -> str | None:
+    """Returns the sha256 of the mode, the size and the pixels of an image; None for none."""
+    if image is None:
+        return None
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+
+
+def png_bytes(image: Image.Image, facts: Mapping[str, Any]) -> bytes:
+    """Returns an image as the bytes of a PNG file, with plain values inside that say how it was drawn."""
     text = PngImagePlugin.PngInfo()
     text.add_text(FACTS, json.dumps(facts))
-    write_atomically(path, partial(image.save, format="PNG", pnginfo=text))
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=text)
+    return file.getvalue()
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """Returns what `write_png` has written into a file beside the image; None for a file without it."""
+def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
+    """Writes the file of `png_bytes`, whole or not at all."""
+    write_atomically(path, png_bytes(image, facts))
+
+
+def read_facts(file: Path | IO[bytes]) -> dict[str, Any] | None:
+    """Returns what `png_bytes` has put into a file beside the image; None for a file without it."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(file, formats=["PNG"]) as image:
             facts = json.loads(image.info.get(FACTS, "null"))
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, RecursionError, SyntaxError, Image.DecompressionBombError):
         return None
     return facts if isinstance(facts, dict) else None
 

@@ -1,15 +1,14 @@
 """`enat sample`: draws images of classes as PNG files that say how they were drawn."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import enat
-from enat.errors import InputError
 from enat.generation import UNCONDITIONAL, find_class_ids
-from enat.images import file_name, read_facts, write_png
-from experiments.command.arguments import device, positive, seed
+from enat.images import file_name
+from experiments.command.arguments import as_typed, device, positive, seed
+from experiments.command.files import refuse_other_settings, write_images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = {"num_steps": arguments.steps, "guidance_scale": arguments.guidance}
     if given := {name: value for name, value in options.items() if value is not None}:
         model = model.with_sampler(**given)
-    class_ids = list(dict.fromkeys(find_class_ids(_as_ids(arguments.classes, model), model.class_names)))
+    class_ids = list(dict.fromkeys(find_class_ids(as_typed(arguments.classes, model.class_names), model.class_names)))
     names = [*model.class_names, UNCONDITIONAL]
     pictures = [(class_id, number) for class_id in class_ids for number in range(arguments.images_per_class)]
     folder = Path(arguments.output)
@@ -45,22 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
         folder / file_name(one, names, arguments.seed): {**facts, "class": names[one[0]], "number": one[1]}
         for one in pictures
     }
-    for path, wanted in files.items():
-        if path.exists() and read_facts(path) != json.loads(json.dumps(wanted)):
-            raise InputError(f"{path}: this file exists and is of other settings; expected another --output DIR.")
+    refuse_other_settings(files)
     classes = [UNCONDITIONAL if class_id == len(model.class_names) else class_id for class_id in class_ids]
     images = model.generate(classes, arguments.images_per_class, arguments.seed, _show_progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    for (path, wanted), image in zip(files.items(), images, strict=True):
-        write_png(path, image, wanted)
-    print(f"{len(images)} images in {folder}")
-
-
-def _as_ids(classes: list[str] | None, model: enat.Pipeline) -> list[int | str] | None:
-    """Returns classes as a user has typed them, digits as ids unless a class has this name."""
-    if classes is None:
-        return None
-    return [int(text) if text.isdecimal() and text not in model.class_names else text for text in classes]
+    write_images(files, images, folder)
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -1,0 +1,33 @@
+"""Image files of a command, which say inside how they were drawn."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from enat.errors import InputError
+from enat.images import read_facts, write_png
+
+
+def refuse_other_settings(files: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuses to replace files that were drawn with other settings, or by something else.
+
+    Args:
+        files: for each file, what is written into it beside the image.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for path, wanted in files.items():
+        if path.exists() and read_facts(path) != json.loads(json.dumps(wanted)):
+            raise InputError(f"{path}: this file exists and is of other settings; expected another --output DIR.")
+
+
+def write_images(files: Mapping[Path, Mapping[str, Any]], images: Sequence[Image.Image], folder: Path) -> None:
+    """Writes images into a folder, in the order of the files, and says so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for (path, wanted), image in zip(files.items(), images, strict=True):
+        write_png(path, image, wanted)
+    print(f"{len(images)} images in {folder}")
