@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.command.main import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "enat": {"data", "callbacks", "experiments", "run"},
@@ -61,10 +63,11 @@ def test_drawing_imports_no_framework(tmp_path):
 
 
 def test_the_command_imports_no_framework():
-    """`enat score` needs torchmetrics, but neither Hydra nor Lightning."""
-    code = "import experiments.command.sample, experiments.command.score, sys; print(*sys.modules)"
+    """`enat score` needs torchmetrics, but neither Hydra nor Lightning; gradio is imported when a page is started."""
+    names = ", ".join(f"experiments.command.{name}" for name in COMMANDS)
+    code = f"import {names}, sys; print(*sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert not {name.partition(".")[0] for name in printed.split()} & {*FRAMEWORKS, "pytorch_lightning"}
+    assert not {name.partition(".")[0] for name in printed.split()} & {*FRAMEWORKS, "pytorch_lightning", "gradio"}
 
 
 def test_importing_the_package_does_not_import_torch():

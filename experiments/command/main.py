@@ -13,6 +13,8 @@ from enat.errors import InputError, printable
 
 COMMANDS = {
     "sample": "draw images of classes as PNG files",
+    "edit": "draw a part of an image anew",
+    "page": "open a page in the browser that draws and edits images",
     "score": "compare images with real ones: FID and other scores",
 }
 

@@ -72,7 +72,7 @@ TASKS = tuple(
     f"experiments.{name}.{name}"
     for name in (
         *("benchmark", "dashboard", "data_benchmark", "download", "edit", "emoji", "evaluate", "export", "latency"),
-        *("neighbours", "report", "sample", "score", "similarity", "stages", "statistics", "tokenize", "train"),
+        *("neighbours", "page", "report", "sample", "score", "similarity", "stages", "statistics", "tokenize", "train"),
         *("train_tokenizer", "verify"),
     )
 )

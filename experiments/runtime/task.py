@@ -27,7 +27,7 @@ from experiments.runtime.ranks import processes
 from experiments.runtime.type_hints import check_value
 
 # Tasks that see for themselves whether the work in their folder is theirs, or make theirs anew.
-GOES_ON = (".train", ".train_tokenizer", ".tokenize", ".download", ".report", ".stages")
+GOES_ON = (".train", ".train_tokenizer", ".tokenize", ".download", ".report", ".stages", ".page")
 UNFINISHED = "unfinished"  # in a task's output: work that the same command goes on with, until there are results
 
 

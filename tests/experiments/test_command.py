@@ -67,6 +67,49 @@ def test_files_are_never_replaced_by_others(folder, tmp_path, capsys):
     assert path.read_text() == "a user's file"
 
 
+@pytest.fixture
+def picture(folder, tmp_path):
+    """An image file of the size of the network's images."""
+    enat.load(folder).generate("cat", seed=2)[0].save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+EDITS = {
+    "a box": (["--box", "0", "0", "0.5", "1"], {"region": (0, 0, 0.5, 1)}),
+    "a mask": (["--mask", "MASK", "--soft-blend", "0"], {"region": "MASK", "soft_blend": 0}),
+    "a smaller image": (["--scale", "0.5"], {"scale": 0.5}),
+    "variations": (["--keep", "0.5", "--results", "3"], {"keep": 0.5, "results_per_class": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_edits_are_those_of_the_library_with_their_settings_inside(folder, picture, tmp_path, kind, capsys):
+    arguments, options = EDITS[kind]
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (0, 0, 4, 4))
+    mask.save(tmp_path / "mask.png")
+    arguments = [str(tmp_path / "mask.png") if argument == "MASK" else argument for argument in arguments]
+    options = {name: mask if value == "MASK" else value for name, value in options.items()}
+    edit = ["edit", str(folder), str(picture), "--classes", "bee", "0", "--seed", "7"]
+    assert main([*edit, *arguments, "--output", str(tmp_path / "x")]) == 0
+    expected = enat.load(folder).edit(Image.open(picture), ["bee", 0], seed=7, **options)
+    assert capsys.readouterr().out == f"{len(expected)} images in {tmp_path / 'x'}\n"
+    each = len(expected) // 2
+    names = [f"picture_class_{label}_seed_7_000{number}.png" for label in ("0001_bee", "0000_ant")
+             for number in range(each)]  # fmt: skip
+    assert {path.name for path in (tmp_path / "x").iterdir()} == set(names)
+    for name, image in zip(names, expected, strict=True):
+        assert Image.open(tmp_path / "x" / name).tobytes() == image.tobytes()
+    facts = read_facts(tmp_path / "x" / names[-1])
+    assert (facts["class"], facts["number"], facts["seed"]) == ("ant", each - 1, 7)
+    assert facts["edit"]["keep"] == options.get("keep", 0)
+    assert (facts["edit"]["mask_sha256"] is not None) == (kind == "a mask")
+    # Of another image, the results are others, and do not replace these.
+    Image.new("RGB", (8, 8)).save(picture)
+    assert main([*edit, *arguments, "--output", str(tmp_path / "x")]) == 2
+    assert "of other settings; expected another --output DIR." in capsys.readouterr().err
+
+
 WRONG = {
     "a class": (["sample", "FOLDER", "--classes", "bees"], "classes=bees: expected class ids from 0 to 4"),
     "an id": (["sample", "FOLDER", "--classes", "9"], "classes=9: expected class ids from 0 to 4"),
@@ -82,15 +125,28 @@ WRONG = {
     "a command": (["paint"], "invalid choice: 'paint'"),
     "nothing": ([], "the following arguments are required: COMMAND"),
     "an output": (["sample", "FOLDER", "--output", "/dev/null/x"], "/dev/null/x"),
+    "no image": (["edit", "FOLDER", "/none.png"], "/none.png: unreadable"),
+    "no picture": (["edit", "FOLDER", __file__], "test_command.py: unreadable"),
+    "an empty box": (["edit", "FOLDER", "IMAGE", "--box", "1", "0", "0", "1"], "box=[1.0, 0.0, 0.0, 1.0]: expected"),
+    "a large box": (["edit", "FOLDER", "IMAGE", "--box", "0", "0", "9", "1"], "9: expected a number from 0 to 1"),
+    "nan in a box": (["edit", "FOLDER", "IMAGE", "--keep", "nan"], "nan: expected a number from 0 to 1"),
+    "two regions": (["edit", "FOLDER", "IMAGE", "--mask", "x", "--scale", "0.5"], "not allowed with argument"),
+    "a black mask": (["edit", "FOLDER", "IMAGE", "--mask", "IMAGE"], "region: nothing in it is white"),
+    "no scale": (["edit", "FOLDER", "IMAGE", "--scale", "0"], "scale=0.0"),
+    "a huge border": (["edit", "FOLDER", "IMAGE", "--soft-blend", "99999"], "expected an integer from 0 to 1024"),
+    "a port": (["page", "FOLDER", "--port", "99999"], "99999: expected an integer from 0 to 65535"),
+    "a page of no weights": (["page", "/none/at/all"], "weights=/none/at/all: there is no such file."),
     "images": (["score", "/none", "--reference", "FOLDER"], "images=/none: expected a folder of images."),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_bad_input_is_a_sentence(folder, capsys, kind):
+def test_bad_input_is_a_sentence(folder, tmp_path, capsys, kind):
     arguments, sentence = WRONG[kind]
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    places = {"FOLDER": str(folder), "IMAGE": str(tmp_path / "black.png")}
     try:
-        status = main([str(folder) if argument == "FOLDER" else argument for argument in arguments])
+        status = main([places.get(argument, argument) for argument in arguments])
     except SystemExit as leaving:  # of argparse
         status = leaving.code
     printed = capsys.readouterr().err

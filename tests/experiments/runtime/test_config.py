@@ -55,6 +55,7 @@ EXTRA = {  # what else a choice needs
     "fabric/default": ["task=score", "scored.path=images"],
     "task/evaluate": ["weights=digits.safetensors"],
     "task/sample": ["weights=digits.safetensors"],
+    "task/page": ["weights=digits.safetensors"],
     "task/report": ["runs=images"],
     "task/statistics": ["scored.path=images"],
     "task/score": ["scored.path=images"],

@@ -1,0 +1,27 @@
+"""`enat page`: opens a page in the browser that draws and edits images."""
+
+import argparse
+import shlex
+
+import enat
+from experiments.command.arguments import device, port
+from experiments.web.launching import serve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    add = parser.add_argument
+    add("weights", metavar="FOLDER", help="a folder of weights, a checkpoint, or OWNER/NAME on the hub")
+    add("--port", type=port, default=7860, help="of the page on this machine (default: 7860)")
+    add("--host", default="127.0.0.1", help="address of the page; 0.0.0.0 lets others in (default: 127.0.0.1)")
+    add("--device", type=device, default="cpu", help="where images are drawn, such as cuda (default: cpu)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Shows the page until Ctrl+C.
+
+    Raises:
+        InputError: for weights that can't be read, without gradio, and for a port that can't be used.
+    """
+    model = enat.load(arguments.weights, device=arguments.device)
+    serve(model, f"weights={shlex.quote(arguments.weights)}", arguments.host, arguments.port)

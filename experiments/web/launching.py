@@ -1,0 +1,64 @@
+"""Starts the page on this machine; nothing is sent anywhere else."""
+
+import os
+from typing import Any
+
+from enat.errors import InputError
+from enat.pipeline import Pipeline
+
+
+def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 7860) -> Any:
+    """Starts the page in threads of its own, and returns it; `close()` ends it, and `block_thread()` waits for Ctrl+C.
+
+    Args:
+        model: draws the images.
+        given: the options of `run.py` that choose the weights, quoted for a shell.
+        host: the address on which the page is reachable; this machine alone by default.
+        port: of the page; 0 for any that is free.
+
+    Raises:
+        InputError: without gradio, and for a port that can't be used.
+    """
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        import gradio as gr
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise InputError("the page needs the package gradio; expected `pip install -e '.[page]'` before.") from error
+    from experiments.web.choices import Choices
+    from experiments.web.interface import CSS, Page, build
+    from experiments.web.uploads import MAX_BYTES
+
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # fetched from nowhere
+    blocks = build(Page(Choices(model), given))
+    try:
+        blocks.launch(
+            server_name=host,
+            server_port=port or None,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=MAX_BYTES,
+            state_session_capacity=100,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            inbrowser=False,
+            theme=gr.themes.Base(**fonts),
+            css=CSS,
+        )
+    except OSError as error:
+        raise InputError(f"port={port}: can't be used on {host}; expected another port.") from error
+    return blocks
+
+
+def serve(model: Pipeline, given: str, host: str, port: int) -> str:
+    """Shows the page until the user ends it with Ctrl+C; returns its address. See `launch`."""
+    blocks = launch(model, given, host, port)
+    print(f"The page is at {blocks.local_url} (Ctrl+C ends it)", flush=True)
+    blocks.block_thread()
+    return str(blocks.local_url)

@@ -1,0 +1,126 @@
+"""Reads what a browser uploads: a few formats of bounded size, from the folder of uploads, and nothing else.
+
+Gradio by itself opens whatever Pillow can open, and fetches files from addresses that a request names.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from enat.errors import InputError
+from enat.images import read_facts
+from enat.pipeline import Pipeline
+from experiments.web.choices import MAX_IMAGES, MAX_SEED, NUMBERS, Choices, number, one_of
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_BYTES = 10 * 2**20
+MAX_PIXELS = 2**24
+
+
+def read_image(source: Path | bytes) -> Image.Image:
+    """Reads an image with its transparency, if it has any.
+
+    Raises:
+        InputError: for other formats, more than 16 million pixels, and damaged files.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"the image has {image.width} x {image.height} pixels; expected at most 16 million.")
+            if image.mode.startswith(("I", "F")):
+                raise InputError("the image has more than 8 bits a channel; expected one with 8.")
+            return image.convert("RGBA")
+    except InputError:
+        raise
+    except Exception as error:  # whatever a plugin of Pillow raises on a damaged file
+        raise InputError("the image can't be read; expected a PNG, JPEG or WebP file.") from error
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Returns an image in RGB, whose transparent parts are white."""
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def read_editor(blobs: dict[str, Any], payload: Any) -> tuple[Image.Image, Image.Image] | None:
+    """Reads an image editor: the image, and what is painted on it, white on black.
+
+    Args:
+        blobs: the pictures that the editor has uploaded, by an id; they are taken out.
+        payload: what the request says, after gradio has checked that its files are uploads.
+
+    Returns:
+        Two images of the same size; None without an image.
+
+    Raises:
+        InputError: for an image that can't be read.
+    """
+    if payload is not None and payload.id is not None:
+        payload = blobs.pop(payload.id, None)
+    if payload is None or payload.background is None:
+        return None
+    sources = [payload.background, *(layer for layer in payload.layers[:MAX_IMAGES] if layer is not None)]
+    image, *layers = (read_image(one if isinstance(one, bytes) else Path(one.path)) for one in sources)
+    painted = np.zeros((image.height, image.width), dtype=bool)
+    for layer in layers:
+        painted |= np.asarray(layer.getchannel("A").resize(image.size, Image.Resampling.NEAREST)) > 0
+    return on_white(image), Image.fromarray(painted.astype(np.uint8) * 255)
+
+
+def refusing_addresses(move: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wraps gradio's function that takes a file into its cache, so that it fetches nothing from an address."""
+
+    async def moved(source: Any) -> Any:
+        if "://" in str(source)[:16]:
+            raise InputError("an address of a file; expected an upload.")
+        return await move(source)
+
+    return moved
+
+
+def settings_of(choices: Choices, content: bytes | None) -> tuple[dict[str, Any], str]:
+    """Reads the settings in a PNG file that the page or `enat sample` has written.
+
+    Args:
+        choices: of the model.
+        content: of the file.
+
+    Returns:
+        The values of the page's controls by name, and a sentence that says what does not fit, or that all does.
+
+    Raises:
+        InputError: for a file without settings, and for settings that the page does not offer.
+    """
+    facts = read_facts(io.BytesIO(content or b"")) if len(content or b"") <= MAX_BYTES else None
+    if facts is None:
+        raise InputError("the file has no settings inside; expected a PNG file of this page or of `enat sample`.")
+    sampler = facts.get("sampler")
+    sampler = sampler if isinstance(sampler, Mapping) else {}
+    name = facts.get("class")
+    values: dict[str, Any] = {"classes": [choices.names.index(one_of("class", name, choices.names))]}
+    values["images_per_class"] = number("number of the image", facts.get("number"), 0, MAX_IMAGES - 1) + 1
+    values["seed"] = number("seed", facts.get("seed"), 0, MAX_SEED)
+    for option, (label, _, _, whole) in NUMBERS.items():
+        values[option] = number(label, sampler.get(option), *choices.range_of(option), whole)
+    named = Choices.of_settings(sampler)
+    values["order"] = one_of("order", named[0], choices.orders)
+    values["correction"] = one_of("correction", named[1], choices.corrections)
+    return values, _what_differs(choices.model, facts, sampler)
+
+
+def _what_differs(model: Pipeline, facts: Mapping[str, Any], sampler: Mapping[str, Any]) -> str:
+    """Says whether the image is of this model, and whether it can be drawn again."""
+    own = model.facts()
+    if any(facts.get(name) != own[name] for name in ("model_sha256", "tokenizer_sha256", "dtype")):
+        return "The settings are in the controls. The image is of other weights, so that it will look different."
+    changeable = {*NUMBERS, "order", "correction"}
+    mine = {name: value for name, value in own["sampler"].items() if name not in changeable}
+    if {name: value for name, value in sampler.items() if name not in changeable} != mine:
+        return "The settings are in the controls, but for schedules of the sampler that the page does not change."
+    if "edit" in facts:
+        return "The settings are in the controls. The image was edited: its region is not among them."
+    return "All settings are in the controls. Draw makes the same image again."

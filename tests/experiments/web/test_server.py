@@ -1,0 +1,136 @@
+"""The page as a server: several visitors at once, made-up requests, and no way out of this machine."""
+
+import base64
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+import enat
+from enat.images import read_facts
+from experiments.command.main import main
+from experiments.web import launching
+
+pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[page]'")
+from gradio_client import Client
+
+
+@pytest.fixture(scope="module")
+def model(make_pipeline):
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    blocks = launching.launch(model, "weights=FILE", port=0)
+    yield blocks
+    blocks.close()
+
+
+def files_in(html: str) -> list[bytes]:
+    """The PNG files that a part of the page offers for download."""
+    return [base64.b64decode(one) for one in re.findall(r'href="data:image/png;base64,([^"]+)"', html)]
+
+
+def ask(server, name, *data):
+    """Sends a request without the page: the last event of the answer, and what it says."""
+    address = f"{server.local_url}gradio_api/call/{name}"
+    begun = httpx.post(address, json={"data": list(data)}, timeout=60)
+    if begun.status_code != 200:
+        return "refused", begun.text
+    answer = httpx.get(f"{address}/{begun.json()['event_id']}", timeout=60).text
+    events = re.findall(r"event: (\w+)\ndata: (.*)", answer)
+    return events[-1]
+
+
+DRAW = [[1], 1, 0, 3, 2, 1.0, 1.0, "confidence", "none"]
+
+
+def test_eight_visitors_at_once(server, model, tmp_path):
+    """Each gets the images that it asked for, of its own seed and class."""
+
+    def visit(place):
+        client = Client(server.local_url, verbose=False)
+        values = [[place % 5], 1 + place % 2, place, *DRAW[3:]]
+        return files_in(client.predict(*values, api_name="/draw")[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(visit, range(8)))
+    for place, files in enumerate(answers):
+        expected = model.generate(place % 5, 1 + place % 2, seed=place)
+        assert len(files) == len(expected)
+        for number, (file, image) in enumerate(zip(files, expected, strict=True)):
+            (tmp_path / "x.png").write_bytes(file)
+            assert enat_pixels(tmp_path / "x.png") == image.tobytes()
+            facts = read_facts(tmp_path / "x.png")
+            assert (facts["seed"], facts["class"], facts["number"]) == (place, model.class_names[place % 5], number)
+
+
+def enat_pixels(path):
+    from PIL import Image
+
+    return Image.open(path).tobytes()
+
+
+def test_each_step_is_sent(server):
+    job = Client(server.local_url, verbose=False).submit(*DRAW, api_name="/draw")
+    job.result()
+    texts = [answer[0] for answer in job.outputs()]
+    assert [re.sub("<.*?>", "", text) for text in texts[:3]] == [f"Step {step} of 3" for step in (1, 2, 3)]
+    assert "1 image in 3 steps, seed 0" in texts[-1]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        (0, [99], "a class id: 99; expected a whole number from 0 to 5."),
+        (0, "bee", "classes: expected from 1 to 16 of them."),
+        (1, 10**6, "images per class: 1000000; expected a whole number from 1 to 16."),
+        (3, "many", "steps: 'many'"),
+        (4, None, "guidance: None"),
+        (7, {"_target_": "os.system"}, "order: dict"),
+    ],
+)
+def test_crafted_requests_get_a_sentence(server, place, value, sentence):
+    event, answer = ask(server, "draw", *[value if at == place else one for at, one in enumerate(DRAW)])
+    assert event == "error"
+    assert sentence in json.loads(answer)["error"]
+    assert ask(server, "draw", *DRAW)[0] == "complete"  # goes on
+
+
+def test_files_of_the_server_are_not_read(server, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    for path in (str(secret), "/etc/passwd", "http://127.0.0.1:9/x.png", "../../etc/passwd"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        event, answer = ask(server, "restore", file)
+        assert event == "error"
+        assert "no settings" not in answer  # which would mean that it was read
+        editor = {"background": file, "layers": [], "composite": None}
+        assert ask(server, "edit", editor, "everything", 0, 0, 1, 1, 1, 0, 1, 0, True)[0] == "error"
+    assert httpx.get(f"{server.local_url}gradio_api/file={secret}").status_code == 403
+    assert httpx.get(f"{server.local_url}gradio_api/file=/etc/passwd").status_code == 403
+
+
+def test_only_this_machine_and_no_telemetry(server):
+    assert server.server_name == "127.0.0.1"
+    assert server.local_url.startswith("http://127.0.0.1:")
+    assert not server.share
+    assert not server.analytics_enabled
+    page = httpx.get(server.local_url).text
+    assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)', page)
+
+
+def test_a_port_in_use_is_told(server, model):
+    with pytest.raises(enat.errors.InputError, match=f"port={server.server_port}: can't be used on 127.0.0.1"):
+        launching.launch(model, "", port=server.server_port)
+
+
+def test_a_missing_gradio_is_told(make_pipeline, tmp_path, monkeypatch, capsys):
+    make_pipeline().save(tmp_path / "folder")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["page", str(tmp_path / "folder")]) == 2
+    assert "the page needs the package gradio; expected `pip install -e '.[page]'`" in capsys.readouterr().err
