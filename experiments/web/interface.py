@@ -25,9 +25,10 @@ CSS = """
 .enat-pictures img {width: 100%; margin: 0; image-rendering: pixelated; border-radius: .25rem}
 .enat-status {margin: 0; font-weight: 600}
 .enat-table {overflow-x: auto}
-.enat-table table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums}
+.enat-pictures a {text-align: left}
+.enat-table table {border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums}
 .enat-table caption {text-align: left; padding-bottom: .5rem}
-.enat-table th, .enat-table td {text-align: right; padding: .1rem .5rem; border-bottom: 1px solid #8884}
+.enat-table table :is(th, td) {text-align: right; padding: .1rem .3rem; border: 0; border-bottom: 1px solid #8884}
 :focus-visible {outline: 2px solid currentColor; outline-offset: 2px}
 """
 
@@ -180,14 +181,18 @@ def _draw_tab(page: Page, drawn: gr.State) -> None:
                 button = gr.Button("Draw", variant="primary")
                 stop = gr.Button("Stop", min_width=80)
             file = guarded(
-                gr.File(type="binary", file_types=[".png"], label="Drop an image of this page to get its settings")
+                gr.File(
+                    type="binary",
+                    file_types=[".png"],
+                    label="Drop an image of this page to get its settings",
+                    height=130,
+                )
             )
         with gr.Column(scale=3, min_width=300):
             text = gr.HTML(pictures.status("Nothing drawn yet"))
             shown = gr.HTML(elem_id="drawn")
-            command = gr.Textbox(
-                label="The same images on the command line", lines=2, buttons=["copy"], interactive=False
-            )
+            # With gradio's button to copy, or not interactive, screen readers get no name and the keyboard no way in.
+            command = gr.Textbox(label="The same images on the command line", lines=2, interactive=True)
             with gr.Accordion("What each step computes", open=False):
                 table = gr.HTML("<p>Nothing drawn yet.</p>")
     controls = [classes, per_class, seed, *numbers, order, correction]
@@ -209,10 +214,11 @@ def _edit_tab(page: Page, drawn: gr.State) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
-                place = _number("Number of the drawn image", 1, 1, MAX_IMAGES)
-                take = gr.Button("Take the drawn image", min_width=120)
+                place = _number("Drawn image", 1, 1, MAX_IMAGES)
+                take = gr.Button("Take this image", min_width=120)
+            gr.Markdown("Paint over the part of the image that is to be drawn anew.")
             editor = gr.ImageEditor(
-                label="Image: paint over what is to be drawn anew",
+                label="Image to edit",
                 sources=["upload", "clipboard"],
                 transforms=[],
                 layers=False,

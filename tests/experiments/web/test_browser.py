@@ -47,7 +47,7 @@ def browser():
 def page(browser, address, request):
     context = browser.new_context(viewport={"width": request.param, "height": 900}, accept_downloads=True)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(30_000)
     page.asked = []
     page.on("request", lambda one: page.asked.append(one.url))
     page.goto(address)
@@ -96,14 +96,14 @@ def test_a_visit(page, model, address, tmp_path):
     assert read_facts(file)["seed"] == 3
     assert "classes=[face,flag]" in page.get_by_label("The same images on the command line").input_value()
 
-    # Edit the drawn face: paint over its left part.
+    # Edit the drawn face: paint over its left eye.
     page.get_by_role("tab", name="Edit").click()
-    page.get_by_role("button", name="Take the drawn image").click()
+    page.get_by_role("button", name="Take this image").click()
     canvas = page.locator("canvas").filter(visible=True).first
     canvas.wait_for()
     page.wait_for_timeout(1500)
     box = canvas.bounding_box()
-    left, middle = box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"]
+    left, middle = box["x"] + 0.4 * box["width"], box["y"] + 0.5 * box["height"]
     canvas.hover()
     page.mouse.move(left, middle - 40)
     page.mouse.down()
