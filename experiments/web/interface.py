@@ -26,9 +26,11 @@ CSS = """
 .enat-status {margin: 0; font-weight: 600}
 .enat-table {overflow-x: auto}
 .enat-pictures a {text-align: left}
-.enat-table table {border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums}
+.enat-table table {border: 0; border-collapse: collapse; width: 100%; font-size: .8rem;
+  font-variant-numeric: tabular-nums}
 .enat-table caption {text-align: left; padding-bottom: .5rem}
 .enat-table table :is(th, td) {text-align: right; padding: .1rem .3rem; border: 0; border-bottom: 1px solid #8884}
+@media (max-width: 500px) {.enat-table table {font-size: .7rem} .enat-table table :is(th, td) {padding: .1rem}}
 :focus-visible {outline: 2px solid currentColor; outline-offset: 2px}
 """
 
@@ -185,7 +187,7 @@ def _draw_tab(page: Page, drawn: gr.State) -> None:
                     type="binary",
                     file_types=[".png"],
                     label="Drop an image of this page to get its settings",
-                    height=130,
+                    height=160,
                 )
             )
         with gr.Column(scale=3, min_width=300):

@@ -30,7 +30,8 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
     from experiments.web.interface import CSS, Page, build
     from experiments.web.uploads import MAX_BYTES
 
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # fetched from nowhere
+    # Fonts of the reader's machine: gradio's own are fetched from elsewhere.
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks = build(Page(Choices(model), given))
     try:
         blocks.launch(
@@ -48,7 +49,7 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
             mcp_server=False,
             ssr_mode=False,
             inbrowser=False,
-            theme=gr.themes.Base(**fonts),
+            theme=theme,
             css=CSS,
         )
     except OSError as error:
