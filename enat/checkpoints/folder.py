@@ -135,7 +135,9 @@ def _with_moved_tokenizer(content: dict[str, Any], path: Path) -> dict[str, Any]
     """Returns the content of DIR/network/checkpoints/FILE with the path of DIR/tokenizer/checkpoints/last.ckpt."""
     settings = content.get("settings")
     tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
-    named = tokenizer.get("weights") if isinstance(tokenizer, dict) else None
+    if not isinstance(settings, dict) or not isinstance(tokenizer, dict):
+        return content
+    named = tokenizer.get("weights")
     if not isinstance(named, str) or Path(named).exists() or len(path.absolute().parents) < 3:
         return content
     moved = path.absolute().parents[2] / "tokenizer" / "checkpoints" / "last.ckpt"
