@@ -131,7 +131,10 @@ def test_every_study_has_jobs(name):
         params = dict(config.hydra.sweeper.params)
         assert params.pop("seed", "0,1,2") == "0,1,2"
         if name.startswith("tune"):  # each interval by its two ends, one option after another
-            values_of = {option: re.findall(r"[\d.]+", values) for option, values in params.items()}
+            values_of = {option: re.findall(r"[\w.]+", values.partition("(")[2]) for option, values in params.items()}
+            values_of = {
+                option: [one for one in found if one not in ("log", "interval")] for option, found in values_of.items()
+            }
         else:
             values_of = {option: _split(str(values)) for option, values in params.items()}
         for option, values in values_of.items():
