@@ -99,7 +99,8 @@ def _run_id(folder: Path) -> str:
     if path.exists():
         identity, *before = path.read_text().split("\n")
         place = Path(before[0]) if before and before[0] else folder
-        is_copy = place != folder and (place / IDENTITY).exists() and _run_id(place) == identity
+        of_place = (place / IDENTITY).read_text() if (place / IDENTITY).exists() else ""
+        is_copy = place != folder and of_place.partition("\n")[0] == identity
         if not is_copy:
             if place != folder:
                 rank_zero_only(write_atomically)(path, f"{identity}\n{folder}".encode())

@@ -104,12 +104,14 @@ def read_config(path: Path) -> dict[str, Any]:
 def with_found_tokenizer(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Returns a file's content with the path of the tokenizer that task=export wrote beside the file, if it did.
 
+    The tokenizer of experiment=from_images is found too, if the folder of both was moved.
+
     Raises:
         InputError: if the tokenizer was left out, has gone, or is another one.
     """
     written = content.get("tokenizer_file")
     if written is None:
-        return content
+        return _with_moved_tokenizer(content, Path(path))
     if written["sha256"] is None:
         raise InputError(
             f"weights={path}: its tokenizer was left out; expected tokenizer.weights=FILE on the command line, or "
@@ -127,6 +129,21 @@ def with_found_tokenizer(content: dict[str, Any], path: str | Path) -> dict[str,
     if not isinstance(settings.get("tokenizer"), dict):
         raise InputError(f"weights={path}: its settings are damaged: tokenizer is {settings.get('tokenizer')}.")
     return {**content, "settings": {**settings, "tokenizer": {**settings["tokenizer"], "weights": str(file)}}}
+
+
+def _with_moved_tokenizer(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the content of DIR/network/checkpoints/FILE with the path of DIR/tokenizer/checkpoints/last.ckpt."""
+    settings = content.get("settings")
+    tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict) or not isinstance(tokenizer, dict):
+        return content
+    named = tokenizer.get("weights")
+    if not isinstance(named, str) or Path(named).exists() or len(path.absolute().parents) < 3:
+        return content
+    moved = path.absolute().parents[2] / "tokenizer" / "checkpoints" / "last.ckpt"
+    if Path(named).parts[-3:] != moved.parts[-3:] or not moved.is_file():
+        return content
+    return {**content, "settings": {**settings, "tokenizer": {**tokenizer, "weights": str(moved)}}}
 
 
 def _check_file(path: Path, sha256: str) -> None:

@@ -38,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         importlib.import_module(f"experiments.command.{parsed.command}").run(parsed)
     except InputError as error:
         return _refuse(str(error))
+    except NotImplementedError as error:
+        if "MPS" not in str(error):
+            raise
+        reason = str(error).partition(".")[0]
+        return _refuse(f"--device mps: {reason}; expected --device cpu, or PYTORCH_ENABLE_MPS_FALLBACK=1.")
     except OSError as error:
         if error.filename is None:
             raise

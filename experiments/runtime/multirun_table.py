@@ -30,3 +30,17 @@ class MultirunTable(Callback):
         if any((job / "results.json").exists() for job in jobs):
             print(printable(table_of(read_study(*jobs)).to_string(index=False)))
             print(f"For plots, curves and intervals: {command}")
+        if config.get("held_out_seeds"):
+            self.score_again(config, folder)
+
+    def score_again(self, config: DictConfig, folder: Path) -> None:
+        """Scores the best settings of a search with seeds that it has not seen, and prints what comes out."""
+        from experiments.runtime.held_out_seeds import score_again
+
+        directions = config.hydra.sweeper.direction
+        names = list(config.objective)
+        each = [directions] if isinstance(directions, str) else list(directions)
+        weights = dict(text.partition("=")[::2] for text in config.hydra.overrides.task)["weights"].strip("'")
+        print(f"The best settings, scored again with the seeds {list(config.held_out_seeds)}:")
+        scored = score_again(folder, names, each, config.held_out_seeds, weights)
+        print(f"Results with these seeds, which are the ones to quote: {', '.join(map(str, scored)) or 'none'}")

@@ -33,6 +33,8 @@ PACKAGES = {  # that bring choices of Hydra's own groups
 def prepare(arguments: Sequence[str]) -> list[str]:
     """Quotes values that Hydra's grammar can't read, such as paths with spaces or `=`, and expands `~`.
 
+    Paths below the working directory become relative to it.
+
     For the folder of a run, `weights=DIR` becomes its last checkpoint. Of a multirun, `--cfg` shows a job, for which
     Hydra must not be told of the multirun.
 
@@ -64,6 +66,9 @@ def _prepare(argument: str) -> str:
         raise InputError(f"{argument}: expected one folder.")
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
+    here = f"{Path.cwd()}/"
+    if value.startswith(here) and value != here:  # checkpoints and results are shared, and need not name this machine
+        value = value.removeprefix(here)
     try:
         parsed = OverridesParser.create().parse_override(f"{name}={value}")
         is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), int | float)

@@ -158,6 +158,9 @@ def resume_point(
         path, content = max(readable.items(), key=lambda item: (item[1].get("global_step", -1), item[0].name))
         may_change = {f"module.optimizer.{name}" for name in changed}
         earlier, wanted = (by_full_name(fixed_settings(part)) for part in (content.get("settings", {}), settings))
+        of_average = {name for part in (earlier, wanted) for name in part if name.startswith("callbacks.ema")}
+        if any(part.get("callbacks.ema._target_") is None for part in (earlier, wanted)):  # one may be added
+            may_change |= of_average
         for part in (earlier, wanted):
             for name in may_change & part.keys():
                 del part[name]

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,22 @@ def test_the_id_of_a_run_is_its_folders(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     assert StepWandbLogger(save_dir=str(tmp_path / "b"), **options).version == first
     assert StepWandbLogger(save_dir=str(tmp_path / "a"), **options).version != first
+
+
+def test_a_copy_of_a_folder_is_a_run_of_its_own(tmp_path, capsys):
+    options = {"project": "enat", "name": "any", "offline": True}
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / "last.ckpt").touch()
+    first = StepWandbLogger(save_dir=str(tmp_path / "a"), **options).version
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    copied = StepWandbLogger(save_dir=str(tmp_path / "b"), **options).version
+    assert (
+        f"{tmp_path}/b is a copy of {tmp_path}/a, so that it becomes a run of its own on W&B."
+        in capsys.readouterr().out
+    )
+    assert copied != first
+    for name, identity in (("a", first), ("b", copied)):
+        assert StepWandbLogger(save_dir=str(tmp_path / name), **options).version == identity
 
 
 @pytest.mark.parametrize("choice", ["csv", "wandb", "tensorboard", "[wandb,tensorboard]"])

@@ -166,3 +166,15 @@ def test_a_class_with_control_characters_is_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(folder / "1.png")
     with pytest.raises(InputError, match="expected a name without control characters"):
         ImageList.find(tmp_path)
+
+
+@pytest.mark.parametrize("link", ["cat/other.png", "hound", "dog/loop"])
+def test_a_file_is_of_one_class(tmp_path, link):
+    """A link to an image of another class, to a class folder, and to the folder above."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    target = {"cat/other.png": "dog/0.png", "hound": "dog", "dog/loop": ""}[link]
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=r" and .* are one file, by a link; expected one class for it"):
+        ImageList.find(tmp_path)

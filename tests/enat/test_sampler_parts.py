@@ -349,7 +349,7 @@ def test_the_loop_of_remdm(small_net):
         {"correction": Remasking(), "reuse_share": 0.5, "order": Halton()},
         {"order": Moment(), "top_k": 3, "mask_schedule": exponential},
     ],
-    ids=str,
+    ids=["guided in parts", "guided once", "recomputed", "stale", "half reused", "moment"],
 )
 def test_operations_are_those_that_torch_counts(small_net, settings):
     sampler = make(**{"num_steps": 5, "gumbel_temperature": 1.0, **settings})
@@ -361,7 +361,11 @@ def test_operations_are_those_that_torch_counts(small_net, settings):
 # Given tokens, and options of an image
 
 
-@pytest.mark.parametrize("settings", [{}, {"correction": Remasking()}, {"order": EntropyBound(2.0)}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"correction": Remasking()}, {"order": EntropyBound(2.0)}],
+    ids=["default", "correction", "adaptive"],
+)
 def test_given_tokens_stay(small_net, settings):
     generator = torch.Generator().manual_seed(0)
     is_given = torch.rand(2, 16, generator=generator).argsort(1) < 7
@@ -424,7 +428,7 @@ def test_candidates_of_an_order_know_the_positions():
 # The scheduler
 
 
-@pytest.mark.parametrize("order", [None, Halton(3, 4), Entropy()], ids=str)
+@pytest.mark.parametrize("order", [None, Halton(3, 4), Entropy()], ids=["confidence", "halton", "entropy"])
 def test_a_scheduler_reveals_what_the_sampler_does(order):
     """Without noise, the same tokens in the same steps, given the same logits."""
     net, record = KnownNet(), []

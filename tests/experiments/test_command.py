@@ -185,3 +185,12 @@ def test_scores_are_those_of_the_task(command, photos, inception, tmp_path, caps
     assert printed["images_sha256"] == task.results["images"]["sha256"]
     assert np.isfinite(printed["scores"]["adm"]["fid"])
     assert main(["score", images, *given[2:], "--reference", str(tmp_path / "none")]) == 2
+
+
+def test_an_operation_that_apple_gpus_lack(folder, tmp_path, capsys, monkeypatch):
+    def lacking(*_, **__):
+        raise NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device. If you want")
+
+    monkeypatch.setattr(enat, "load", lacking)
+    assert main(["sample", str(folder), "--output", str(tmp_path / "out")]) == 2
+    assert "for the MPS device; expected --device cpu, or PYTORCH_ENABLE_MPS_FALLBACK=1." in capsys.readouterr().err

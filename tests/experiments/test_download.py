@@ -90,6 +90,12 @@ def test_what_is_not_the_file(server, tmp_path):
     with pytest.raises(InputError, match=r"the sha256 of the file is .*; expected 1234. It was removed"):
         download_file(url, tmp_path / "file", "1234")
     kind.page = True
+    with pytest.raises(
+        InputError, match=r"file: the server gives a web page instead of the file; open it in a browser\.$"
+    ):
+        download_file(url, tmp_path / "file")
+    kind.page = False
+    kind.content = b"\n<!DOCTYPE html><html>Quota exceeded</html>"  # as application/octet-stream
     with pytest.raises(InputError, match="the server gives a web page instead of the file"):
         download_file(url, tmp_path / "file")
     with pytest.raises(InputError, match=r"other: the server answers 404 \(Not Found\)"):

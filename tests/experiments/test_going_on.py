@@ -146,3 +146,58 @@ def test_a_folder_whose_name_looks_like_a_number():
         "data.shards='17'",
         "weights=a,b",
     ]
+
+
+@pytest.mark.parametrize("part", ["weights", "EMA weights"])
+def test_weights_of_nan_do_not_go_on(command, tmp_path, part):
+    run = [*DEBUG, *NO_SCORES, f"output={tmp_path}"]
+    command(*run)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    average = content["callbacks"]["EMA"]["net"]
+    name = "net.head_bias" if part == "weights" else "head_bias"
+    (content["state_dict"] if part == "weights" else average)[name][0] = torch.nan
+    for other in path.parent.glob("*.ckpt"):
+        other.unlink()
+    torch.save(content, path)
+    outcome = command(*run, "trainer.max_steps=6")
+    assert outcome.status == 1
+    assert f"{path}: {name} of its {part} holds NaN or infinite values; remove this file" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("option", "before"),
+    [
+        ("callbacks.ema.decay=0.5", "0.9"),
+        ("trainer.precision=bf16-mixed", "32-true"),
+        ("trainer.gradient_clip_val=2", "null"),
+    ],
+)
+def test_what_changes_the_result_does_not_change_in_silence(command, tmp_path, option, before):
+    run = [*DEBUG, *NO_SCORES, f"output={tmp_path}"]
+    command(*run)
+    outcome = command(*run, option, "trainer.max_steps=6")
+    assert outcome.status == 1
+    assert f"{option.partition('=')[0]}: {before}" in outcome.err
+
+
+def test_masks_that_are_drawn_by_batch_say_that_they_change(command, tmp_path):
+    run = [*DEBUG, *NO_SCORES, "module.mask_groups=null", f"output={tmp_path}"]
+    command(*run)
+    outcome = command(*run, "trainer.accumulate_grad_batches=2", "trainer.max_steps=6")
+    assert "Note: trainer.accumulate_grad_batches=2 instead of 1: masks and dropout are drawn by batch" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("trainer.val_check_interval=0", "trainer.val_check_interval=0: expected a number of batches of at least 1"),
+        ("trainer.val_check_interval=00:00:00:03", "expected a number of batches of at least 1"),
+        ("trainer.val_check_interval=0.5", "expected a number of batches of at least 1"),
+        ("trainer.gradient_clip_val=-5", "trainer.gradient_clip_val=-5: expected a norm above 0"),
+    ],
+)
+def test_options_of_the_trainer_out_of_range(command, tmp_path, option, sentence):
+    outcome = command(*DEBUG, *NO_SCORES, option, f"output={tmp_path}")
+    assert outcome.status == 1
+    assert sentence in outcome.err

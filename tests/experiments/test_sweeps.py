@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from experiments.runtime.held_out_seeds import best_jobs
 from experiments.runtime.multirun import fixed_options, objectives
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,9 @@ def test_every_study_has_jobs(name):
         params = dict(config.hydra.sweeper.params)
         assert params.pop("seed", "0,1,2") == "0,1,2"
         if name.startswith("tune"):  # each interval by its two ends, one option after another
-            values_of = {option: re.findall(r"[\d.]+", values) for option, values in params.items()}
+            values_of = {option: re.findall(r"[\w.]+", values.partition("(")[2]) for option, values in params.items()}
+            words = ("log", "interval")
+            values_of = {option: [one for one in found if one not in words] for option, found in values_of.items()}
         else:
             values_of = {option: _split(str(values)) for option, values in params.items()}
         for option, values in values_of.items():
@@ -176,3 +179,34 @@ def test_objectives():
     assert objectives(["fid"], results) == 2.0
     assert objectives(["fid", "cost.gflop_per_image"], results) == (2.0, 3.0)
     assert objectives(None, results) is None
+
+
+def test_the_best_of_a_search(tmp_path):
+    """Those than which no other is better in all objectives, the one of the lowest FID first."""
+    values = {"a": (3.0, 1.0), "b": (1.0, 3.0), "c": (2.0, 2.0), "d": (2.5, 2.5), "e": (1.0, 3.0)}
+    for name, (fid, gflop) in values.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text("{}")
+        (tmp_path / name / "results.json").write_text(json.dumps({"fid": fid, "cost": {"gflop": gflop}}))
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "job.json").write_text("{}")
+    both = best_jobs(tmp_path, ["fid", "cost.gflop"], ["minimize", "minimize"])
+    assert [job.name for job in both] == ["b", "e", "c", "a"]
+    assert [job.name for job in best_jobs(tmp_path, ["fid"], ["maximize"])] == ["a"]
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_path):
+    assert separate_command("experiment=debug", "metrics=none", f"output={tmp_path}/run").status == 0
+    sizes = ["metrics.evaluation.num_images=40", "hydra.sweeper.n_trials=2", "held_out_seeds=[7,8]"]
+    search = ["-m", "+sweep=tune", f"weights={tmp_path}/run/checkpoints/last.ckpt", "metrics=digits", *sizes]
+    outcome = separate_command(*search, f"hydra.sweep.dir={tmp_path}/search")
+    assert outcome.status == 0, outcome.err
+    (folder,) = (tmp_path / "search-held_out_seeds").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["seeds"] == [7, 8]
+    found = json.loads((tmp_path / "search" / folder.name / "results.json").read_text())
+    assert results["sampler"] == found["sampler"]
+    all_found = [json.loads(path.read_text())["fid"] for path in (tmp_path / "search").glob("*/results.json")]
+    assert found["fid"] == min(all_found)
+    assert f"Results with these seeds, which are the ones to quote: {folder}" in outcome.out

@@ -224,3 +224,10 @@ def test_photos_train_and_other_shards_are_refused(command, monkeypatch, tmp_pat
     classes = command(*options, "module.net.num_classes=5", f"output={tmp_path}/d")
     assert classes.status == 1
     assert "module.net.num_classes=5: the shards have 4." in classes.err
+
+
+def test_pixels_are_no_tokens_of_colours(command, photos, tmp_path):
+    outcome = command("task=tokenize", f"images={photos}", f"output={tmp_path}")
+    assert outcome.status == 1
+    assert "expected tokenizer.weights=FILE, which experiment=tokenizer trains, or tokenizer=vqgan." in outcome.err
+    assert "cropped and scaled" not in outcome.out

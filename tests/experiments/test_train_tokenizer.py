@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 import enat
 from enat.checkpoints.weights import read_file
+from enat.metrics.reconstruction import CodebookUse
 from enat.tokenizers import module as tokenizer_module
 
 TINY = ["experiment=tokenizer", "tokenizer.channels=32", "tokenizer.multipliers=[1,1]", "tokenizer.resolution=16"]
@@ -126,6 +127,15 @@ def test_a_collapse_is_named(command, monkeypatch, photos, tmp_path):
     )
     assert "The codebook has collapsed at step 3:" in outcome.out
     assert "of its 900 entries are in use" in outcome.out
+
+
+def test_few_images_are_no_collapse():
+    """Of 1,000 codes, 48 tokens can show 48 at most."""
+    use = CodebookUse(1000)
+    use.update(torch.arange(40).repeat(2)[:48])
+    values = use.compute()
+    assert values["codes_used"] == 0.04
+    assert values["codes_used_of_possible"] == pytest.approx(40 / 48)
 
 
 def test_bad_input(command, photos, tmp_path):

@@ -1,0 +1,66 @@
+"""Scores the best settings of a search again, with seeds of the noise that the search has not seen.
+
+The lowest of many noisy scores is too low: with other noise, the same settings score worse.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.runtime.multirun import JOB, RECORDED
+from experiments.stages import run_command
+
+AT_MOST = 5  # settings that are scored again
+
+
+def value_of(results: dict[str, Any], name: str) -> float:
+    """Returns a number of results by a name such as `cost.gflop_per_image`."""
+    value: Any = results
+    for part in name.split("."):
+        value = value[part]
+    return float(value)
+
+
+def best_jobs(folder: Path, objective: Sequence[str], directions: Sequence[str]) -> list[Path]:
+    """Returns the folders of the jobs than which no other is better in all objectives, the best in the first one first.
+
+    Args:
+        folder: of the search.
+        objective: names of the results that were searched for.
+        directions: for each, `minimize` or `maximize`.
+    """
+    signs = [1 if direction == "minimize" else -1 for direction in directions]
+    done = [path.parent for path in sorted(folder.glob(f"*/{JOB}")) if (path.parent / "results.json").exists()]
+    values = {}
+    for job in done:
+        results = json.loads((job / "results.json").read_text())
+        values[job] = [sign * value_of(results, name) for sign, name in zip(signs, objective, strict=True)]
+
+    def is_beaten(job: Path) -> bool:
+        return any(
+            all(one <= other for one, other in zip(values[rival], values[job], strict=True))
+            and values[rival] != values[job]
+            for rival in done
+        )
+
+    return sorted((job for job in done if not is_beaten(job)), key=lambda job: values[job])[:AT_MOST]
+
+
+def score_again(
+    folder: Path, objective: Sequence[str], directions: Sequence[str], seeds: Sequence[int], weights: str
+) -> list[Path]:
+    """Scores the best settings of a search with other seeds, in `FOLDER-held_out_seeds/JOB`; returns these folders.
+
+    Scores that are there already are not computed again.
+    """
+    scored = []
+    for job in best_jobs(folder, objective, directions):
+        overrides = json.loads((job / JOB).read_text())["overrides"]
+        left_out = {"objective", "held_out_seeds", "seed", *RECORDED}
+        options = [text for text in overrides if text.lstrip("+").partition("=")[0] not in left_out]
+        output = folder.with_name(f"{folder.name}-held_out_seeds") / job.name
+        common = ["task=evaluate", f"weights={weights}", f"output={output}", f"seeds=[{','.join(map(str, seeds))}]"]
+        if run_command([*options, *common]) == 0:
+            scored.append(output)
+    return scored
