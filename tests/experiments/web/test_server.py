@@ -1,6 +1,7 @@
 """The page as a server: several visitors at once, made-up requests, and no way out of this machine."""
 
 import base64
+import io
 import json
 import re
 import sys
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from PIL import Image
 
 import enat
 from enat.images import read_facts
@@ -64,15 +66,9 @@ def test_eight_visitors_at_once(server, model, tmp_path):
         assert len(files) == len(expected)
         for number, (file, image) in enumerate(zip(files, expected, strict=True)):
             (tmp_path / "x.png").write_bytes(file)
-            assert enat_pixels(tmp_path / "x.png") == image.tobytes()
+            assert Image.open(tmp_path / "x.png").tobytes() == image.tobytes()
             facts = read_facts(tmp_path / "x.png")
             assert (facts["seed"], facts["class"], facts["number"]) == (place, model.class_names[place % 5], number)
-
-
-def enat_pixels(path):
-    from PIL import Image
-
-    return Image.open(path).tobytes()
 
 
 def test_each_step_is_sent(server):
@@ -113,6 +109,18 @@ def test_files_of_the_server_are_not_read(server, tmp_path):
         assert ask(server, "edit", editor, "everything", 0, 0, 1, 1, 1, 0, 1, 0, True)[0] == "error"
     assert httpx.get(f"{server.local_url}gradio_api/file={secret}").status_code == 403
     assert httpx.get(f"{server.local_url}gradio_api/file=/etc/passwd").status_code == 403
+
+
+def test_uploads_are_read_by_our_reader(server):
+    """Gradio by itself would open any format that Pillow knows."""
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, format="TIFF")
+    sent = httpx.post(f"{server.local_url}gradio_api/upload", files={"files": ("x.png", content.getvalue())})
+    file = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
+    editor = {"background": file, "layers": [], "composite": None}
+    event, answer = ask(server, "edit", editor, "everything", 0, 0, 1, 1, 1, 0, 1, 0, True)
+    assert event == "error"
+    assert "the image can't be read; expected a PNG, JPEG or WebP file." in answer
 
 
 def test_only_this_machine_and_no_telemetry(server):
