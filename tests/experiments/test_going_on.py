@@ -168,7 +168,7 @@ def test_weights_of_nan_do_not_go_on(command, tmp_path, part):
 @pytest.mark.parametrize(
     ("option", "before"),
     [
-        ("callbacks.ema.decay=0.5", "0.9"),
+        ("callbacks.ema.decay=0.7", "0.5"),
         ("trainer.precision=bf16-mixed", "32-true"),
         ("trainer.gradient_clip_val=2", "null"),
     ],

@@ -188,9 +188,9 @@ def test_bad_input(command, photos, tmp_path):
 
 
 def test_an_attempt_without_shards_stands_in_no_way(command, photos, tmp_path):
-    """The tokenizer of digits can't encode photos; the right command then finds nothing to refuse."""
+    """Without a tokenizer for photos; the right command then finds nothing to refuse."""
     wrong = ["task=tokenize", "num_workers=0", f"images={photos}", f"output={tmp_path}/a"]
-    assert "expected images of 1 channel" in command(*wrong).err
+    assert "tokenizer=pixels: it makes tokens of grey images" in command(*wrong).err
     assert command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a").status == 0
 
 

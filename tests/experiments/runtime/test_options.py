@@ -44,7 +44,7 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["output=[a]"], "output=[a]: expected one folder."),
         (["output="], "output=: expected one folder."),
         (["metrics=null"], "metrics=null: expected one of digits, inception, lite0, none"),
-        (["schedule@sampler.mask_schedule=null"], "expected one of constant, cosine, "),
+        (["schedule@sampler.mask_schedule=null"], "expected one of arccos, constant, cosine, "),
         (["--seed=1"], "--seed=1: options have no dashes; expected seed=1."),
         (
             ["output=a${y}b"],
