@@ -72,15 +72,10 @@ def download_file(
     except (OSError, HTTPException) as error:
         raise InputError(f"{url}: the download stopped ({error}); the same command goes on with it.") from error
     if total is not None and done < total:
-        raise InputError(
-            f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command goes on with it."
-        )
+        raise InputError(f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command goes on.")
     if not done:
         raise InputError(f"{url}: the server sends an empty file.")
-    with partial.open("rb") as file:
-        if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            partial.unlink()
-            raise InputError(f"{url}: the server gives a web page instead of the file; open it in a browser.")
+    _refuse_page(url, partial)
     digest = sha256_of(partial)
     version.unlink()
     if sha256 is not None and not digest.startswith(sha256.lower()):
@@ -94,6 +89,15 @@ def _refuse_other_content(url: str, kind: str) -> None:
     """Raises InputError if the type that a server gives is one of `NO_FILES`."""
     if kind in NO_FILES:
         raise InputError(f"{url}: the server gives {NO_FILES[kind]} instead of the file; open it in a browser.")
+
+
+def _refuse_page(url: str, partial: Path) -> None:
+    """Raises InputError, and removes the file, if it is a web page that a server gave another type."""
+    with partial.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        partial.unlink()
+        raise InputError(f"{url}: the server gives a web page instead of the file; open it in a browser.")
 
 
 def _copy(

@@ -4,6 +4,7 @@ Shapes: `B` batch, `M` masked tokens, `L` tokens of an image, `K` codebook size.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import count
@@ -29,16 +30,16 @@ class Candidates(NamedTuple):
     gumbel_temperature: Value
 
 
-class Order:
+class Order(ABC):
     """The base of all orders."""
 
     def draw_temperature(self, sampling_temperature: Value, gumbel_temperature: Value) -> Value:
         """Returns the temperature at which tokens are drawn."""
         return sampling_temperature
 
+    @abstractmethod
     def __call__(self, candidates: Candidates) -> Tensor:
         """Returns a score for each masked token, (B, M)."""
-        raise NotImplementedError
 
 
 class Confidence(Order):

@@ -14,7 +14,7 @@ from enat.net import ENAT
 from enat.orders import Candidates, EntropyBound
 from enat.plan import SamplerOptions, Step
 from enat.randomness import Generators, gumbel
-from enat.steps import State, begin, features_of, mask_again, one_at_a_time, start_guidance
+from enat.steps import State, begin, mask_again, one_at_a_time, predict
 
 EVERY_IMAGE_ALIKE = ImageOptions()
 
@@ -99,12 +99,7 @@ class Sampler(SamplerOptions):
         cached_features = None if state.cached_features is None else state.cached_features[:, :end]
 
         # 2. Predict the masked tokens, both branches in one batch.
-        inputs = state.token_ids, new, state.masked_positions
-        if step.starts_guidance:
-            logits, features = start_guidance(net, visible, *inputs, modulations, cached_features)
-        else:
-            repeated = [x.repeat(step.branches, 1) for x in inputs]
-            logits, features = net(*repeated, modulations, features_of(cached_features, len(repeated[0])))
+        logits, features = predict(net, state, visible, new, modulations, cached_features, step)
 
         # 3. Guide: l = l_c + w (l_c - l_null), in float32.
         logits = logits.float()

@@ -82,24 +82,27 @@ def features_of(features: Tensor | None, rows: int) -> Tensor | None:
     return None if features is None else features[:rows]
 
 
-def start_guidance(
+def predict(
     net: ENAT,
+    state: State,
     visible: Tensor,
-    token_ids: Tensor,
     new: Tensor,
-    masked: Tensor,
     modulations: Sequence[Tensor],
     cached_features: Tensor | None,
+    step: Step,
 ) -> tuple[Tensor, Tensor]:
-    """Computes a step of both branches, of which the unconditional one has no cached features yet.
+    """Computes logits of the masked tokens and features of the visible ones, both branches in one batch.
 
-    It encodes all tokens at `visible`, the other one those at `new`. Returns logits and features of both branches.
+    The tokens at `new` are encoded. An unconditional branch without cached features encodes all at `visible`.
     """
-    batch = len(token_ids)
+    batch = len(state.token_ids)
+    if not step.starts_guidance:
+        inputs = [x.repeat(step.branches, 1) for x in (state.token_ids, new, state.masked_positions)]
+        return net(*inputs, modulations, features_of(cached_features, len(inputs[0])))
     own, unconditional = [x[:batch] for x in modulations], [x[batch:] for x in modulations]
     results = [
-        net(token_ids, new, masked, own, features_of(cached_features, batch)),
-        net(token_ids, visible, masked, unconditional),
+        net(state.token_ids, new, state.masked_positions, own, features_of(cached_features, batch)),
+        net(state.token_ids, visible, state.masked_positions, unconditional),
     ]
     return torch.cat([logits for logits, _ in results]), torch.cat([features for _, features in results])
 

@@ -1,6 +1,8 @@
 """task=edit: keeps a part of images and draws the rest anew (docs/editing.md)."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,6 +29,7 @@ from experiments.sample import refuse_other_files
 
 MAX_ROWS = 16  # of the picture
 MAX_COLUMNS = 10
+MAX_NAME = 40  # letters of a class in the name of a file
 COVERED = 0.5  # grey of the region that is drawn, in the picture
 Share = Annotated[float, Interval(ge=0, le=1)]
 
@@ -92,6 +95,74 @@ def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer) -> dic
     return read
 
 
+def result_files(
+    folder: Path, images: Iterable[str], class_ids: Sequence[int], class_names: Sequence[str], seed: int, count: int
+) -> dict[tuple[str, int, int], Path]:
+    """Returns the file of each result, by the name of the image, the class id and the number of the result."""
+    words = [re.sub(r"[^\w-]+", "_", name)[:MAX_NAME] for name in class_names]
+    return {
+        (name, class_id, number): folder / f"{name}_{words[class_id]}_seed_{seed}_{number:04d}.png"
+        for name, class_id, number in product(images, class_ids, range(count))
+    }
+
+
+def costs(net: ENAT, sampler: Sampler, num_drawn: int) -> dict[str, Any]:
+    """Says how many tokens of an image are drawn and kept, and what an edit costs if that is known ahead."""
+    counted = None if sampler.is_adaptive else cost(net, sampler, num_drawn)
+    return {"tokens_drawn": num_drawn, "tokens_kept": net.num_tokens - num_drawn, "cost": counted}
+
+
+def save_strip(rows: Mapping[str, Tensor], path: Path) -> Path:
+    """Saves the picture of the first rows, whose columns are the image, what is drawn, and results."""
+    titles = ["before", "to draw", *("" for _ in range(MAX_COLUMNS))][: len(next(iter(rows.values())))]
+    return save_grid(torch.cat(list(rows.values())), list(rows), path, titles)
+
+
+def draw_edits(
+    editor: Editor,
+    context: Callable[[], AbstractContextManager[Any]],
+    images: Mapping[str, Tensor],
+    files: Mapping[tuple[str, int, int], Path],
+    class_names: Sequence[str],
+    seed: int,
+    batch_size: int,
+) -> tuple[dict[str, Tensor], int]:
+    """Edits images and writes the results, `batch_size` at a time.
+
+    Args:
+        editor, context: edit an image, within a precision.
+        images: by name.
+        files: by name of the image, class id and number of the result.
+        class_names: by id.
+        seed: of the noise.
+        batch_size: results that are drawn at a time.
+
+    Returns:
+        The first rows of the picture, by their names: the image, what is drawn, results; and how many tokens lie under
+        the region.
+    """
+    rows: dict[str, Tensor] = {}
+    class_ids = dict.fromkeys(class_id for _, class_id, _ in files)
+    per_row = len(files) // (len(images) * len(class_ids))
+    with ImageProgress(0) as bars:
+        progress = bars.add("editing")
+        progress.on_start(len(files), 0)
+        for (name, before), class_id in product(images.items(), class_ids):
+            results = []
+            for start in range(0, per_row, batch_size):
+                numbers = range(start, min(start + batch_size, per_row))
+                with context():
+                    shown, drawn, edited = editor(before, class_id, [(seed, number) for number in numbers])
+                for number, picture in zip(numbers, to_pil(edited), strict=True):
+                    write_atomically(files[name, class_id, number], partial(picture.save, format="PNG"))
+                results.append(edited)
+                progress.on_images(len(numbers))
+            if len(rows) < MAX_ROWS:
+                covered = shown.masked_fill(drawn, COVERED)
+                rows[f"{name}, {class_names[class_id]}"] = torch.cat([shown, covered, *results])[:MAX_COLUMNS].cpu()
+    return rows, int(tokens_under(drawn, editor.tokenizer.grid).sum())
+
+
 def edit(
     checkpoint: Checkpoint,
     sampler: Sampler,
@@ -114,11 +185,9 @@ def edit(
         image: an image file, several, or a folder.
         other: an image file of which tokens are mixed in; with `region.keep`, an interpolation of two images.
         weight: the share of the kept tokens that come from `other`.
-        region: what is drawn anew.
-        soft_blend: see `Editor`.
+        region, soft_blend: what is drawn anew, and how it is shown; see `Editor`.
         classes: ids or names of the classes of the new tokens, or `unconditional`.
-        results_per_image: how often each image is edited for each class.
-        batch_size: results that are drawn at a time.
+        results_per_image, batch_size: how often each image is edited for each class, and how many are drawn at a time.
         seed: of the noise.
         output: the folder of the pictures.
         settings: the whole configuration.
@@ -129,6 +198,8 @@ def edit(
     Raises:
         InputError: for images or classes that there are not, and for a folder with other images.
     """
+    if checkpoint.processes.rank > 0:
+        return {}  # the first process does all of the work
     net, tokenizer = checkpoint.net, checkpoint.tokenizer
     names = check_class_names(checkpoint.class_names, net.num_classes)
     class_ids = find_class_ids(classes, names)
@@ -137,43 +208,17 @@ def edit(
     mixed_in = None if other is None else next(iter(read_images(other, tokenizer).values()))
     editor = Editor(net, sampler, tokenizer, region, region.keep, mixed_in, weight, soft_blend)
     folder = Path(output) / "images"
-    files = {
-        (name, class_id, number): folder / f"{name}_{names[class_id]}_seed_{seed}_{number:04d}.png"
-        for name in images
-        for class_id in class_ids
-        for number in range(results_per_image)
-    }
+    files = result_files(folder, images, class_ids, names, seed, results_per_image)
     refuse_other_files(folder, set(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, Tensor] = {}
-    with ImageProgress(0) as bars:
-        progress = bars.add("editing")
-        progress.on_start(len(files), 0)
-        for (name, before), class_id in product(images.items(), class_ids):
-            results = []
-            for start in range(0, results_per_image, batch_size):
-                numbers = range(start, min(start + batch_size, results_per_image))
-                with checkpoint.context():
-                    shown, drawn, edited = editor(before, class_id, [(seed, number) for number in numbers])
-                for number, picture in zip(numbers, to_pil(edited), strict=True):
-                    write_atomically(files[name, class_id, number], partial(picture.save, format="PNG"))
-                results.append(edited)
-                progress.on_images(len(numbers))
-            if len(rows) < MAX_ROWS:
-                covered = shown.masked_fill(drawn, COVERED)
-                rows[f"{name}, {names[class_id]}"] = torch.cat([shown, covered, *results])[:MAX_COLUMNS].cpu()
-            num_tokens = int(tokens_under(drawn, tokenizer.grid).sum())
-    num_drawn = max(1, round((1 - region.keep) * num_tokens))
-    titles = ["before", "to draw", *("" for _ in range(MAX_COLUMNS))][: len(next(iter(rows.values())))]
-    strip = save_grid(torch.cat(list(rows.values())), list(rows), Path(output) / "strip.png", titles)
+    rows, num_tokens = draw_edits(editor, checkpoint.context, images, files, names, seed, batch_size)
+    strip = save_strip(rows, Path(output) / "strip.png")
     print(f"Picture: {strip}; {len(files):,} images in {folder}")
     return {
         "images": str(folder),
         "num_images": len(files),
         "strip": str(strip),
-        "tokens_drawn": num_drawn,
-        "tokens_kept": net.num_tokens - num_drawn,
-        "cost": None if sampler.is_adaptive else cost(net, sampler, num_drawn),
+        **costs(net, sampler, max(1, round((1 - region.keep) * num_tokens))),
         "classes": [names[class_id] for class_id in class_ids],
         "sampler": sampler_settings(settings),
         **checkpoint.facts,

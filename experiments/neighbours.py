@@ -39,6 +39,12 @@ def plot_distances(distances: dict[str, Tensor], path: Path) -> None:
     save(figure, path)
 
 
+NO_IMAGES = (
+    "metrics: expected the images of training and held-out ones to compare with: metrics=lite0 metrics.images=DIR "
+    "metrics.held_out_share=SHARE, as the images were tokenised."
+)
+
+
 def draw_neighbours(
     pixels: Tensor, features: Tensor, training_pixels: Tensor, training_features: Tensor, columns: int, path: Path
 ) -> Path:
@@ -79,10 +85,7 @@ def neighbours(
     """
     reference: Any = evaluation.reference
     if held_out is None or not hasattr(reference, "read"):
-        raise InputError(
-            "metrics: expected the images of training and held-out ones to compare with: metrics=lite0 "
-            "metrics.images=DIR metrics.held_out_share=SHARE, as the images were tokenised."
-        )
+        raise InputError(NO_IMAGES)
     sets = {
         "training": reference,
         "samples": checkpoint.images(evaluation, sampler, seed),

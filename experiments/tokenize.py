@@ -18,6 +18,11 @@ from experiments.runtime.launch import Accelerator, device_for
 from experiments.runtime.progress import COLUMNS
 from experiments.runtime.ranks import processes
 
+GREY = (
+    "tokenizer=pixels: it makes tokens of grey images, and images are read in colour; expected tokenizer.weights=FILE, "
+    "which experiment=tokenizer trains, or tokenizer=vqgan."
+)
+
 
 def open_source(
     images: str | None,
@@ -27,8 +32,9 @@ def open_source(
     views: Views,
     batch_size: int,
     num_workers: int,
+    is_grey: bool,
 ) -> Source:
-    """Opens the images or the token cache; arguments as of `tokenize`.
+    """Opens the images or the token cache; arguments as of `tokenize`; `is_grey` tokenizers can't encode images.
 
     Raises:
         InputError: if no images are named, or they can't be read.
@@ -37,6 +43,8 @@ def open_source(
         raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
     if images.endswith(".npy"):
         return TokenCacheSource(Path(images), num_classes)
+    if is_grey:
+        raise InputError(GREY)
     listed = ImageList.find(Path(images), *(None if path is None else Path(path) for path in (labels, classes)))
     return ImageSource(listed, views, batch_size, num_workers)
 
@@ -83,12 +91,7 @@ def tokenize(
         check_shards(folder, manifest_there, deep=True)
         print(f"{folder}: all {sum(map(len, manifest_there.splits.values()))} shards are intact.")
         return summary(manifest_there)
-    if tokenizer.channels == 1 and not str(images).endswith(".npy"):
-        raise InputError(
-            "tokenizer=pixels: it makes tokens of grey images, and images are read in colour; expected "
-            "tokenizer.weights=FILE, which experiment=tokenizer trains, or tokenizer=vqgan."
-        )
-    source = open_source(images, labels, classes, num_classes, views, batch_size, num_workers)
+    source = open_source(images, labels, classes, num_classes, views, batch_size, num_workers, tokenizer.channels == 1)
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
     if rank == 0:
