@@ -18,8 +18,9 @@ from data.images import center_crop, find_images, load_rgb
 from enat.editing import Editor, box_region, cost, place, tokens_under
 from enat.errors import InputError
 from enat.files import write_atomically
-from enat.generation import check_class_names, find_class_ids
+from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids
 from enat.images import to_pil
+from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.checkpoint import Checkpoint
@@ -193,17 +194,16 @@ def edit(
         settings: the whole configuration.
 
     Returns:
-        `images` (the folder), `num_images`, `strip` (a PNG file: before, what is drawn, results), the operations.
+        `images`, the folder; `num_images`; `strip`, a PNG file with what is drawn and the results; the operations.
 
     Raises:
         InputError: for images or classes that there are not, and for a folder with other images.
     """
+    net, tokenizer = checkpoint.net, checkpoint.tokenizer
     if checkpoint.processes.rank > 0:
         return {}  # the first process does all of the work
-    net, tokenizer = checkpoint.net, checkpoint.tokenizer
     names = check_class_names(checkpoint.class_names, net.num_classes)
-    class_ids = find_class_ids(classes, names)
-    names.append("unconditional")
+    class_ids, names = find_class_ids(classes, names), [*names, UNCONDITIONAL]
     images = read_images(image, tokenizer)
     mixed_in = None if other is None else next(iter(read_images(other, tokenizer).values()))
     editor = Editor(net, sampler, tokenizer, region, region.keep, mixed_in, weight, soft_blend)
@@ -212,7 +212,7 @@ def edit(
     refuse_other_files(folder, set(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
     rows, num_tokens = draw_edits(editor, checkpoint.context, images, files, names, seed, batch_size)
-    strip = save_strip(rows, Path(output) / "strip.png")
+    strip = save_strip(rows, folder.with_name("strip.png"))
     print(f"Picture: {strip}; {len(files):,} images in {folder}")
     return {
         "images": str(folder),
