@@ -207,7 +207,7 @@ def test_the_task_shows_the_checkpoint(command, monkeypatch, tmp_path):
     assert outcome.status == 0, outcome.err
     assert outcome.results["address"] == "http://127.0.0.1:1"
     assert (served["host"], served["port"]) == ("127.0.0.1", 0)
-    assert served["given"] == f"weights={EMOJI} sampler.guidance_scale=2"
+    assert served["given"] == "weights=examples/emoji sampler.guidance_scale=2"
     expected = enat.load(EMOJI).with_sampler(num_steps=2, guidance_scale=2.0)
     assert served["images"][0].tobytes() == expected.generate("face")[0].tobytes()
     assert served["facts"]["model_sha256"] == expected.facts()["model_sha256"]
