@@ -174,7 +174,10 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
     Path("again/tokenizer.safetensors").write_bytes(b"another one")
     expected = "weights=again: expected tokenizer.safetensors beside it, as task=export has written it"
     assert expected in command("task=sample", "weights=again", "output=other").err
-    gone = command("task=export", f"weights={tmp_path}/whole_away/network/checkpoints/last.ckpt")
+    away = f"{tmp_path}/whole_away"  # the tokenizer was moved with the network, and is found
+    assert command("task=export", f"weights={away}/network/checkpoints/last.ckpt", "output=found").status == 0
+    Path(f"{away}/tokenizer/checkpoints/last.ckpt").unlink()
+    gone = command("task=export", f"weights={away}/network/checkpoints/last.ckpt", "output=gone")
     assert f"tokenizer.weights={tmp_path}/whole/tokenizer/checkpoints/last.ckpt: there is no such file." in gone.err
     images = "task=tokenize images=whole_away/images/images tokenizer.weights=moved/tokenizer.safetensors num_workers=0"
     assert command(*images.split(), "held_out=0.2", "output=shards").status == 0  # the file says its architecture

@@ -206,7 +206,7 @@ def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_pat
     results = json.loads((folder / "results.json").read_text())
     assert results["seeds"] == [7, 8]
     found = json.loads((tmp_path / "search" / folder.name / "results.json").read_text())
-    assert results["sampler"] == found["sampler"]
+    assert results["settings"]["sampler"] == found["settings"]["sampler"]
     all_found = [json.loads(path.read_text())["fid"] for path in (tmp_path / "search").glob("*/results.json")]
     assert found["fid"] == min(all_found)
     assert f"Results with these seeds, which are the ones to quote: {folder}" in outcome.out
