@@ -70,9 +70,9 @@ def download_file(
     except (ValueError, InvalidURL, URLError) as error:
         raise InputError(f"{url}: can't be reached ({getattr(error, 'reason', error)}).") from error
     except (OSError, HTTPException) as error:
-        raise InputError(f"{url}: the download stopped ({error}); the same command goes on with it.") from error
+        raise InputError(f"{url}: the download stopped ({error}); the same command continues it.") from error
     if total is not None and done < total:
-        raise InputError(f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command goes on.")
+        raise InputError(f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command continues it.")
     if not done:
         raise InputError(f"{url}: the server sends an empty file.")
     _refuse_page(url, partial)

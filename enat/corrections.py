@@ -19,13 +19,14 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 class Remasking:
     """Masks tokens again in the numbers of ReMDM (arXiv 2503.00307), any visible token as likely as any other.
 
-    Of v visible tokens, with m masked ones left by the mask schedule, a step masks round(s v) again, where
-    s = min(cap, rescale * min(1, m / v)). The paper draws for each token whether it is masked again, with probability
-    s. Here the number is the nearest to the expected one, since each image of a batch needs the same.
+    Of v visible tokens, with m masked ones left by the mask schedule, a step masks round(q v) again, where
+    q = min(cap, rescale * min(1, m / v)). The paper draws for each token whether it is masked again, with probability
+    q. Here the number is the nearest to the expected one, since each image of a batch needs the same.
 
     Args:
-        cap, rescale: bounds of the share s; both are 1 in the strategy "max" of the paper.
-        start, end: progress r = (s + 1) / T of the first and the last step that masks tokens again.
+        cap, rescale: bounds of the share q; both are 1 in the strategy "max" of the paper.
+        start, end: progress, from 0 to 1, of the first and the last step that masks tokens again; step s = 0..T-1 has
+            the progress (s + 1) / T.
         recompute: whether the next step encodes all visible tokens again, as in the head of this file.
     """
 

@@ -137,6 +137,32 @@ def box_region(box: Sequence[float], height: int, width: int) -> Tensor:
     return region
 
 
+def mark_region(image: Tensor, mask: Tensor | None, box: Sequence[float] | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns the image that is edited, which is shrunk by `scale`, and which of its pixels are drawn anew, (H, W).
+
+    Args:
+        image: (1, channels, H, W).
+        mask: True for the pixels that are drawn, (H, W); None for none.
+        box: see `box_region`; None for none. Without mask, box and scale, all is drawn.
+        scale: see `place`; 1 for none.
+
+    Raises:
+        InputError: for several of them, a mask without a pixel, and a box or a scale out of range.
+    """
+    if (mask is not None) + (box is not None) + (scale != 1) > 1:
+        raise InputError("region: expected one of mask, box and scale.")
+    if not 0 < scale <= 1:
+        raise InputError(f"scale={scale}: expected more than 0, and 1 at most.")
+    height, width = image.shape[2:]
+    if scale < 1:
+        return place(image, scale)
+    if mask is None:
+        return image, box_region([0, 0, 1, 1] if box is None else box, height, width).to(image.device)
+    if not mask.any():
+        raise InputError("region: nothing in the mask is white, so that nothing would be drawn.")
+    return image, mask.to(image.device)
+
+
 def cost(net: ENAT, sampler: Sampler, num_drawn: int) -> dict[str, float]:
     """Counts the operations of an edit that draws `num_drawn` tokens, for an image, in GFLOP.
 
@@ -202,7 +228,6 @@ class Editor:
         """
         device = self.net.head_bias.device
         image, region = self.region(image.to(device))
-        region = region.to(device)
         token_ids = self.tokenizer.encode(image)[0]
         under = tokens_under(region, self.tokenizer.grid)
         kept, drawn = [], []

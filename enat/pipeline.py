@@ -21,7 +21,7 @@ from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.saving import describe, save_folder
 from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state
-from enat.editing import Editor, box_region, place
+from enat.editing import Editor, mark_region
 from enat.errors import InputError
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
 from enat.images import reveal, to_pil
@@ -122,21 +122,19 @@ class Pipeline:
         Raises:
             InputError: for a class that the network does not have, or options that do not fit together.
         """
-        if (region is not None and scale != 1) or not 0 < scale <= 1 or not 0 <= keep <= 1 or results_per_class < 1:
+        if not 0 <= keep <= 1 or results_per_class < 1:
             raise InputError(
-                f"scale={scale}, keep={keep}, results_per_class={results_per_class}: expected a scale up to 1 "
-                "without a region, a share to keep from 0 to 1, and at least one result."
+                f"keep={keep}, results_per_class={results_per_class}: expected a share from 0 to 1, and one result at "
+                "least."
             )
         side = self.tokenizer.resolution
         mode = "L" if self.tokenizer.channels == 1 else "RGB"
         pixels = to_tensor(ImageOps.fit(image.convert(mode), (side, side), Image.Resampling.BICUBIC))[None]
+        mask = None
         if isinstance(region, Image.Image):
-            drawn = to_tensor(ImageOps.fit(region.convert("L"), (side, side), Image.Resampling.NEAREST))[0] > 0.5
-            if not drawn.any():
-                raise InputError("region: nothing in it is white, so that nothing would be drawn.")
-        else:
-            drawn = box_region([0, 0, 1, 1] if region is None else region, side, side)
-        put = partial(place, scale=scale) if scale < 1 else lambda image: (image, drawn.to(image.device))
+            mask = to_tensor(ImageOps.fit(region.convert("L"), (side, side), Image.Resampling.NEAREST))[0] > 0.5
+        box = None if isinstance(region, Image.Image) else region
+        put = partial(mark_region, mask=mask, box=box, scale=scale)
         editor = Editor(self.net, self.sampler, self.tokenizer, put, keep, soft_blend=soft_blend)
         seeds = [(seed, number) for number in range(results_per_class)]
         return [

@@ -14,7 +14,7 @@ from enat.net import ENAT
 from enat.orders import Candidates, EntropyBound
 from enat.plan import SamplerOptions, Step
 from enat.randomness import Generators, gumbel
-from enat.steps import State, begin, mask_again, one_at_a_time, predict
+from enat.steps import State, begin, mask_again, one_at_a_time, predict_step
 
 EVERY_IMAGE_ALIKE = ImageOptions()
 
@@ -99,7 +99,7 @@ class Sampler(SamplerOptions):
         cached_features = None if state.cached_features is None else state.cached_features[:, :end]
 
         # 2. Predict the masked tokens, both branches in one batch.
-        logits, features = predict(net, state, visible, new, modulations, cached_features, step)
+        logits, features = predict_step(net, state, visible, new, modulations, cached_features, step)
 
         # 3. Guide: l = l_c + w (l_c - l_null), in float32.
         logits = logits.float()

@@ -82,7 +82,7 @@ def features_of(features: Tensor | None, rows: int) -> Tensor | None:
     return None if features is None else features[:rows]
 
 
-def predict(
+def predict_step(
     net: ENAT,
     state: State,
     visible: Tensor,

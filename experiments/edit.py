@@ -15,7 +15,7 @@ from torch import Tensor
 
 from callbacks.sample_grid import save_grid
 from data.images import center_crop, find_images, load_rgb
-from enat.editing import Editor, box_region, cost, place, tokens_under
+from enat.editing import Editor, cost, mark_region, tokens_under
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids
@@ -36,16 +36,13 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 
 
 class Region:
-    """Says which part of an image is drawn anew.
+    """Says which part of an image is drawn anew: what `mask`, `box` or `scale` say, or all of it.
 
     Args:
         mask: an image file that is white where tokens are drawn, and black where they are kept; None for none.
         box: left, top, right and bottom of what is drawn, as shares of width and height; None for none.
         scale: the image is shrunk by this ratio, and what is around it is drawn; 1 for none.
         keep: share of the tokens of the region that are kept all the same, at random positions.
-
-    Raises:
-        InputError: if several of mask, box and scale are given.
     """
 
     def __init__(
@@ -55,8 +52,6 @@ class Region:
         scale: Annotated[float, Gt(0), Le(1)] = 1.0,
         keep: Share = 0.0,
     ):
-        if (mask is not None) + (box is not None) + (scale < 1) > 1:
-            raise InputError("region: expected one of region.mask, region.box and region.scale.")
         self.mask = mask
         self.box = box
         self.scale = scale
@@ -64,17 +59,11 @@ class Region:
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image (1, channels, H, W), shrunk or not, and which of its pixels are drawn, (H, W)."""
-        height, width = image.shape[2:]
+        mask = None
         if self.mask is not None:
-            pixels = np.asarray(center_crop(load_rgb(Path(self.mask)), height).convert("L")) > 127
-            if not pixels.any():
-                raise InputError(f"region.mask={self.mask}: nothing in it is white, so that nothing would be drawn.")
-            return image, torch.from_numpy(pixels)
-        if self.box is not None:
-            return image, box_region(self.box, height, width)
-        if self.scale < 1:
-            return place(image, self.scale)
-        return image, torch.ones(height, width, dtype=torch.bool)
+            white = np.asarray(center_crop(load_rgb(Path(self.mask)), image.shape[2]).convert("L")) > 127
+            mask = torch.from_numpy(white)
+        return mark_region(image, mask, self.box, self.scale)
 
 
 def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ def device(text: str) -> torch.device:
     """
     try:
         torch.empty(0, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {str(error).partition(chr(10))[0]}") from error
     return torch.device(text)
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         importlib.import_module(f"experiments.command.{parsed.command}").run(parsed)
     except InputError as error:
         return _refuse(str(error))
-    except NotImplementedError as error:
+    except RuntimeError as error:  # torch's of an operation that Apple GPUs lack is one
         if "MPS" not in str(error):
             raise
         reason = str(error).partition(".")[0]

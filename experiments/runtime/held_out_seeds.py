@@ -61,6 +61,12 @@ def score_again(
         options = [text for text in overrides if text.lstrip("+").partition("=")[0] not in left_out]
         output = folder.with_name(f"{folder.name}-held_out_seeds") / job.name
         common = ["task=evaluate", f"weights={weights}", f"output={output}", f"seeds=[{','.join(map(str, seeds))}]"]
-        if run_command([*options, *common]) == 0:
+        if is_scored(output, seeds) or run_command([*options, *common]) == 0:
             scored.append(output)
     return scored
+
+
+def is_scored(output: Path, seeds: Sequence[int]) -> bool:
+    """Says whether a folder has scores with these seeds; a search refuses to go on with other weights."""
+    results = output / "results.json"
+    return results.exists() and json.loads(results.read_text()).get("seeds") == list(seeds)

@@ -119,8 +119,9 @@ def test_bad_edits_end_in_a_sentence():
     for options, sentence in [
         ({"classes": "dog"}, "classes=dog"),
         ({"region": [0, 0, 0, 1]}, "box="),
-        ({"region": Image.new("L", (40, 30))}, "nothing in it is white"),
-        ({"region": [0, 0, 1, 1], "scale": 0.5}, "without a region"),
+        ({"region": Image.new("L", (40, 30))}, "nothing in the mask is white"),
+        ({"scale": 0}, "scale=0: expected more than 0"),
+        ({"region": [0, 0, 1, 1], "scale": 0.5}, "expected one of mask, box and scale"),
         ({"keep": 2}, "keep=2"),
     ]:
         with pytest.raises(InputError, match=sentence):

@@ -131,7 +131,7 @@ WRONG = {
     "a large box": (["edit", "FOLDER", "IMAGE", "--box", "0", "0", "9", "1"], "9: expected a number from 0 to 1"),
     "nan in a box": (["edit", "FOLDER", "IMAGE", "--keep", "nan"], "nan: expected a number from 0 to 1"),
     "two regions": (["edit", "FOLDER", "IMAGE", "--mask", "x", "--scale", "0.5"], "not allowed with argument"),
-    "a black mask": (["edit", "FOLDER", "IMAGE", "--mask", "IMAGE"], "region: nothing in it is white"),
+    "a black mask": (["edit", "FOLDER", "IMAGE", "--mask", "IMAGE"], "region: nothing in the mask is white"),
     "no scale": (["edit", "FOLDER", "IMAGE", "--scale", "0"], "scale=0.0"),
     "a huge border": (["edit", "FOLDER", "IMAGE", "--soft-blend", "99999"], "expected an integer from 0 to 1024"),
     "a port": (["page", "FOLDER", "--port", "99999"], "99999: expected an integer from 0 to 65535"),

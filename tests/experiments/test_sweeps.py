@@ -210,3 +210,7 @@ def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_pat
     all_found = [json.loads(path.read_text())["fid"] for path in (tmp_path / "search").glob("*/results.json")]
     assert found["fid"] == min(all_found)
     assert f"Results with these seeds, which are the ones to quote: {folder}" in outcome.out
+    written = (folder / "results.json").stat().st_mtime_ns
+    again = separate_command(*search, f"hydra.sweep.dir={tmp_path}/search")  # finds all of it there
+    assert f"which are the ones to quote: {folder}" in again.out
+    assert (folder / "results.json").stat().st_mtime_ns == written
