@@ -1,7 +1,7 @@
 """Types of arguments that several commands have; a wrong one ends with the exit status 2."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,48 +19,25 @@ def device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def port(text: str) -> int:
-    """Reads the port of a page, from 0, which stands for any that is free, to 65535.
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Returns a function that reads an integer from `least` to `most`; None is no upper limit.
 
-    Raises:
-        ArgumentTypeError: for anything else.
+    The function raises ArgumentTypeError for anything else.
     """
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer from 0 to 65535")
-    return int(text)
+    expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+        return int(text)
+
+    return read
 
 
-def positive(text: str) -> int:
-    """Reads an integer of at least 1.
-
-    Raises:
-        ArgumentTypeError: for anything else.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least 1")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """Reads a seed, from 0 to 2^32 - 1.
-
-    Raises:
-        ArgumentTypeError: for anything else.
-    """
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def border(text: str) -> int:
-    """Reads the width of a border in pixels, from 0 to 1024.
-
-    Raises:
-        ArgumentTypeError: for anything else.
-    """
-    if not text.isdecimal() or int(text) > 1024:
-        raise argparse.ArgumentTypeError(f"{text}: expected an integer from 0 to 1024")
-    return int(text)
+positive = whole(1)
+seed = whole(0, 2**32 - 1)
+border = whole(0, 1024)  # the width of a border in pixels
+port = whole(0, 65535)  # 0 is any that is free
 
 
 def share(text: str) -> float:
