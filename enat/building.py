@@ -30,10 +30,10 @@ from enat.tokenizers.diffusers import DiffusersTokenizer, TamingTokenizer
 from enat.tokenizers.pixels import PixelTokenizer
 from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
 from enat.tokenizers.vqgan import VQGAN, ConvTokenizer
-from enat.variants import NAT, KeyValueReuse, SeparateBlock
+from enat.variants import NAT, ContextReuse, KeyValueReuse, SeparateBlock
 
 # What the settings in a checkpoint may name, whatever module they say it is in. Nothing else is ever called.
-NETS = (ENAT, NAT, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
+NETS = (ENAT, NAT, ContextReuse, KeyValueReuse, AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection)
 TOKENIZERS = (PixelTokenizer, VQGAN, DiffusersTokenizer, TamingTokenizer, ConvTokenizer)
 QUANTIZERS = (FSQ, LFQ, AveragedCodebook, Codebook)
 CLASSES = (*NETS, SeparateBlock, Sampler, *TOKENIZERS, *QUANTIZERS)

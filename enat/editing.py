@@ -175,7 +175,8 @@ def cost(net: ENAT, sampler: Sampler, num_drawn: int) -> dict[str, float]:
     blocks = (net.encoder_depth + net.decoder_depth) * block_flops(net, net.num_tokens, 0)
     plan = sampler.plan(net, counts)
     nat = sum(step.branches * (blocks + step.masked * head) for step in plan)
-    without = sum(plan_flops(net, [step._replace(reused=0, starts_guidance=False)])[0] for step in plan)
+    without_reuse = [step._replace(reused=0, starts_guidance=False, reuses_all=False) for step in plan]
+    without = sum(plan_flops(net, without_reuse))
     return {"gflop": sum(plan_flops(net, plan)) / 1e9, "gflop_without_reuse": without / 1e9, "gflop_nat": nat / 1e9}
 
 

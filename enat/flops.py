@@ -51,7 +51,8 @@ def step_flops(net: ENAT, masked: Number, new: Number, cached: Number) -> Number
     """Counts the operations of `ENAT.forward` for each image."""
     head = 2 * net.width * masked * (net.width + net.codebook_size)
     if isinstance(net, NAT):
-        return len(net.blocks) * block_flops(net, masked + new, 0 * masked) + head
+        attention = 4 * net.width * (masked + new) * cached  # to cached keys and values
+        return len(net.blocks) * (block_flops(net, masked + new, 0 * masked) + attention) + head
     visible = net.num_tokens - masked
     return encode_flops(net, new, cached) + net.decoder_depth * block_flops(net, masked, visible) + head
 
@@ -91,27 +92,24 @@ def sampling_steps(net: ENAT, sampler: Sampler) -> list[dict[str, float]]:
         raise InputError("order: its numbers of tokens depend on the image, so that operations can't be counted ahead.")
     plan = sampler.plan(net)
     rows = []
-    for step, flops in zip(plan, plan_flops(net, plan, sampler.reuse_share == 1), strict=True):
-        has_all = net.caches_masked and step.number > 0 and sampler.reuse_share == 1
-        reused = net.num_tokens if has_all else step.reused
+    for step, flops in zip(plan, plan_flops(net, plan), strict=True):
+        reused = num_reused(net, step)
         numbers = {"step": step.number, "encoded": step.visible - step.reused, "reused": reused}
         rows.append(numbers | {"decoded": step.masked, "branches": step.branches, "gflop": flops / 1e9})
     return rows
 
 
-def plan_flops(net: ENAT, plan: Sequence[Step], reuses_masked: bool = True) -> list[int]:
-    """Counts the operations of each step of a plan for an image.
+def num_reused(net: ENAT, step: Step) -> int:
+    """Returns how many tokens of an image have cached features that a step uses."""
+    return net.num_tokens if net.caches_masked and step.number and step.reuses_all else step.reused
 
-    Args:
-        net: the network.
-        plan: see `Sampler.plan`.
-        reuses_masked: whether a network that caches features of masked tokens reuses them; not with a `reuse_share`.
-    """
+
+def plan_flops(net: ENAT, plan: Sequence[Step]) -> list[int]:
+    """Counts the operations of each step of a plan (`Sampler.plan`) for an image."""
     flops = []
     for step in plan:
         encoded = step.visible - step.reused
-        reused = net.num_tokens if net.caches_masked and step.number and reuses_masked else step.reused
-        branch = step_flops(net, step.masked, encoded, reused)
+        branch = step_flops(net, step.masked, encoded, num_reused(net, step))
         anew = step_flops(net, step.masked, step.visible, 0)  # of an unconditional branch that begins
         flops.append(branch + anew if step.starts_guidance else step.branches * branch)
     return flops

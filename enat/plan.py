@@ -25,10 +25,15 @@ class Step(NamedTuple):
     masked_again: int  # of the visible tokens
     branches: int  # 2 with guidance, else 1
     starts_guidance: bool  # whether the unconditional branch has no cached features yet, and encodes all visible tokens
+    reuses_all: bool  # whether all that is cached is used, of masked tokens too where a variant caches theirs
 
 
 def plan_steps(
-    counts: Sequence[int], guided: Sequence[bool], num_known: int, reuse_share: float, correction: Remasking | None
+    counts: Sequence[int],
+    guided: Sequence[bool],
+    num_known: int,
+    reuse_shares: Sequence[float],
+    correction: Remasking | None,
 ) -> list[Step]:
     """Plans the steps, without those that begin with nothing masked.
 
@@ -36,7 +41,7 @@ def plan_steps(
         counts: numbers of masked tokens before the first step, and after each.
         guided: whether each step computes the unconditional branch.
         num_known: number of tokens that are visible from the start.
-        reuse_share: share of the cached features that a step reuses.
+        reuse_shares: share of the cached features that each step reuses.
         correction: masks tokens again.
     """
     steps: list[Step] = []
@@ -48,9 +53,11 @@ def plan_steps(
         visible = num_known + num_drawn
         again = correction.count((number + 1) / (len(counts) - 1), num_drawn, left) if correction else 0
         starts = guided[number] and not was_guided and cached > 0
-        reused = round(reuse_share * cached)
+        reused = round(reuse_shares[number] * cached)
+        revealed = masked - left + again
         branches = 2 if guided[number] else 1
-        steps.append(Step(number, masked, visible, reused, masked - left + again, again, branches, starts))
+        reuses_all = reuse_shares[number] == 1
+        steps.append(Step(number, masked, visible, reused, revealed, again, branches, starts, reuses_all))
         was_guided = guided[number]
         cached = 0 if again and correction and correction.recompute else visible - again
     return steps
@@ -71,6 +78,8 @@ class SamplerOptions:
         guidance_schedule, sampling_temperature_schedule, gumbel_temperature_schedule: factors of the above.
         reuse_share: the share of the cached features that a step reuses, the oldest first; the other tokens are encoded
             anew. 1 is the paper's choice, 0 reuses nothing.
+        refresh_every: every so many steps, the first among them, a step reuses nothing and encodes all visible tokens;
+            None for no such steps.
         compile: whether torch compiles each step, which takes minutes for each batch size and changes the rounding.
         order: decides which tokens are revealed first; None for `enat.orders.Confidence`, the paper's choice.
         top_k, top_p: which tokens may be drawn, see `enat.draws.likely`.
@@ -96,6 +105,7 @@ class SamplerOptions:
         top_k: Annotated[int, Ge(1)] | None = None,
         top_p: Annotated[float, Gt(0), Le(1)] | None = None,
         correction: Remasking | None = None,
+        refresh_every: Annotated[int, Ge(1)] | None = None,
     ):
         starts = [step / num_steps for step in range(num_steps)]
         progress = [(step + 1) / num_steps for step in range(num_steps)]  # r
@@ -110,6 +120,7 @@ class SamplerOptions:
         self.sampling_temperatures = [sampling_temperature * factor for factor in sampling]
         self.gumbel_temperatures = [gumbel_temperature * factor for factor in ordering]
         self.reuse_share = reuse_share
+        self.refresh_every = refresh_every
         self.compile = compile
         self.order = order or Confidence()
         self.top_k = top_k
@@ -124,6 +135,7 @@ class SamplerOptions:
         made: list[Any] = [self.mask_shares, self.guidance_scales, self.sampling_temperatures]
         made += [self.gumbel_temperatures, self.reuse_share]
         parts = {"order": self.order, "correction": self.correction, "top_k": self.top_k, "top_p": self.top_p}
+        parts["refresh_every"] = self.refresh_every
         others = {
             name: [type(part).__name__, vars(part)] if hasattr(part, "__dict__") else part
             for name, part in parts.items()
@@ -144,4 +156,6 @@ class SamplerOptions:
         counts = counts or [net.num_tokens, *self.mask_counts(net.num_tokens)]
         # Where features of masked tokens are cached, the first steps of both branches count too.
         guided = [self.is_guided(net) and bool(scale or net.caches_masked) for scale in self.guidance_scales]
-        return plan_steps(counts, guided, net.num_tokens - counts[0], self.reuse_share, self.correction)
+        refresh_every = self.refresh_every or self.num_steps
+        shares = [self.reuse_share if step % refresh_every else 0.0 for step in range(self.num_steps)]
+        return plan_steps(counts, guided, net.num_tokens - counts[0], shares, self.correction)

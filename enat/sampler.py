@@ -92,7 +92,7 @@ class Sampler(SamplerOptions):
 
         # 1. Choose the visible tokens whose features are reused; the others are encoded. None also keeps the features
         # of masked tokens, where a variant caches them.
-        end = None if self.reuse_share == 1 else step.reused
+        end = None if step.reuses_all else step.reused
         reused = state.cached_positions[:, :end]
         new = torch.cat([state.cached_positions[:, reused.shape[1] :], state.new_positions], dim=1)
         visible = torch.cat([reused, new], dim=1)  # in the order of the features

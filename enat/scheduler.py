@@ -68,7 +68,7 @@ class TokenScheduler:
         state = begin(net, len(token_ids), token_ids.device, token_ids, keeps_probabilities=False)
         masked = state.masked_positions.shape[1]
         left = min(self.sampler.mask_counts(net.num_tokens)[t], masked)
-        step = Step(t, masked, net.num_tokens - masked, 0, masked - left, 0, branches=1, starts_guidance=False)
+        step = Step(t, masked, net.num_tokens - masked, 0, masked - left, 0, 1, starts_guidance=False, reuses_all=False)
         shapes = (*state.masked_positions.shape, net.codebook_size), state.masked_positions.shape, (len(token_ids), 0)
         noise = [gumbel(tuple(shape), token_ids.device, generator) for shape in shapes]
         return self.sampler._step(net, state, [], noise, step, EVERY_IMAGE_ALIKE).token_ids

@@ -45,7 +45,7 @@ class NAT(ENAT):
     """Computes all tokens alike in one stack of blocks: the plain non-autoregressive transformer (paper, section 3).
 
     Its blocks are those of encoder and decoder together. It reuses nothing: it needs `sampler.reuse_share=0` and
-    `module.masking.reuse_prob=0`.
+    `module.masking.reuse_prob=0`. `ContextReuse` has the same weights and reuses in sampling.
 
     Args:
         interactions: those of `INTERACTIONS` that attention keeps (paper, section 3).
@@ -184,13 +184,9 @@ class KeyValueReuse(ENAT):
         cached = None
         if cached_features is not None and cached_features.shape[1]:
             cached = cached_features.detach().to(x.dtype)
-        new_keys_values = []
-        for number, block in enumerate(self.blocks[: self.encoder_depth]):
-            start = (1 + 2 * number) * self.width
-            kernel = CachedKeysValues(None if cached is None else cached[..., start : start + 2 * self.width], block)
-            x = block(x, None, modulations[number], kernel=kernel)
-            new_keys_values.append(kernel.new.to(x.dtype))
-        new = torch.cat([x, *new_keys_values], dim=2)
+        cached_keys_values = None if cached is None else cached[..., self.width :]
+        x, keys_values = run_blocks(self.blocks[: self.encoder_depth], x, modulations, cached_keys_values)
+        new = torch.cat([x, keys_values], dim=2)
         return new if cached is None else torch.cat([cached, new], dim=1)
 
     def decode(self, features: Tensor, *arguments: Any) -> Tensor:
@@ -220,3 +216,68 @@ class CachedKeysValues:
             key = torch.cat([cached_key, key], dim=2)
             value = torch.cat([cached_value, value], dim=2)
         return self.kernel(query, key, value)
+
+
+def run_blocks(
+    blocks: Sequence[Block], x: Tensor, modulations: Sequence[Tensor], cached: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Runs blocks on tokens that also attend to the cached keys and values of each block.
+
+    Args:
+        blocks: `depth` of them.
+        x: the tokens, (B, N, D).
+        modulations: of each block, (B, 1, 8, D).
+        cached: keys, then values of the first block, then of the second and so on, (B, P, 2 D depth); None for none.
+
+    Returns:
+        The tokens after the blocks, (B, N, D), and their keys and values, (B, N, 2 D depth).
+    """
+    new = []
+    parts = [None] * len(blocks) if cached is None else cached.chunk(len(blocks), dim=2)
+    for block, modulation, part in zip(blocks, modulations, parts, strict=False):  # modulations: of the decoder, too
+        kernel = CachedKeysValues(part, block)
+        x = block(x, None, modulation, kernel=kernel)
+        new.append(kernel.new.to(x.dtype))
+    return x, torch.cat(new, dim=2)
+
+
+class ContextReuse(NAT):
+    """Samples from a plain NAT with cached keys and values of its visible tokens, without any training for it.
+
+    A step computes the masked tokens and the newly revealed ones, which attend to the cached keys and values of the
+    tokens that were visible before, as in ReCAP (https://arxiv.org/abs/2505.19089). The cached ones were computed while
+    more tokens were masked, so that the result is not that of `NAT`; `sampler.refresh_every` computes them anew. ReCAP
+    leaves out masked tokens that a step does not reveal. Here each step computes all of them, because the order of
+    confidence needs them.
+
+    Its cached features are (B, V, 2 D depth): keys, then values of each block. It takes the weights of a `NAT`.
+
+    Args:
+        interactions: those of a `NAT` whose tokens all attend to each other; other ones are refused.
+        sizes: the arguments of `ENAT`.
+
+    Raises:
+        InputError: for other interactions, or sizes that do not fit together.
+    """
+
+    def __init__(self, interactions: Sequence[str] = INTERACTIONS, **sizes: Any):
+        super().__init__(interactions, **sizes)
+        if set(interactions) != set(INTERACTIONS):
+            raise InputError("ContextReuse: expected a NAT with all interactions; others need sampler.reuse_share=0.")
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        new: Tensor,
+        masked: Tensor,
+        modulations: Sequence[Tensor],
+        cached_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Computes one step, as `ENAT.forward`, but returns and takes what the class describes."""
+        cached = cached_features if cached_features is not None and cached_features.shape[1] else None
+        ids = torch.cat([token_ids.gather(1, new), torch.full_like(masked, self.mask_token_id)], dim=1)
+        x = self.embed(ids, torch.cat([new, masked], dim=1))
+        x, keys_values = run_blocks(self.blocks, x, modulations, cached)
+        keys_values = keys_values[:, : new.shape[1]]  # those of masked tokens are not kept
+        features = keys_values if cached is None else torch.cat([cached, keys_values], dim=1)
+        return self.logits(x[:, new.shape[1] :]), features

@@ -215,7 +215,7 @@ def _link(node: Any, settings: Mapping[str, Any], depth: int = 0) -> Any:
 def _sampler_of(sampler: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a sampler with its parts as choices of their groups, so that others can be chosen."""
     choices = dict(SAMPLER_PARTS)  # these and the two below are what an older checkpoint does not say
-    plain: dict[str, Any] = {"top_k": None, "top_p": None}
+    plain: dict[str, Any] = {"top_k": None, "top_p": None, "refresh_every": None}
     for name, value in sampler.items():
         target = value.get("_target_") if isinstance(value, dict) else None
         group = SAMPLER_GROUPS.get(str(target).rpartition(".")[0])

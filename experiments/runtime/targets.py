@@ -58,7 +58,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "enat.tokenizers.quantizers": "AveragedCodebook FSQ LFQ",
         "enat.tokenizers.vqgan": "ConvTokenizer VQGAN",
         "enat.training.learning_rates": "warmup_cosine",
-        "enat.variants": "KeyValueReuse NAT SeparateBlock",
+        "enat.variants": "ContextReuse KeyValueReuse NAT SeparateBlock",
         "experiments.benchmark": "Curves",
         "experiments.edit": "Region",
         "experiments.runtime.checkpoint": "Checkpoint",

@@ -1,5 +1,7 @@
 """Each variant differs from ENAT in what its name says, and in nothing else."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -17,13 +19,15 @@ from enat.packed import PerSampleMasking
 from enat.prediction import predict
 from enat.reuse import AllTokensReuse, LayerToLayerReuse, ReuseWithoutProjection
 from enat.sampler import EVERY_IMAGE_ALIKE, Sampler
-from enat.schedules import cosine, falling, rising
+from enat.schedules import constant, cosine, falling, rising
 from enat.steps import State
-from enat.variants import INTERACTIONS, NAT, KeyValueReuse, SeparateBlock
+from enat.variants import INTERACTIONS, NAT, ContextReuse, KeyValueReuse, SeparateBlock
 
 VARIANTS = {
     "nat": (NAT, {}, 0.0),
     "nat, visible tokens alone": (NAT, {"interactions": INTERACTIONS[:2]}, 0.0),
+    "nat with cached keys and values": (ContextReuse, {}, 1.0),
+    "nat with half of them": (ContextReuse, {}, 0.5),
     "separate": (ENAT, {"block": SeparateBlock}, 1.0),
     "keys and values": (KeyValueReuse, {}, 1.0),
     "without projection": (ReuseWithoutProjection, {}, 1.0),
@@ -36,8 +40,8 @@ VARIANTS = {
 }
 
 
-def sampler(reuse_share, num_steps=6):
-    return Sampler(num_steps, 2.0, 1.0, 1.0, cosine, rising, falling, falling, reuse_share)
+def sampler(reuse_share, num_steps=6, **options):
+    return Sampler(num_steps, 2.0, 1.0, 1.0, cosine, rising, falling, falling, reuse_share, **options)
 
 
 @pytest.fixture
@@ -66,8 +70,9 @@ def test_on_a_gpu_nothing_waits_for_it(name, make_net):
             net = make_net(kind, **options)
             class_ids, order = torch.tensor([0, 1, 2]), torch.rand(3, 16).argsort(dim=1)
         token_ids = sampler(share)(net, class_ids)
-        masked, new, cached = order.split([9, 4, 3] if share else [9, 7, 0], dim=1)
-        part = Partition(masked, new, cached if share else None)
+        reuses = share > 0 and kind is not ContextReuse  # in training
+        masked, new, cached = order.split([9, 4, 3] if reuses else [9, 7, 0], dim=1)
+        part = Partition(masked, new, cached if reuses else None)
         net.train()
         loss = MaskedCrossEntropy()(*predict(net, net, token_ids, class_ids, part))
         with pytest.raises(DataDependentOutputException):  # what the host would wait for
@@ -225,6 +230,66 @@ def no_cross(modulation):
     factor = torch.ones_like(modulation)
     factor[:, :, -1] = 0
     return factor
+
+
+def test_cached_keys_and_values_of_the_same_tokens_change_nothing(tokens, make_net):
+    """A step that finds all visible tokens in the cache agrees with one that computes all, to rounding."""
+    token_ids, class_ids, visible, masked = tokens
+    net = make_net(ContextReuse)
+    modulations = net.modulations(class_ids)
+    with torch.no_grad():
+        expected, cached = net(token_ids, visible, masked, modulations)
+        assert cached.shape == (3, 7, 2 * 32 * len(net.blocks))
+        logits, features = net(token_ids, visible[:, :0], masked, modulations, cached)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(features, cached)
+        # The cache of each block is used.
+        for number in range(len(net.blocks)):
+            other = cached.clone()
+            other[..., 64 * number : 64 * (number + 1)] += 1
+            assert not torch.allclose(net(token_ids, visible[:, :0], masked, modulations, other)[0], expected)
+
+
+def test_context_reuse_refreshed_in_each_step_is_nat(tokens, make_net):
+    """With the same weights; refreshed less often, it takes fewer operations, and its logits are other ones."""
+    token_ids, class_ids, visible, masked = tokens
+    nat, net = make_net(NAT), make_net(ContextReuse)
+    net.load_state_dict(nat.state_dict())
+    hot = partial(Sampler, 6, 1.0, 8.0, 1.0, cosine, rising, constant, falling)  # else it draws one token everywhere
+    expected = hot(0.0)(nat, class_ids, torch.Generator().manual_seed(5))
+    costs = []
+    for refresh_every in (1, 2, None):
+        chosen = hot(1.0, refresh_every=refresh_every)
+        token_ids_of_reuse = chosen(net, class_ids, torch.Generator().manual_seed(5))
+        assert refresh_every != 1 or torch.equal(token_ids_of_reuse, expected)
+        costs.append(sampling_flops(net, chosen))
+    assert len(expected.unique()) > 3
+    assert sampling_flops(nat, hot(0.0)) == costs[0] > costs[1] > costs[2]
+    modulations = nat.modulations(class_ids)
+    with torch.no_grad():
+        exact = nat(token_ids, visible, masked, modulations)[0]
+        before = net(token_ids, visible[:, :4], torch.cat([visible[:, 4:], masked], dim=1), modulations)[1]
+        stale = net(token_ids, visible[:, 4:], masked, modulations, before)[0]
+    assert not torch.allclose(stale, exact)
+
+
+def test_context_reuse_needs_all_interactions(make_net):
+    with pytest.raises(InputError, match="all interactions"):
+        make_net(ContextReuse, interactions=["visible_to_masked"])
+
+
+@pytest.mark.parametrize("kind", [ENAT, AllTokensReuse, ContextReuse])
+def test_a_refresh_encodes_all_visible_tokens(kind, make_net):
+    """Every second step is one of a sampler without reuse, as torch's counter confirms."""
+    net, chosen = make_net(kind), sampler(1.0, refresh_every=2)
+    encoded = [[step.visible - step.reused for step in one.plan(net)] for one in (chosen, sampler(0.0), sampler(1.0))]
+    refreshed, without, reusing = encoded
+    assert refreshed[::2] == without[::2]
+    assert refreshed[1::2] == reusing[1::2] != without[1::2]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        chosen(net, torch.tensor([0, 1, 2]))
+    assert counter.get_total_flops() == 3 * sampling_flops(net, chosen)
+    assert chosen.identity() != sampler(1.0).identity() == sampler(1.0, refresh_every=None).identity()
 
 
 # Keys and values
