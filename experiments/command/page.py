@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("weights", metavar="FOLDER", help="a folder of weights, a checkpoint, or OWNER/NAME on the hub")
     add("--port", type=port, default=7860, help="of the page on this machine (default: 7860)")
     add("--host", default="127.0.0.1", help="address of the page; 0.0.0.0 lets others in (default: 127.0.0.1)")
+    add("--tokenizer", metavar="FILE", help="the tokenizer, where the weights come without it")
     add("--device", type=device, default="cpu", help="where images are drawn, such as cuda (default: cpu)")
 
 
@@ -23,5 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: for weights that can't be read, without gradio, and for a port that can't be used.
     """
-    model = enat.load(arguments.weights, device=arguments.device)
-    serve(model, f"weights={shlex.quote(arguments.weights)}", arguments.host, arguments.port)
+    model = enat.load(arguments.weights, arguments.tokenizer, arguments.device)
+    options = [f"weights={arguments.weights}"]
+    if arguments.tokenizer is not None:
+        options.append(f"tokenizer.weights={arguments.tokenizer}")
+    serve(model, shlex.join(options), arguments.host, arguments.port)

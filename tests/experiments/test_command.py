@@ -12,6 +12,7 @@ from PIL import Image
 
 import enat
 from enat.images import read_facts
+from experiments.command import page
 from experiments.command.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,20 @@ def test_the_sampler_of_the_command_line(folder, tmp_path):
     expected = enat.load(folder).with_sampler(num_steps=5, guidance_scale=0.5).generate("ant")
     assert Image.open(path).tobytes() == expected[0].tobytes()
     assert (read_facts(path)["sampler"]["num_steps"], read_facts(path)["sampler"]["guidance_scale"]) == (5, 0.5)
+
+
+def test_a_page_takes_a_tokenizer(folder, tmp_path, monkeypatch):
+    """The command that the page shows has it, too; without it, the page can't be opened."""
+    expected = enat.load(folder).generate("ant")[0].tobytes()
+    served = []
+    monkeypatch.setattr(page, "serve", lambda model, *arguments: served.append((model, arguments)))
+    tokenizer = tmp_path / "a tokenizer.safetensors"
+    shutil.move(folder / "tokenizer.safetensors", tokenizer)
+    assert main(["page", str(folder)]) == 2
+    assert main(["page", str(folder), "--tokenizer", str(tokenizer), "--port", "0"]) == 0
+    ((model, arguments),) = served
+    assert arguments == (f"weights={folder} 'tokenizer.weights={tokenizer}'", "127.0.0.1", 0)
+    assert model.generate("ant")[0].tobytes() == expected
 
 
 def test_files_are_never_replaced_by_others(folder, tmp_path, capsys):
