@@ -23,6 +23,7 @@ from enat.variants import INTERACTIONS
 # What checkpoints of other programs hold beside their weights: callbacks and options.
 OTHER_LIBRARIES = ("pytorch_lightning.", "lightning.", "omegaconf.", "typing.", "collections.")
 AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
+WEIGHTS_OF = {"ContextReuse": "NAT"}  # variants that take the weights of another one, whose name is the value
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
 
 
@@ -234,10 +235,12 @@ def refuse_other_network(
     before = dict(content.get("net_sizes", {}))
     trained = by_full_name(content.get("settings") or {})
     if "module.net._target_" in trained:
-        before["variant"] = trained["module.net._target_"]
+        variant = trained["module.net._target_"]
+        before["variant"] = WEIGHTS_OF.get(variant, variant)
         before["interactions"] = sorted(trained.get("module.net.interactions") or INTERACTIONS)
     kept = sorted(getattr(net, "interactions", INTERACTIONS))
-    now = {**net.sizes, "variant": type(net).__name__, "interactions": kept}
+    variant = type(net).__name__
+    now = {**net.sizes, "variant": WEIGHTS_OF.get(variant, variant), "interactions": kept}
     for name in names:
         if name in before and before[name] != now[name]:
             raise InputError(f"weights={path}: its network has {name} {before[name]}, this one {now[name]}. {hint}")

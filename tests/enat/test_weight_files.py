@@ -8,7 +8,7 @@ from enat.checkpoints.weights import load_exactly, load_weights, read_file, sele
 from enat.errors import InputError
 from enat.reuse import AllTokensReuse
 from enat.tokenizers.vqgan import VQGAN
-from enat.variants import NAT
+from enat.variants import NAT, ContextReuse
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,17 @@ def test_another_variant_is_refused(make_net, tmp_path):
     load_weights(make_net(NAT, interactions=["visible_to_masked"]), str(path))
     with pytest.raises(InputError, match="has interactions "):
         load_weights(make_net(NAT), str(path))
+
+
+def test_context_reuse_takes_the_weights_of_a_nat(make_net, tmp_path):
+    path = tmp_path / "a.pth"
+    for trained in ("NAT", "ContextReuse"):
+        settings = {"module": {"net": {"_target_": f"enat.variants.{trained}"}}}
+        torch.save({"state_dict": make_net(NAT).state_dict(), "settings": settings}, path)
+        load_weights(make_net(ContextReuse), str(path))
+        load_weights(make_net(NAT), str(path))
+        with pytest.raises(InputError, match="has variant NAT, this one ENAT"):
+            load_weights(make_net(), str(path))
 
 
 def test_advice_fits_the_fault(small_net, make_net, tmp_path):
