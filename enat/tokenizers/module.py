@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from enat.errors import InputError
 from enat.metrics.reconstruction import ReconstructionQuality
 from enat.randomness import rng_for, seed_default_generator
 from enat.tokenizers.losses import TokenizerLoss
@@ -27,6 +28,11 @@ class TokenizerModule(AveragedModule):
         loss: the terms of its loss.
         optimizer, scheduler: see `AveragedModule`; the optimiser trains the discriminator too.
         seed: of the random numbers.
+        decoder_only: whether the decoder alone is trained, of a tokenizer that has weights. Tokens then stay as they
+            are, and so do networks that were trained on them.
+
+    Raises:
+        InputError: for `decoder_only` without weights.
     """
 
     net: ConvTokenizer
@@ -38,10 +44,15 @@ class TokenizerModule(AveragedModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
         seed: int = 0,
+        decoder_only: bool = False,
     ):
-        super().__init__(net.train().requires_grad_(True), optimizer, scheduler)
+        if decoder_only and not net.has_weights:
+            raise InputError("module.decoder_only=true: expected tokenizer.weights=FILE, whose decoder is trained.")
+        super().__init__(net.train(), optimizer, scheduler)
+        (net.decoder if decoder_only else net).requires_grad_(True)
         self.loss = loss
         self.seed = seed
+        self.decoder_only = decoder_only
         self.quality = ReconstructionQuality(net.codebook_size)
 
     def summary_rows(self) -> dict[str, str]:
@@ -54,7 +65,7 @@ class TokenizerModule(AveragedModule):
         rng = rng_for("tokenizer", self.seed, number, self.global_step)
         seed_default_generator(self.device, int(rng.integers(2**63)))
         images = batch.float() / 255
-        reconstructed, quantized = self.net.reconstruct(images)
+        reconstructed, quantized = self.net.reconstruct(images, self.decoder_only)
         last_weight = self.net.decoder.conv_out.weight
         values = self.loss(images, reconstructed.float(), quantized.loss, last_weight, self.global_step)
         self.group_values = [{name: value.detach() for name, value in values.items()}]

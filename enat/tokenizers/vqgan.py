@@ -207,6 +207,7 @@ class ConvTokenizer(Tokenizer):
         self.patch_size = patch_size
         self.encodes_patches = patch_encoder_width is not None
         self.batch_size = batch_size
+        self.has_weights = weights is not None
         self.grid = (resolution // self.stride, resolution // self.stride)
         self.run_decoder = torch.compile(run, dynamic=False) if compile else run  # copies of this module share it
         with torch.random.fork_rng(devices=[]):
@@ -260,9 +261,17 @@ class ConvTokenizer(Tokenizer):
         patches = self.run_decoder(self.decoder, codes.contiguous(memory_format=self.memory_format))
         return F.pixel_shuffle(patches, self.patch_size)
 
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Encodes and decodes images (B, 3, H, W) in training; returns images, not clamped, and what is quantised."""
-        quantized = self.quantize.quantize_with_gradient(self.latents(images))
+    def reconstruct(self, images: Tensor, decoder_only: bool = False) -> tuple[Tensor, Quantized]:
+        """Encodes and decodes images (B, 3, H, W) in training; returns images, not clamped, and what is quantised.
+
+        With `decoder_only`, encoder and codebook stay as they are and get no gradient.
+        """
+        if decoder_only:
+            token_ids = self.encode(images)
+            codes = self.quantize.codes(token_ids)
+            quantized = Quantized(codes, token_ids, codes.new_zeros(()))
+        else:
+            quantized = self.quantize.quantize_with_gradient(self.latents(images))
         return self.pixels(quantized.codes), quantized
 
 

@@ -58,7 +58,7 @@ class AveragedModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.optimizer(self.parameters())
+            optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
         except (ValueError, TypeError, IndexError) as error:
             raise InputError(f"module.optimizer: {error}.") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}

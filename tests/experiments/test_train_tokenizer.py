@@ -56,6 +56,22 @@ def test_a_killed_run_goes_on_with_the_same_bits(command, killed, same_training,
     assert goes_on.results["psnr"] == whole.results["psnr"]
 
 
+@pytest.mark.parametrize("quantizer", [[], VQ], ids=["fsq", "vq"])
+def test_a_decoder_alone(quantizer, command, photos, tmp_path):
+    """Encoder and codebook keep their bits, in the average too; the decoder does not."""
+    run = [*TINY, *quantizer, f"data.images={photos}"]
+    command(*run, f"output={tmp_path}/a")
+    first = tmp_path / "a/checkpoints/last.ckpt"
+    decoder = [*run, "module.decoder_only=true", f"output={tmp_path}/b"]
+    trained = command(*decoder, f"tokenizer.weights={first}", "module.optimizer.weight_decay=0.1")
+    assert trained.status == 0, trained.err
+    before, after = tokenizer_of(first), tokenizer_of(trained.results["checkpoint"])
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name]) == (not name.startswith("decoder."))
+    refused = command(*decoder, f"output={tmp_path}/c")
+    assert "module.decoder_only=true: expected tokenizer.weights=FILE, whose decoder is trained." in refused.err
+
+
 def test_two_processes_train_as_one(command, separate_command, photos, tmp_path):
     run = [*TINY, f"data.images={photos}", "trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu"]
     one = command(*run, f"output={tmp_path}/one")
