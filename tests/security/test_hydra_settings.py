@@ -1,4 +1,4 @@
-"""Settings of Hydra's own in YAML files of others: commands of SLURM, references that change, jobs in other processes."""
+"""Hydra's own settings in YAML files of others: commands of SLURM, references that change, jobs of other processes."""
 
 import pytest
 from omegaconf import OmegaConf
