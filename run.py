@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from experiments.runtime.command_line import explain_errors
 from experiments.runtime.composition import primary_config
-from experiments.runtime.hydra_settings import check_before_hydra_builds
+from experiments.runtime.hydra_loader import check_before_hydra_builds
 from experiments.runtime.options import CONF, help_on, prepare
 
 

@@ -4,14 +4,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_LOGIN = re.compile(r"(?<=://)[^/\s@'\"]+@")  # as in https://user:password@host
-_TOKEN = re.compile(r"(?<=[?&])([\w-]*(?:token|key|sig|secret|pass|credential)[\w-]*=)[^&\s'\"]*", re.IGNORECASE)
+# As in https://user:password@host. A password may have @ and quotes in it, and / where what is before can't be a port.
+_LOGIN = re.compile(r"(?<=://)(?:[^/?#\s@:]*:(?!\d*(?:[/?#\s]|$))\S*@|[^/?#\s]*@)")
+_NAME = r"[\w.%\[\]-]*(?:token|key|sig|secret|pass|pwd|auth(?!or)|credential|jwt|bearer|session)[\w.%\[\]-]*"
+_END = r"[\s,;:)\]}]|$"  # after a quote that is around the URL, and not in the key
+_TOKEN = re.compile(rf"(?<=[?&;#])({_NAME}\\?=)(?:[^&;#\s'\"]|['\"](?!{_END}))*", re.IGNORECASE)
 
 
 def without_credentials(value: Any) -> Any:
     """Returns plain values, or a text, without the passwords and access keys in their URLs."""
     if isinstance(value, Mapping):
-        return {name: without_credentials(part) for name, part in value.items()}
-    if isinstance(value, list):
+        return {without_credentials(name): without_credentials(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
         return [without_credentials(part) for part in value]
     return _TOKEN.sub(r"\1", _LOGIN.sub("", value)) if isinstance(value, str) else value

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from enat.errors import InputError
 from enat.files import by_full_name
 from experiments.runtime.options import CONF
-from experiments.runtime.targets import is_allowed
+from experiments.runtime.settings_of_files import check_settings
 
 PRIMARY = "config"
 OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
@@ -30,14 +30,6 @@ IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
 SAMPLER_GROUPS = {"enat.schedules": "schedule", "enat.orders": "order", "enat.corrections": "correction"}
 SAMPLER_PARTS = {"/order@order": "confidence", "/correction@correction": "none"}
-# What the settings of a file may have built, since the file may come from anybody.
-OF_FILES = (
-    *(f"enat.{part}." for part in ("net", "variants", "reuse", "packed", "kernels", "masking", "loss", "module")),
-    *(f"enat.{part}." for part in ("sampler", "schedules", "orders", "corrections", "tokenizers")),
-    *(f"enat.{part}." for part in ("features", "metrics")),
-    *("data.references.", "data.scored_images.", "data.toy.digits.", "data.image_module.", "torchmetrics."),
-    *("torch.optim.", "enat.training.learning_rates."),
-)
 GROUPS = {"net": "module.net", "score": "scores", "protocol": "protocols"}  # where the choices of these groups are
 # Nodes of a configuration to which others refer, such as `${tokenizer}`.
 REFERRED = ("seed", "scores", "reference", "protocols", "tokenizer", "sampler")
@@ -136,7 +128,7 @@ def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("module", "tokenizer", "sampler", "trainer"):
         if not isinstance(settings[name], dict):
             raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
-    refuse_other_targets(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols")})
+    check_settings(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols", "name")})
     if config_of(weights) is not None:  # a folder, which may be a stranger's
         check_parts(settings, select_state(content)[0], weights, with_tokenizer=True)
     return settings
@@ -187,20 +179,6 @@ def _store_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys([*COPIED, "sampler", "trainer", "experiment"], OF_CHECKPOINT), **lists}
 
 
-def refuse_other_targets(file: str, node: Any) -> None:
-    """Refuses settings of a file that would have anything built but networks, tokenizers, samplers and metrics.
-
-    Raises:
-        InputError: naming the target.
-    """
-    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else []:
-        refuse_other_targets(file, value)
-    if isinstance(node, Mapping) and "_target_" in node and not is_allowed(node["_target_"], OF_FILES):
-        raise InputError(
-            f"{file}: its settings name {node['_target_']}, which is no part of a network, a tokenizer or a metric."
-        )
-
-
 def _link(node: Any, settings: Mapping[str, Any], depth: int = 0) -> Any:
     """Puts back references such as `${seed}`, since settings are stored with each value in its place."""
     if not isinstance(node, dict):
@@ -242,7 +220,7 @@ def _store_tokenizer(defaults: list[Any], weights: str) -> bool:
     settings = read_file(weights).get("settings")
     if not isinstance(settings, dict) or not isinstance(settings.get("tokenizer"), dict):
         return False
-    refuse_other_targets(weights, settings["tokenizer"])
+    check_settings(weights, settings["tokenizer"])
     ConfigStore.instance().store(OF_TOKENIZER, settings["tokenizer"], "tokenizer")
     _replace(defaults, {"tokenizer": OF_TOKENIZER})
     return True
@@ -279,12 +257,12 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
         sizes["num_classes"] = len(manifest["class_names"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: this is no manifest of token shards.") from error
-    refuse_other_targets(str(path), manifest.get("tokenizer_settings") or {})
+    tokenizer = manifest.get("tokenizer_settings")
+    check_settings(str(path), {"tokenizer_settings": tokenizer, **sizes})
     store = ConfigStore.instance()
     content: dict[str, Any] = {"module": {"net": sizes}}
     if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
         content["callbacks"] = {"sample_grid": {"class_ids": None}}
-    tokenizer = manifest.get("tokenizer_settings")
     if tokenizer and "tokenizer" not in given:
         content["tokenizer"] = tokenizer  # also after an experiment that changes some of its options
         store.store(OF_SHARDS, tokenizer, "tokenizer")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import enat
 from enat.checkpoints.weights import read_file
 from enat.files import sha256_of
-from experiments.runtime.composition import refuse_other_targets
+from experiments.runtime.settings_of_files import refuse_other_targets
 
 ROOT = Path(__file__).parents[2]
 OF_OTHER_TASKS = {"emoji", "from_images", "tokenizer", "emoji_tokenizer"}

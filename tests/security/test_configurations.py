@@ -84,6 +84,35 @@ TRICKS = {  # a YAML file, and what the command says of it
         "hydra: {job_logging: {handlers: {x: {class: logging.FileHandler, filename: RAN}}}}",
         "hydra.job_logging.handlers.x.filename=",
     ),
+    "a log file above the folder of the run": (
+        "hydra: {job_logging: {handlers: {x: {class: logging.FileHandler, mode: w, "
+        'filename: "${hydra.runtime.output_dir}/../RAN"}}}}',
+        "hydra.job_logging.handlers.x.filename=${hydra.runtime.output_dir}/../",
+    ),
+    "a log file above the folder of the run by reference": (
+        "up: ..\nhydra: {job_logging: {handlers: {x: {class: logging.FileHandler, "
+        'filename: "${hydra.runtime.output_dir}/${up}/RAN"}}}}',
+        "hydra.job_logging.handlers.x.filename=${hydra.runtime.output_dir}/${up}/",
+    ),
+    "a log file in a folder of the file's choice": (
+        "hydra: {runtime: {output_dir: RAN}, hydra_logging: {handlers: {x: {class: logging.FileHandler, "
+        'filename: "${hydra.runtime.output_dir}/x.log"}}}}',
+        "hydra.runtime.output_dir: Hydra sets this by itself",
+    ),
+    "an attribute of a handler": (
+        "hydra: {job_logging: {handlers: {x: {class: logging.FileHandler, delay: true, "
+        'filename: "${hydra.runtime.output_dir}/x.log", ".": {baseFilename: RAN}}}}}',
+        "hydra.job_logging.handlers.x..={'baseFilename': ",
+    ),
+    "logging that is there when the run starts": (
+        'evil: {x: {"()": os.mkdir, path: RAN}}\nsel: {first: {}}\n'
+        "hydra: {job_logging: {handlers: \"${oc.select:'sel.${oc.select:hydra.job.num,first}',${hydra.job.num}}\"}}",
+        "hydra.job_logging.handlers=",
+    ),
+    "settings of Hydra among the options of a sweep": (
+        "hydra: {mode: MULTIRUN, sweeper: {params: {+hydra.searchpath: '[pkg://antigravity]'}}}",
+        "hydra.sweeper.params: +hydra.searchpath can't be varied by a file",
+    ),
     "the environment": ("hydra: {job: {env_set: {LD_PRELOAD: RAN}}}", "hydra.job.env_set: a configuration may not"),
     "a secret in an option": (
         'data: {shards: "http://127.0.0.1:1/${oc.env:WANDB_API_KEY}"}',
@@ -91,14 +120,47 @@ TRICKS = {  # a YAML file, and what the command says of it
     ),
 }
 
+# These need the packages of the extra `sweeps`.
+HEAD_OF_SWEEPS = (
+    "# @package _global_\n"
+    "defaults: [debug, {override /hydra/launcher: joblib}, {override /hydra/sweeper: optuna}, _self_]\n"
+)
+TRICKS_OF_SWEEPS = {
+    "text of a reference": (
+        "hydra: {launcher: {temp_folder: '\\${oc.create:\"{_target_: os.mkdir}\"}'}}",
+        "hydra.launcher.temp_folder=${oc.create:",
+    ),
+    "a function of a plugin's module": (
+        "hydra: {sweeper: {sampler: {_target_: hydra._internal.core_plugins.bash_completion.os.getcwd}}}",
+        "hydra.sweeper.sampler._target_=hydra._internal.core_plugins.bash_completion.os.getcwd: Hydra may",
+    ),
+    "a function of the sweeper": (
+        "objective: {_target_: os.mkdir, path: RAN}\nhydra: {mode: MULTIRUN, sweeper: "
+        "{custom_search_space: hydra.utils.instantiate}}",
+        "hydra.sweeper.custom_search_space: a file may not set commands",
+    ),
+    "a formula of joblib": (
+        "hydra: {launcher: {pre_dispatch: __import__('os').mkdir('RAN')}}",
+        "hydra.launcher.pre_dispatch=__import__",
+    ),
+    "options that nobody typed": (
+        "hydra: {overrides: {hydra: [hydra.sweeper.n_trials=1]}}",
+        "hydra.overrides: a file may not say what stands on the command line",
+    ),
+}
 
-@pytest.mark.parametrize("trick", TRICKS)
+
+@pytest.mark.parametrize("trick", [*TRICKS, *TRICKS_OF_SWEEPS])
 def test_a_yaml_file_runs_no_code(command, tmp_path, monkeypatch, trick):
-    text, sentence = TRICKS[trick]
+    if trick in TRICKS_OF_SWEEPS:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    head = HEAD if trick in TRICKS else HEAD_OF_SWEEPS
+    text, sentence = {**TRICKS, **TRICKS_OF_SWEEPS}[trick]
     monkeypatch.setenv("WANDB_API_KEY", "the secret")
     ran = tmp_path / "ran"
     (tmp_path / "conf/experiment").mkdir(parents=True)
-    (tmp_path / "conf/experiment/shared.yaml").write_text(HEAD + text.replace("RAN", str(ran)) + "\n")
+    (tmp_path / "conf/experiment/shared.yaml").write_text(head + text.replace("RAN", str(ran)) + "\n")
     outcome = command("--config-dir", str(tmp_path / "conf"), "experiment=shared", f"output={tmp_path / 'run'}")
     assert outcome.status in (1, 2)
     assert outcome.err.startswith("Error: ")
@@ -107,20 +169,6 @@ def test_a_yaml_file_runs_no_code(command, tmp_path, monkeypatch, trick):
     assert "the secret" not in outcome.err
     assert not ran.exists()
     assert not (tmp_path / "run").exists()
-
-
-def test_commands_of_a_slurm_job_come_from_the_command_line():
-    from experiments.runtime.hydra_settings import check_hydra
-
-    def settings(overrides: list[str]):
-        launcher = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
-        parts = {"overrides": {"hydra": overrides}, "launcher": {**launcher, "setup": ["module load cuda"]}}
-        empty = {"callbacks": {}, "sweeper": {}, "job_logging": None, "hydra_logging": None, "job": {"env_set": {}}}
-        return OmegaConf.create({"hydra": {**empty, **parts}})
-
-    check_hydra(settings(["hydra.launcher.setup=[module load cuda]"]))
-    with pytest.raises(InputError, match=r"^hydra\.launcher\.setup: a file may not set commands of a job; give it on"):
-        check_hydra(settings([]))
 
 
 LETTERS = st.from_regex(r"[a-z_]{1,6}(\.[a-z_]{1,6}){0,3}", fullmatch=True)

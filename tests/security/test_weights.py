@@ -1,5 +1,6 @@
 """Checkpoints of others: compressed, of other types, with damaged facts or a damaged optimiser."""
 
+import json
 import shutil
 import zipfile
 
@@ -114,3 +115,63 @@ def test_a_damaged_optimizer(command, trained, tmp_path, damage):
     assert f"{path}: the state of its optimiser is damaged (" in outcome.err
     assert sentence in outcome.err
     assert path.read_bytes() == before
+
+
+LOGGER = "{_target_: callbacks.loggers.StepWandbLogger, project: a, name: b, save_dir: RAN, offline: true}"
+CREATED = f"${{oc.create:'{LOGGER}'}}"
+LIVE = {  # changes settings, which would be resolved after they were checked
+    "a reference": (lambda settings, text: settings["sampler"].update(order=text), "sampler.order=${oc.create:"),
+    "a name": (lambda settings, text: settings.update(name=text), "name=${oc.create:"),
+    "a reference in a list": (
+        lambda settings, text: settings["module"]["optimizer"].update(betas=[text]),
+        "module.optimizer.betas.0=${oc.create:",
+    ),
+    "a list of defaults": (
+        lambda settings, _: settings["module"].update(defaults=[{"/logger@net": "wandb"}]),
+        "module: the settings of a file may not have defaults",
+    ),
+    "a tuple": (
+        lambda settings, text: settings["sampler"].update(order=({"_target_": "callbacks.ema.EMA", "x": 1},)),
+        "its settings name callbacks.ema.EMA",
+    ),
+}
+
+
+@pytest.mark.parametrize("trick", LIVE)
+def test_settings_of_a_file_are_plain_values(command, trained, tmp_path, trick):
+    change, sentence = LIVE[trick]
+    text = CREATED.replace("RAN", str(tmp_path / "ran"))
+    path = changed(trained, tmp_path, lambda content: change(content["settings"], text))
+    outcome = command("task=sample", f"weights={path}", "images_per_class=1", f"output={tmp_path / 'samples'}")
+    assert outcome.status == 1
+    assert sentence in outcome.err
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "samples").exists()
+
+
+def test_settings_of_a_folder_of_weights_are_plain_values(command, trained, tmp_path):
+    options = [f"weights={trained}/checkpoints/last.ckpt", f"output={tmp_path}/export"]
+    assert command("task=export", *options).status == 0
+    config = json.loads((tmp_path / "export/config.json").read_text())
+    config["settings"]["sampler"]["order"] = CREATED.replace("RAN", str(tmp_path / "ran"))
+    (tmp_path / "export/config.json").write_text(json.dumps(config))
+    outcome = command("task=sample", f"weights={tmp_path}/export", "images_per_class=1", f"output={tmp_path}/samples")
+    assert outcome.status == 1
+    assert "sampler.order=${oc.create:" in outcome.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_of_a_manifest_are_plain_values(command, tmp_path):
+    text = CREATED.replace("RAN", str(tmp_path / "ran"))
+    manifest = {"codebook_size": 4, "grid": [2, 2], "class_names": ["a"]}
+    tokenizer = {"_target_": "enat.tokenizers.vqgan.VQGAN", "quantizer": text}
+    for change, sentence in (
+        ({"tokenizer_settings": tokenizer}, "tokenizer_settings.quantizer=${oc.create:"),
+        ({"codebook_size": text}, "codebook_size=${oc.create:"),
+        ({"grid": [1, text]}, "num_tokens=${oc.create:"),
+    ):
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        outcome = command(f"data.shards={tmp_path}", f"output={tmp_path / 'run'}")
+        assert outcome.status == 1
+        assert sentence in outcome.err
+        assert not (tmp_path / "ran").exists()

@@ -1,0 +1,44 @@
+"""Gives Hydra a loader of configurations that checks each one, those of a multirun's jobs too."""
+
+import sys
+from typing import Any
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from experiments.runtime.hydra_settings import check_hydra, check_overrides
+
+
+class CheckedLoader(ConfigLoaderImpl):
+    """Composes configurations and checks them before Hydra builds anything of them.
+
+    A launcher sends it to the processes of its jobs, so that these check theirs as well.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.arguments = sys.argv[1:]  # of the command, which the process of a job may not know
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *arguments: Any, **options: Any
+    ) -> DictConfig:
+        """Composes a configuration.
+
+        Raises:
+            InputError: for a setting of Hydra's own that would run code of a file.
+        """
+        config = super().load_configuration(config_name, overrides, run_mode, *arguments, **options)
+        check_overrides(config, overrides)
+        check_hydra(config, self.arguments)
+        return config
+
+
+def check_before_hydra_builds() -> None:
+    """Makes Hydra use this loader.
+
+    Its name for the loader is private: Hydra has no public place between the composition of a configuration and the
+    construction of its callbacks. With one, this function would use it.
+    """
+    hydra._internal.hydra.ConfigLoaderImpl = CheckedLoader  # type: ignore[misc,attr-defined]

@@ -1,0 +1,65 @@
+"""Checks the settings that a checkpoint, a folder of weights or a manifest of shards has, before Hydra sees them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from enat.errors import InputError
+from experiments.runtime.targets import is_allowed
+
+# What the settings of a file may have built, since the file may come from anybody.
+OF_FILES = (
+    *(f"enat.{part}." for part in ("net", "variants", "reuse", "packed", "kernels", "masking", "loss", "module")),
+    *(f"enat.{part}." for part in ("sampler", "schedules", "orders", "corrections", "tokenizers")),
+    *(f"enat.{part}." for part in ("features", "metrics")),
+    *("data.references.", "data.scored_images.", "data.toy.digits.", "data.image_module.", "torchmetrics."),
+    *("torch.optim.", "enat.training.learning_rates."),
+)
+
+
+def check_settings(file: str, node: Any) -> None:
+    """Checks settings of a file, which are about to become a part of the configuration.
+
+    Raises:
+        InputError: for settings that are not plain values, and for names of what a file may not have built.
+    """
+    refuse_references(file, node)
+    refuse_other_targets(file, node)
+
+
+def refuse_other_targets(file: str, node: Any) -> None:
+    """Refuses settings of a file that would have anything built but networks, tokenizers, samplers and metrics.
+
+    Raises:
+        InputError: naming the target.
+    """
+    for _, value in _items(node):
+        refuse_other_targets(file, value)
+    if isinstance(node, Mapping) and "_target_" in node and not is_allowed(node["_target_"], OF_FILES):
+        raise InputError(
+            f"{file}: its settings name {node['_target_']}, which is no part of a network, a tokenizer or a metric."
+        )
+
+
+def refuse_references(file: str, node: Any, option: str = "") -> None:
+    """Refuses settings of a file that are no plain values, since files are written with what references stand for.
+
+    Raises:
+        InputError: for a reference, which would stand for something that nobody has checked, for a list of defaults,
+            of which Hydra would compose the settings, and for other types.
+    """
+    place = option or "settings"
+    if isinstance(node, str) and "${" in node:
+        raise InputError(f"{file}: {place}={node}: the settings of a file may not have references in them.")
+    if not isinstance(node, Mapping | list | tuple | str | int | float | None):
+        raise InputError(f"{file}: {place}: expected plain values, not {type(node).__name__}.")
+    for name, value in _items(node):
+        if name == "defaults" or (isinstance(name, str) and "${" in name):
+            raise InputError(f"{file}: {place}: the settings of a file may not have {name} in them.")
+        refuse_references(file, value, f"{option}.{name}" if option else str(name))
+
+
+def _items(node: Any) -> list[tuple[Any, Any]]:
+    """Returns the parts of a node with their names or numbers; none of a plain value."""
+    if isinstance(node, Mapping):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list | tuple) else []
