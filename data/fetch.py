@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 from aiohttp import ClientError, ClientTimeout
 
-from data.shards import Manifest
+from data.manifest import Manifest
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
@@ -54,6 +54,7 @@ def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
         raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json", MAX_MANIFEST))
+    Manifest.load(folder)
     return folder
 
 
