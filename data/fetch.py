@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from aiohttp import ClientError, ClientTimeout
@@ -59,10 +60,15 @@ def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
 
 
 def _download(url: str, at_most: int) -> bytes:
-    """Returns the content of a URL, of at most so many bytes; a server may not take forever."""
-    options = {}
+    """Returns the content of a URL, of at most so many bytes; a server may not take forever, nor send much more."""
+    options: dict[str, Any] = {}
     if url.startswith("http"):
-        options["client_kwargs"] = {"timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE)}
+        options["block_size"] = 0  # as a stream: of a range, fsspec takes all that the server sends
+        options["client_kwargs"] = {
+            "timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE),
+            "headers": {"Accept-Encoding": "identity"},
+            "auto_decompress": False,
+        }
     try:
         content = bytearray()
         with fsspec.open(url, "rb", **options) as file:
