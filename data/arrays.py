@@ -13,6 +13,8 @@ from numpy.lib import format as npy
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 MAX_UNPACKED = 2**30  # bytes of a compressed array, so that a small file can't fill the memory
+MAX_TOTAL = 2**31  # of all compressed arrays that are read from a file
+MAX_RATIO = 1032  # of what DEFLATE unpacks to what is packed
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -51,18 +53,39 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, np.ndarray]
     """Reads those arrays of an .npz file whose name, or its part after `/`, is wanted; returns them and all names.
 
     Raises:
-        ValueError: if an array is damaged, or compressed so that it unpacks to more than `MAX_UNPACKED` bytes.
+        ValueError: if an array is damaged, or compressed so that it unpacks to more than `MAX_UNPACKED` bytes, or all
+            of them to more than `MAX_TOTAL`.
         zipfile.BadZipFile: if the file is no archive, or a damaged one.
+        RuntimeError: if it is encrypted, or of a later version of the format.
     """
     arrays = {}
+    total = 0
     with zipfile.ZipFile(path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         for name, member in members.items():
             if name.rpartition("/")[2] not in wanted:
                 continue
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{name} is compressed in another way than NumPy does")
-            if member.compress_type != zipfile.ZIP_STORED and member.file_size > MAX_UNPACKED:
+            check_member(member, path)
+            if is_packed(member):
+                total += member.file_size
+            if total > MAX_TOTAL or (is_packed(member) and member.file_size > MAX_UNPACKED):
                 raise ValueError(f"{name} unpacks to {member.file_size} bytes")
             arrays[name] = parse_npy(bytearray(archive.read(member)))  # torch wants arrays that can be written to
     return arrays, list(members)
+
+
+def check_member(member: zipfile.ZipInfo, path: Path) -> None:
+    """Checks what an archive says of one of its arrays, before anything of that size is read.
+
+    Raises:
+        ValueError: for an array that is compressed in another way than NumPy does, or that can't have its size.
+    """
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is compressed in another way than NumPy does")
+    if member.file_size > (MAX_RATIO if is_packed(member) else 1) * path.stat().st_size:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes")
+
+
+def is_packed(member: zipfile.ZipInfo) -> bool:
+    """Says whether an array in an archive is compressed."""
+    return member.compress_type != zipfile.ZIP_STORED

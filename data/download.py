@@ -13,6 +13,7 @@ from enat.files import sha256_of
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20  # bytes
+MAX_DIGITS = 18  # of a number of bytes
 NO_FILES = {  # types of what a server sends in place of a file
     "text/html": "a web page",
     "application/xhtml+xml": "a web page",
@@ -46,6 +47,7 @@ def download_file(
     partial = path.with_name(f"{path.name}.partial")
     version = path.with_name(f"{path.name}.version")  # the server's mark of the version that the part is of
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_links(partial, version)
     known = version.read_text() if version.exists() else ""  # without a mark, a part can't be told from another's
     done = partial.stat().st_size if partial.exists() and known else 0
     headers = {"Range": f"bytes={done}-", "If-Range": known} if done else {}
@@ -53,15 +55,15 @@ def download_file(
         with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as response:
             _refuse_other_content(url, response.headers.get_content_type())
             done = done if response.status == 206 else 0  # 206: the rest; 200: the whole file
-            length = response.headers.get("Content-Length") or ""
-            total = done + int(length) if length.isdecimal() else None
+            length = _bytes_of(response.headers.get("Content-Length"))
+            total = None if length is None else done + length
             version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
             with partial.open("ab" if done else "wb") as file:
                 done = _copy(response, file, done, total, on_progress)
     except HTTPError as error:
         if error.code != RANGE_NOT_SATISFIABLE:
             raise InputError(f"{url}: the server answers {error.code} ({error.reason}).") from error
-        total = int((error.headers.get("Content-Range") or "*/0").rpartition("/")[2])
+        total = _bytes_of((error.headers.get("Content-Range") or "").rpartition("/")[2])
         if done != total:  # or else all of it is there, and only its name is missing
             partial.unlink()
             raise InputError(f"{url}: the file has changed since a part of it was fetched; try again.") from error
@@ -83,6 +85,24 @@ def download_file(
         raise InputError(f"{url}: the sha256 of the file is {digest}; expected {sha256}. It was removed.")
     partial.replace(path)
     return digest
+
+
+def _remove_links(*paths: Path) -> None:
+    """Removes links in the place of files that are to be written, so that what they lead to stays as it is.
+
+    Raises:
+        InputError: for a folder, a pipe or a device in such a place.
+    """
+    for path in paths:
+        if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+            path.unlink()
+        elif path.exists() and not path.is_file():
+            raise InputError(f"{path}: this is no file; expected it to be removed, or another folder.")
+
+
+def _bytes_of(text: str | None) -> int | None:
+    """Returns a number of bytes in a header; None for any other text."""
+    return int(text) if text and text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 def _refuse_other_content(url: str, kind: str) -> None:

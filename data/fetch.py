@@ -2,11 +2,12 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from aiohttp import ClientError, ClientTimeout
 
-from data.shards import Manifest
+from data.manifest import Manifest
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
@@ -54,14 +55,20 @@ def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
         raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json", MAX_MANIFEST))
+    Manifest.load(folder)
     return folder
 
 
 def _download(url: str, at_most: int) -> bytes:
-    """Returns the content of a URL, of at most so many bytes; a server may not take forever."""
-    options = {}
+    """Returns the content of a URL, of at most so many bytes; a server may not take forever, nor send much more."""
+    options: dict[str, Any] = {}
     if url.startswith("http"):
-        options["client_kwargs"] = {"timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE)}
+        options["block_size"] = 0  # as a stream: of a range, fsspec takes all that the server sends
+        options["client_kwargs"] = {
+            "timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE),
+            "headers": {"Accept-Encoding": "identity"},
+            "auto_decompress": False,
+        }
     try:
         content = bytearray()
         with fsspec.open(url, "rb", **options) as file:

@@ -1,5 +1,6 @@
 """Images in memory or in an `.npz` file, and what generated images are compared with."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.arrays import read_npy_header, read_npz
+from data.arrays import check_member, is_packed, read_npy_header, read_npz
 from enat.errors import InputError
 from enat.features.network import FeatureNetwork
 from enat.files import sha256_of
@@ -21,6 +22,9 @@ from enat.metrics.view import OnView
 SUFFIXES = {"pool": "", "spatial": "_s"}  # of `mu` and `sigma` in ADM's files, by view
 # What an .npz file of statistics may hold for each protocol, and once; all else in it is not read.
 STATISTICS = {"mu", "sigma", "mu_s", "sigma_s", "features", "protocol", "features_sha256", "size", "num_images"}
+
+MAX_IMAGES = 2**26  # in an archive; more than that is a damaged number
+MAX_PACKED_IMAGE = 2**24  # bytes of a compressed image, so that a small file can't fill the memory with a block of them
 
 
 class TensorImages:
@@ -53,17 +57,24 @@ class ArchivedImages:
     def __init__(self, path: str):
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-                (self.num_images, *self.shape), is_fortran, dtype = read_npy_header(file)
-                self.offset = file.tell()
+            with zipfile.ZipFile(path) as archive:
+                member = archive.getinfo("arr_0.npy")
+                check_member(member, Path(path))
+                with archive.open(member) as file:
+                    (self.num_images, *self.shape), is_fortran, dtype = read_npy_header(file)
+                    self.offset = file.tell()
             if is_fortran or dtype != np.uint8 or len(self.shape) != 3 or self.shape[2] != 3:
                 raise ValueError(f"{dtype} {self.shape}")
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            self.image_bytes = math.prod(self.shape)
+            is_huge = is_packed(member) and self.image_bytes > MAX_PACKED_IMAGE
+            if is_huge or not self.image_bytes or self.num_images > MAX_IMAGES:
+                raise ValueError(f"{self.num_images} {self.shape}")
+        except (OSError, KeyError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: expected an .npz file with arr_0, uint8 images (n, H, W, 3).") from error
         self.identity: Mapping[str, Any] = {"kind": "images of an npz file", "path": path, "sha256": sha256_of(path)}
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
-        image_bytes = int(np.prod(self.shape))
+        image_bytes = self.image_bytes
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
             for place in places:
                 try:
@@ -97,7 +108,7 @@ class StatisticsFile:
             raise self._error("there is no such file.")
         try:
             self.content, names = read_npz(Path(path), STATISTICS)
-        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             sentence = "expected an .npz file with mu and sigma, such as ADM's or one of task=statistics."
             raise self._error(sentence) from error
         self.protocol = str(self.content.get("protocol", protocol))

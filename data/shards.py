@@ -9,106 +9,22 @@ Shapes: `n` samples of a pack or shard, `V` views of a sample, `L` tokens of a v
 
 import hashlib
 import io
-import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO
 
 import numpy as np
-from annotated_types import Ge, Le, Len, MinLen
-from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
 from webdataset import TarWriter
 
 from data.arrays import parse_npy
+from data.manifest import Manifest, Shard
 from data.stream import OnePack
-from enat.errors import InputError, without_controls
+from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
-VERSION = 1
 ARRAYS = {"tokens.npy", "classes.npy", "sources.npy"}  # of each pack
-MAX_NAME = 255  # bytes of a file's name
-Positive = Annotated[int, Strict(), Ge(1)]
-Name = Annotated[str, AfterValidator(without_controls)]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The entry of a shard in the manifest."""
-
-    name: str
-    samples: Annotated[int, Strict(), Ge(0)]
-    bytes: Positive
-    sha256: str
-
-
-@dataclass
-class Manifest:
-    """Describes a folder of shards: what they hold and which tokenizer made them.
-
-    `skipped` lists the images that could not be read, each with its `file` and the `reason`. `tokenizer_settings` are
-    the options that made the tokenizer, with its class as `_target_`; training on the shards makes the same one.
-    """
-
-    tokenizer: str
-    tokenizer_sha256: str
-    resolution: Positive
-    grid: Annotated[list[Positive], Len(2, 2)]
-    codebook_size: Annotated[int, Strict(), Ge(1), Le(2**32)]
-    class_names: list[Name]
-    views: Annotated[list[str], MinLen(1)]
-    pack_size: Positive
-    splits: dict[str, list[Shard]]
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    tokenizer_settings: dict[str, Any] | None = None
-    version: int = VERSION
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    def all_shards(self) -> list[Shard]:
-        """Returns the shards of all splits."""
-        return list(chain(*self.splits.values()))
-
-    def split_sha256(self, split: str) -> str:
-        """Returns a sha256 that tells the samples of a split from others."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.splits[split]).encode()).hexdigest()
-
-    def save(self, folder: Path) -> None:
-        """Writes `manifest.json`. It is written after the shards: a folder with a manifest is complete."""
-        write_atomically(folder / "manifest.json", json.dumps(asdict(self), indent=1).encode())
-
-    @classmethod
-    def load(cls, folder: Path) -> "Manifest":
-        """Reads `manifest.json`; raises InputError if it is missing, is not a manifest, or has another version."""
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise InputError(f"{folder}: there is no manifest.json; expected a folder that task=tokenize has finished.")
-        try:
-            manifest = TypeAdapter(cls).validate_python(json.loads(path.read_bytes()))
-        except (ValueError, RecursionError) as error:
-            if not isinstance(error, ValidationError):
-                raise InputError(f"{path}: this is no manifest of token shards.") from error
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            reason = f"{place}: {first['msg']}" if place else first["msg"]
-            raise InputError(f"{path}: this is no manifest of token shards. {reason}.") from error
-        shards = manifest.all_shards()
-        for shard in shards:
-            if Path(shard.name).name != shard.name or len(shard.name.encode()) > MAX_NAME:
-                raise InputError(f"{path}: the shard name {shard.name!r} is no plain file name.")
-        for values in ([shard.name for shard in shards], [shard.sha256 for shard in shards]):
-            value, count = Counter(values).most_common(1)[0] if values else ("", 1)
-            if count > 1:
-                raise InputError(f"{path}: it has the shard {value} {count} times.")
-        if manifest.version != VERSION:
-            raise InputError(f"{path}: version {manifest.version}; expected {VERSION}.")
-        return manifest
 
 
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:

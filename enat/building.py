@@ -53,6 +53,7 @@ MAX_ITEMS_OF_OPTION = {"multipliers": 64, "levels": 64}
 MAX_NUMBER = 2**24
 MAX_OF_OPTION = {"num_steps": 10_000, "num_blocks": 64}
 MAX_CODES = 2**20  # of a quantiser without weights, which lists its codes
+MAX_WEIGHTS = 2**30  # of a tokenizer whose sizes can't be compared with those of a file
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
@@ -196,6 +197,29 @@ def check_tokenizer(settings: Mapping[str, Any], state: Mapping[str, Tensor], pa
         with torch.device("meta"):
             tokenizer = build_from_settings({**parts, "weights": None})
         refuse_other_shapes(tokenizer.state_dict(), state, path)
+
+
+def check_unread_tokenizer(settings: Mapping[str, Any], path: Any) -> None:
+    """Checks the sizes of a tokenizer that has no weights, or whose weights are read later, before memory is taken.
+
+    Classes that this module does not know are the user's own, and are not checked.
+
+    Raises:
+        InputError: for sizes that are larger than any of this project.
+    """
+    parts = dict(settings)
+    if str(parts.get("_target_")).rpartition(".")[2] not in {kind.__name__ for kind in TOKENIZERS}:
+        return
+    refuse_huge(parts, path, "tokenizer_settings")
+    quantizer = parts.get("quantizer")
+    if isinstance(quantizer, Mapping):
+        _refuse_large_quantizer(quantizer, MAX_WEIGHTS // 4, path)
+        parts["quantizer"] = build_from_settings(quantizer)  # those of the library can't be made on the device meta
+    if str(parts.get("_target_")).endswith(("VQGAN", "ConvTokenizer")):
+        with torch.device("meta"):
+            tokenizer = build_from_settings({**parts, "_partial_": False, "weights": None})
+        if (count := sum(tensor.numel() for tensor in tokenizer.state_dict().values())) > MAX_WEIGHTS:
+            raise InputError(f"{path}: tokenizer_settings ask for {count:,} weights; expected at most {MAX_WEIGHTS:,}.")
 
 
 def _refuse_large_quantizer(quantizer: Mapping[str, Any], num_weights: int, path: Any) -> None:

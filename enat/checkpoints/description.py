@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # of typing, pydantic needs that of Python 3.12
 
+from enat.checkpoints.limits import values_of
 from enat.errors import InputError, without_controls
 
 # What a checkpoint says beside its weights.
 DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file", "tokenizer_sha256", "weights_kind")
-MAX_DEPTH = 50  # of nested settings; those of this project have about ten
 
 PlainText = Annotated[str, AfterValidator(without_controls)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -70,14 +70,5 @@ def parse_json(text: str | bytes, path: str | Path) -> Any:
         content = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: what it says of itself is damaged; expected JSON of a moderate depth.") from error
-    level = [content]
-    for _ in range(MAX_DEPTH):
-        level = [
-            value
-            for node in level
-            if isinstance(node, dict | list)
-            for value in (node.values() if isinstance(node, dict) else node)
-        ]
-    if level:
-        raise InputError(f"{path}: what it says of itself nests more than {MAX_DEPTH} levels deep.")
+    values_of(content, path)
     return content

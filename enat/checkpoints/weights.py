@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from enat.checkpoints.description import DESCRIPTIONS, Description, check_description, parse_json
 from enat.checkpoints.folder import config_of, read_config
+from enat.checkpoints.limits import MAX_SETTINGS, has_numbers, refuse_claims, values_of
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
 from enat.errors import InputError
@@ -44,6 +45,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in content):
         raise InputError(f"weights={path}: expected a dictionary of weights by name, found other keys in it.")
     content = {**content, **described}
+    values_of(content.get("settings"), f"weights={path}", MAX_SETTINGS)
+    refuse_claims(values_of(content, f"weights={path}"), file)
     check_description(content, Description, f"weights={path}: what it says of itself is damaged.")
     return content
 
@@ -207,7 +210,7 @@ def refuse_other_shapes(
 
 def _unusable(tensor: Tensor, own: Tensor) -> str | None:
     """Says why a tensor can't become a weight; None if it can."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+    if not has_numbers(tensor):
         kind = "sparse" if tensor.layout != torch.strided else "quantised or without content"
         return f"is {kind}; expected floating-point numbers, all of them"
     if not tensor.is_floating_point() and tensor.dtype != own.dtype:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from enat.errors import InputError
 from experiments.runtime.targets import import_target
-from experiments.runtime.type_hints import check_value
+from experiments.runtime.type_hints import check_value, takes_partial
 
 MISSING = "???"  # as OmegaConf writes a value that has to be given
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.\[\]]*)\}")
@@ -121,6 +121,8 @@ def _check(option: str, name: str, value: Any, planned: Any, hint: Any) -> None:
     """Checks the value of an option against the type hint of its parameter."""
     if value == MISSING:
         raise InputError(f"{option}: a value is missing; expected {option}=VALUE.")
+    if isinstance(planned, Call) and planned.is_partial and not takes_partial(hint):
+        raise InputError(f"{option}._partial_=true: expected false, since {name} is used as it is and not called.")
     gives_nothing = isinstance(planned, Call) and planned.gives_nothing()
     if gives_nothing and hint is not Any and type(None) not in typing.get_args(hint):
         raise InputError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.image_module import ImageDataModule
 from data.module import TokenDataModule
+from enat.checkpoints.limits import has_numbers
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import by_full_name, refuse_other_work, sha256_of, weights_file
@@ -69,8 +70,15 @@ def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str,
     return dict(earlier)
 
 
+def _fault_of(tensor: Tensor) -> str | None:
+    """Says why training can't go on with a tensor; None if it can."""
+    if not has_numbers(tensor):
+        return "is sparse, quantised or without content"
+    return None if tensor.isfinite().all() else "holds NaN or infinite values"
+
+
 def refuse_nan(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuses to go on with weights, or an average of them, that hold NaN or infinite values.
+    """Refuses to go on with weights, or an average of them, that hold NaN or infinite values, or no numbers at all.
 
     Raises:
         InputError: naming the first such weight.
@@ -78,9 +86,9 @@ def refuse_nan(path: Path, content: Mapping[str, Any]) -> None:
     average = content.get("callbacks", {}).get("EMA", {}).get("net", {})
     for kind, state in {"weights": content["state_dict"], "EMA weights": average}.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and not value.isfinite().all():
+            if isinstance(value, Tensor) and (fault := _fault_of(value)):
                 raise InputError(
-                    f"{path}: {name} of its {kind} holds NaN or infinite values; remove this file to go on from an "
+                    f"{path}: {name} of its {kind} {fault}; remove this file to go on from an "
                     "older checkpoint, or resume=false starts anew."
                 )
 
@@ -118,10 +126,10 @@ def refuse_damaged_optimizer(path: Path, content: Mapping[str, Any], module: Ave
 def _check_moments(moments: Mapping[str, Any], parameter: Tensor) -> None:
     """Raises ValueError for moments that do not fit a parameter."""
     for name, value in moments.items():
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinite values")
         if name in MOMENTS and value is not None and value.shape != parameter.shape:
             raise ValueError(f"{name} of shape {list(value.shape)} for a weight of shape {list(parameter.shape)}")
+        if isinstance(value, Tensor) and (fault := _fault_of(value)):
+            raise ValueError(f"{name} {fault}")
 
 
 def resume_point(

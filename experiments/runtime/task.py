@@ -16,6 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from data.credentials import without_credentials
+from data.fetch import local_folder
+from data.manifest import Manifest
+from enat.building import check_unread_tokenizer
 from enat.errors import InputError
 from enat.files import refuse_other_work, remove_own_folder, sha256_of, weights_file, write_atomically
 from experiments.runtime.building import Call, build, plan
@@ -108,6 +111,18 @@ def check_options(config: DictConfig) -> Call:
     return task
 
 
+def _check_shards(config: DictConfig) -> None:
+    """Checks the sizes in a manifest of shards, before a network or a tokenizer of these sizes is built.
+
+    Raises:
+        InputError: for a manifest that is damaged, or that asks for too much.
+    """
+    shards, cache = (OmegaConf.select(config, name) for name in ("data.shards", "data.cache"))
+    path = local_folder(shards, Path(str(cache))) / "manifest.json" if isinstance(shards, str) else None
+    if path is not None and path.exists():  # others are fetched later, and checked then
+        check_unread_tokenizer(Manifest.load(path.parent).tokenizer_settings or {}, path)
+
+
 def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     """Checks the options, runs the task, and writes and prints its results.
 
@@ -115,6 +130,7 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
         InputError: if the folder has results of other settings or weights, which would be replaced.
     """
     task = check_options(config)
+    _check_shards(config)
     settings, composition = (without_credentials(_plain(config, resolve=resolve)) for resolve in (True, False))
     _refuse_to_replace(output, composition)
     L.seed_everything(config.seed, verbose=False)

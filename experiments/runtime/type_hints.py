@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
@@ -81,6 +82,19 @@ def _hint_for_json(hint: Any) -> Any:
     name = getattr(hint, "__name__", str(hint))
     article = "an" if name[0] in "AEIOU" else "a"
     return _only(f"{article} {name} with its _target_", lambda value: isinstance(value, dict) and "_target_" in value)
+
+
+def takes_partial(hint: Any) -> bool:
+    """Says whether a parameter may take a `functools.partial`: not where its hint names classes of ours or of torch."""
+    if isinstance(hint, typing.TypeVar) or hint in (Any, partial):
+        return True
+    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Annotated:
+        return takes_partial(arguments[0])
+    if kind in (typing.Union, types.UnionType):
+        return any(map(takes_partial, arguments))
+    is_function = kind in (partial, Callable) or getattr(kind, "_is_protocol", False)
+    return is_function or not inspect.isclass(kind)
 
 
 def _only(words: str, fits: Callable[[Any], bool]) -> Any:

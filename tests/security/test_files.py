@@ -1,9 +1,6 @@
-"""Files and servers of others: archives that unpack to too much, pipes, programs as pictures, endless answers."""
+"""Files of others: pipes, programs as pictures, labels, links, and folders that hold something else."""
 
 import os
-import threading
-import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,100 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data import fetch
-from data.arrays import parse_npy, read_npz
+from data.arrays import parse_npy
 from data.images import ImageList, find_images, load_rgb
-from data.references import StatisticsFile
 from data.scored_images import ImageWriter
 from enat.errors import InputError, printable
 from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically
 from enat.images import Block
-
-
-@pytest.fixture
-def server():
-    """Starts servers, and stops them after the test."""
-    running = []
-
-    def start(handle) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                handle(self)
-
-            def do_HEAD(self):
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        one = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        one.daemon_threads = True
-        threading.Thread(target=one.serve_forever, daemon=True).start()
-        running.append(one)
-        return f"http://127.0.0.1:{one.server_port}"
-
-    yield start
-    for one in running:
-        one.shutdown()
-
-
-def test_an_endless_manifest(server, monkeypatch, tmp_path):
-    def handle(request):
-        request.send_response(200)
-        request.end_headers()
-        try:
-            while True:
-                request.wfile.write(b" " * 2**16)
-        except OSError:
-            pass
-
-    monkeypatch.setattr(fetch, "MAX_MANIFEST", 2**20)
-    with pytest.raises(InputError, match=r"manifest\.json: more than 1,048,576 bytes, which is too long"):
-        fetch.fetch_manifest(server(handle), tmp_path)
-
-
-def test_a_server_that_sends_a_byte_a_second(server, monkeypatch, tmp_path):
-    done = threading.Event()
-
-    def handle(request):
-        request.send_response(200)
-        request.end_headers()
-        try:
-            while not done.wait(0.2):
-                request.wfile.write(b" ")
-                request.wfile.flush()
-        except OSError:
-            pass
-
-    monkeypatch.setattr(fetch, "PATIENCE", 1)
-    monkeypatch.setattr(fetch, "MAX_MANIFEST", 1000)
-    address = server(handle)
-    with pytest.raises(InputError, match=r"manifest\.json: can't be read: the server is too slow"):
-        fetch.fetch_manifest(address, tmp_path)
-    done.set()
-
-
-def test_only_the_arrays_that_are_needed_are_unpacked(tmp_path):
-    path = tmp_path / "statistics.npz"
-    np.savez(path, mu=np.zeros(4), sigma=np.eye(4))
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("other.npy", b"0" * 2**20)
-        archive.writestr("mu_s.npy", b"0" * 100)
-    arrays, names = read_npz(path, {"mu", "sigma"})
-    assert set(arrays) == {"mu", "sigma"}
-    assert set(names) == {"mu", "sigma", "other", "mu_s"}
-    with pytest.raises(InputError, match="with mu and sigma"):
-        StatisticsFile(str(path))
-
-
-def test_an_array_that_unpacks_to_too_much(monkeypatch, tmp_path):
-    monkeypatch.setattr("data.arrays.MAX_UNPACKED", 2**20)
-    path = tmp_path / "statistics.npz"
-    np.savez_compressed(path, mu=np.zeros(2**18), sigma=np.eye(4))
-    assert path.stat().st_size < 2**14
-    with pytest.raises(InputError, match="with mu and sigma"):
-        StatisticsFile(str(path))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -2,11 +2,14 @@
 
 import io
 import json
+import resource
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data.fetch import fetch_manifest
 from data.shards import Manifest, ShardPacks, check_shards, map_packs, write_shard
 from enat.errors import InputError
 from enat.files import sha256_of
@@ -130,6 +133,59 @@ def test_faulty_manifests_are_named(command, tmp_path, name):
     outcome = command(f"data.shards={tmp_path}", f"output={tmp_path / 'run'}")
     assert outcome.status in (1, 2)
     assert outcome.err.startswith("Error: ")
+
+
+TOKENIZER = {
+    "_target_": "enat.tokenizers.vqgan.VQGAN", "codebook_size": 64, "code_width": 32, "channels": 32,
+    "multipliers": [1, 1], "num_blocks": 1, "resolution": 8, "batch_size": 4, "compile": False, "weights": None,
+}  # fmt: skip
+QUANTIZER = {"_target_": "enat.tokenizers.quantizers.AveragedCodebook", "codebook_size": 2**20, "code_width": 2**14}
+CONV = {name: TOKENIZER[name] for name in ("channels", "multipliers", "num_blocks", "resolution", "weights")}
+CONV |= {"_target_": "enat.tokenizers.vqgan.ConvTokenizer", "quantizer": QUANTIZER}
+SHARD = {"name": "train-00000.tar", "samples": 10**30, "bytes": 1, "sha256": "x"}
+TOO_MUCH = {
+    "samples": ({"splits": {"train": [SHARD]}, "pack_size": 1}, "splits.train.0.samples: Input should be less than"),
+    "samples of a pack": ({"pack_size": 10**30}, "pack_size: Input should be less than"),
+    "codes": ({"codebook_size": 2**32}, "codebook_size: Input should be less than or equal to 1048576"),
+    "tokens": ({"grid": [2**9, 2**9]}, "grid=[512, 512]: expected at most 65,536 tokens"),
+    "a grid": ({"grid": [10**30, 10**30]}, "grid.0: Input should be less than"),
+    "pixels": ({"resolution": 10**30}, "resolution: Input should be less than"),
+    "classes": ({"class_names": ["x"] * (2**20 + 1)}, "class_names: List should have at most 1048576 items"),
+    "channels": (
+        {"tokenizer_settings": {**TOKENIZER, "channels": 2**20}},
+        "weights; expected at most 1,073,741,824",
+    ),
+    "codes of the tokenizer": (
+        {"tokenizer_settings": {**TOKENIZER, "codebook_size": 2**31}},
+        "tokenizer_settings.codebook_size is beyond 16,777,216",
+    ),
+    "a quantiser": ({"tokenizer_settings": CONV}, "a codebook of 1048576 x 16384"),
+    "a part": (
+        {"tokenizer_settings": {**TOKENIZER, "_partial_": True}},
+        "tokenizer._partial_=true: expected false, since tokenizer is used as it is and not called",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_manifests_that_ask_for_too_much(command, tmp_path, kind):
+    """They are refused before a network or a tokenizer of their sizes is built."""
+    changes, sentence = TOO_MUCH[kind]
+    write_folder(tmp_path, members(), **changes)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2_000_000_000, limits[1]))
+    try:
+        outcome = command(f"data.shards={tmp_path}", "module.net.width=32", f"output={tmp_path / 'run'}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert (outcome.status, sentence in outcome.err) == (1, True), outcome.err
+
+
+def test_a_manifest_of_a_server_is_checked_when_it_comes(tmp_path):
+    write_folder(tmp_path, members(), codebook_size=2**32)
+    with pytest.raises(InputError, match=r"manifest\.json: this is no manifest of token shards\. codebook_size"):
+        fetch_manifest(f"file://{tmp_path}", tmp_path / "cache")
 
 
 def test_deep_json(command, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints of others: compressed, of other types, with damaged facts or a damaged optimiser."""
 
 import json
+import re
 import shutil
 import zipfile
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import enat
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 
@@ -88,6 +90,112 @@ def test_a_compressed_archive(command, trained, tmp_path):
             target.writestr(member.filename, source.read(member))
     with pytest.raises(InputError, match=r"small\.ckpt: .* is compressed; expected a file of torch\.save\."):
         read_file(path)
+
+
+def put_itself_inside(settings):
+    settings["module"]["net"]["x"] = settings["module"]
+
+
+def put_into_the_sampler(settings):
+    settings["sampler"]["x"] = settings["sampler"]
+
+
+def double_a_list(settings):
+    settings["metrics"] = doubled(lambda inner: [inner, inner])
+
+
+def double_a_mapping(settings):
+    settings["sampler"]["order"] = doubled(lambda inner: {"a": inner, "b": inner})
+
+
+def doubled(pair):
+    node = {"a": 1}
+    for _ in range(34):
+        node = pair(node)
+    return node
+
+
+NESTED = {
+    put_itself_inside: "nests more than 50 levels deep",
+    put_into_the_sampler: "nests more than 50 levels deep",
+    double_a_list: "has more than 100,000 values",
+    double_a_mapping: "has more than 100,000 values",
+}
+
+
+@pytest.mark.parametrize("change", NESTED)
+def test_settings_without_an_end(command, trained, tmp_path, change):
+    """A pickle can hold a dictionary in itself, and one list many times; to walk through it would take forever."""
+    path = changed(trained, tmp_path, lambda content: change(content["settings"]))
+    sentence = f"weights={path}: what it says of itself {NESTED[change]}"
+    outcome = command("task=sample", f"weights={path}", f"output={tmp_path / 'samples'}")
+    assert (outcome.status, sentence in outcome.err) == (1, True), outcome.err
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        enat.load(path)
+
+
+def test_a_file_in_itself(trained, tmp_path):
+    path = changed(trained, tmp_path, lambda content: content["callbacks"].update(x=content["callbacks"]))
+    with pytest.raises(InputError, match="nests more than 50 levels deep"):
+        read_file(path)
+
+
+def claim_a_codebook(content):
+    """The weights of a huge codebook, which repeat one number, and the settings that fit them."""
+    large = 2**24
+    settings = content["settings"]
+    sizes = settings["module"]["net"]
+    net = content["callbacks"]["EMA"]["net"]
+    for name in ("token_embedding.weight", "head_bias"):
+        shape = (net[name].shape[0] - sizes["codebook_size"] + large, *net[name].shape[1:])
+        net[name] = torch.zeros(1).expand(shape)
+    sizes["codebook_size"] = large
+    content["net_sizes"]["codebook_size"] = large
+
+
+def share_weights(content):
+    """Weights that are whole each, but that all are the same bytes."""
+    content["mine"] = [torch.zeros(2**20)[None].view(2**10, 2**10)] * 100
+
+
+CLAIMS = {
+    "a codebook": claim_a_codebook,
+    "shared weights": share_weights,
+    "an average": lambda content: content["callbacks"]["EMA"]["net"].update(
+        {"head_bias": torch.zeros(1).expand(20 * 2**30)}
+    ),
+    "moments": lambda content: content["optimizer_states"][0]["state"][0].update(
+        exp_avg=torch.zeros(1).expand(20 * 2**30)
+    ),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_weights_that_repeat_a_number(trained, tmp_path, claim):
+    path = changed(trained, tmp_path, CLAIMS[claim])
+    with pytest.raises(InputError, match=r"last\.ckpt: its weights would take [\d,]+ bytes, and the file has [\d,]+;"):
+        read_file(path)
+
+
+def test_going_on_with_weights_that_repeat_a_number(command, trained, tmp_path):
+    path = changed(trained, tmp_path, CLAIMS["an average"])
+    outcome = command("experiment=debug", "metrics=none", "trainer.max_steps=3", f"output={tmp_path / 'run'}")
+    assert outcome.status == 1
+    assert f"weights={path}: its weights would take" in outcome.out
+    assert "none of its checkpoints can be read" in outcome.err
+
+
+@pytest.mark.parametrize("kind", ["sparse", "without content", "quantised"])
+def test_going_on_with_an_average_of_another_kind(command, trained, tmp_path, kind):
+    def change(content):
+        net = content["callbacks"]["EMA"]["net"]
+        net["position_embedding.weight"] = NUMBERS[kind](net["position_embedding.weight"])
+
+    path = changed(trained, tmp_path, change)
+    outcome = command("experiment=debug", "metrics=none", "trainer.max_steps=3", f"output={tmp_path / 'run'}")
+    assert outcome.status == 1
+    sentence = f"{path}: position_embedding.weight of its EMA weights is sparse, quantised or without content"
+    assert sentence in outcome.err or "truncated or no checkpoint" in outcome.out
 
 
 OPTIMIZER = {
