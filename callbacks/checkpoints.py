@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from enat.errors import InputError
 from enat.files import write_atomically
 
 AUTO = "auto"
+OWN_NAME = re.compile(r"step_\d{7,}\.ckpt")  # of a file that may be removed; a copy of it has another name
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
 
 
@@ -115,7 +117,8 @@ class Checkpoints(Checkpoint):
             self._link(path, "last.ckpt")
             if self.is_best:
                 self._link(path, "best.ckpt")
-            for old in sorted(self.folder.glob("step_*.ckpt"))[: -self.keep]:
+            own = [file for file in self.folder.glob("step_*.ckpt") if OWN_NAME.fullmatch(file.name)]
+            for old in sorted(own, key=lambda file: int(file.stem.removeprefix("step_")))[: -self.keep]:
                 if old != path:
                     old.unlink()
         self.saved_step = trainer.global_step

@@ -3,7 +3,6 @@
 Shapes: `V` views of an image, `S` height and width of a view in pixels.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from annotated_types import Ge
 from PIL import Image
 from torch.utils.data import Dataset
 
+from data.labels import read_labels
 from enat.errors import InputError, printable
 from enat.generation import UNCONDITIONAL
+from enat.images import refuse_deep
 
 Image.init()
 # All that Pillow reads, but for documents and containers, of which it reads no pixels by itself.
@@ -91,7 +92,9 @@ class ImageList:
         if not folder.is_dir():
             raise InputError(f"images={folder}: there is no such folder.")
         ignored: list[str] = []
-        listed = _list_class_folders(folder, ignored) if labels is None else _read_labels(folder, labels)
+        listed = _list_class_folders(folder, ignored) if labels is None else read_labels(folder, labels)
+        if labels is not None:
+            ignored += _left_out(folder, labels, {folder / name for name, _ in listed})
         files, names = zip(*listed, strict=True)
         class_names, class_ids = _number_classes(set(names), classes)
         return cls(folder, list(files), np.array([class_ids[name] for name in names]), class_names, ignored)
@@ -106,6 +109,13 @@ class ImageList:
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                 continue  # it is named when it is read
         return min(sides, default=0), max(sides, default=0)
+
+
+def _left_out(folder: Path, labels: Path, listed: set[Path]) -> list[str]:
+    """Says how many images of a folder a CSV file does not list; nothing if it lists all."""
+    resolved = {path.resolve() for path in listed}
+    others = [path for path in find_images(folder)[0] if path.resolve() not in resolved]
+    return [f"{folder}: images that {labels} does not list: {len(others)}, such as {others[0].name}"] if others else []
 
 
 def _number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
@@ -169,38 +179,18 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
     return files_and_classes
 
 
-def _read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
-    """Returns the file and the class of each row of a CSV file."""
-    try:
-        with labels.open(newline="", encoding="utf-8-sig") as file:
-            files_and_classes = [(row["file"], (row["class"] or "").strip()) for row in csv.DictReader(file)]
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
-    for name, class_name in files_and_classes:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"labels={labels}: {name} is not in the folder of the images; expected a file in it.")
-        if not name or not class_name or not (folder / name).is_file():
-            raise InputError(f"labels={labels}: {name} has no class or is not in {folder}.")
-    if not files_and_classes:
-        raise InputError(f"labels={labels}: the file lists no images.")
-    counts = Counter((folder / name).resolve() for name, _ in files_and_classes)
-    twice = [name for name, _ in files_and_classes if counts[(folder / name).resolve()] > 1]
-    if twice:
-        raise InputError(f"labels={labels}: {twice[0]} is listed twice; expected one class for each file.")
-    return files_and_classes
-
-
-def load_rgb(path: Path) -> Image.Image:
+def load_rgb(path: Path, with_alpha: bool = False) -> Image.Image:
     """Reads an image as ADM's loader does: with Pillow, converted to RGB, ignoring the EXIF orientation.
+
+    With `with_alpha`, it has its transparency as a fourth channel.
 
     Raises:
         InputError: if the file can't be read, or has more than 8 bits a channel, which Pillow would clip.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"{path}: more than 8 bits a channel (mode {image.mode}); convert it first.")
-            return image.convert("RGB")
+            refuse_deep(image, path)
+            return image.convert("RGBA" if with_alpha else "RGB")
     except InputError:
         raise
     except Exception as error:  # whatever a plugin of Pillow raises on a damaged file

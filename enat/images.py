@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from enat.errors import InputError
 from enat.files import write_atomically
 
 MASKED_COLOUR = (0.16, 0.22, 0.42)
 FACTS = "enat"  # the key of the text in a PNG file that says how its image was drawn
-MAX_NAME_BYTES = 100  # of a class, in the names of files
+MAX_NAME_BYTES = 100  # of a class or another word, in the names of files
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -35,6 +38,66 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
 
 
+def refuse_deep(image: Image.Image, name: str | Path) -> None:
+    """Refuses an image whose grey levels or colours Pillow would clip when it converts them to 8 bits.
+
+    Args:
+        image: the image.
+        name: of its file or its argument, for the error.
+
+    Raises:
+        InputError: for more than 8 bits a channel.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{name}: more than 8 bits a channel (mode {image.mode}); convert it first.")
+
+
+def refuse_other_shape(mask: Image.Image, image_size: tuple[int, int], name: str = "region") -> None:
+    """Refuses a mask whose ratio of the sides is not that of the image, so that it would be cropped differently.
+
+    Args:
+        mask: of any size.
+        image_size: width and height of the image in pixels.
+        name: of the mask, for errors.
+
+    Raises:
+        InputError: naming both sizes.
+    """
+    width, height = mask.size
+    if abs(width * image_size[1] - height * image_size[0]) >= max(*mask.size, *image_size):  # a pixel is for rounding
+        raise InputError(
+            f"{name}: the mask has {width} x {height} pixels and the image {image_size[0]} x {image_size[1]}; expected "
+            "the same ratio of the sides."
+        )
+
+
+def white_pixels(mask: Image.Image, side: int, name: str = "region") -> Tensor:
+    """Crops a mask to a square in the middle, and returns which of side x side pixels it marks, (side, side).
+
+    A pixel is marked if any pixel of the mask over it is white: brighter than half, and more opaque than half.
+
+    Args:
+        mask: of any size.
+        side: of the images, in pixels.
+        name: of the mask, for errors.
+
+    Raises:
+        InputError: for more than 8 bits a channel.
+    """
+    refuse_deep(mask, name)
+    with_alpha = mask.convert("RGBA")
+    is_white = (np.asarray(with_alpha.convert("L")) > 127) & (np.asarray(with_alpha.getchannel("A")) > 127)
+    short = min(mask.size)
+    left, top = (mask.width - short) // 2, (mask.height - short) // 2
+    square = torch.from_numpy(is_white[top : top + short, left : left + short])
+    return F.adaptive_max_pool2d(square[None].float(), side)[0] > 0
+
+
+def cut_word(word: str) -> str:
+    """Cuts a word that becomes a part of a file's name to a length that all disks take."""
+    return word.encode(errors="replace")[:MAX_NAME_BYTES].decode(errors="ignore")
+
+
 def file_name(picture: tuple[int, int], names: Sequence[str], seed: int) -> str:
     """Returns the name of an image's file, such as `class_0003_cat_seed_0_0007.png`.
 
@@ -46,8 +109,7 @@ def file_name(picture: tuple[int, int], names: Sequence[str], seed: int) -> str:
     class_id, number = picture
     label = f"{class_id:04d}"
     if names[class_id] != str(class_id):
-        word = re.sub(r"[^\w-]+", "_", names[class_id]).encode()[:MAX_NAME_BYTES]
-        label += "_" + word.decode(errors="ignore")
+        label += "_" + cut_word(re.sub(r"[^\w-]+", "_", names[class_id]))
     return f"class_{label}_seed_{seed}_{number:04d}.png"
 
 

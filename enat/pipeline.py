@@ -24,7 +24,7 @@ from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, s
 from enat.editing import Editor, mark_region
 from enat.errors import InputError
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
-from enat.images import reveal, to_pil
+from enat.images import refuse_deep, refuse_other_shape, reveal, to_pil, white_pixels
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
@@ -111,8 +111,8 @@ class Pipeline:
         Args:
             image: is cropped to a square in the middle, and scaled to the side of the network's images.
             classes: ids or names of the classes of the new tokens, or a single one, or `unconditional`.
-            region: what is drawn: the white pixels of an image of the same shape, or a box of left, top, right and
-                bottom as shares; None for all of it.
+            region: what is drawn: the white pixels of an image of the same shape, whose transparent pixels count as
+                black; or a box of left, top, right and bottom as shares; None for all of it.
             scale: less than 1 shrinks the image, and what is around it is drawn; in place of a region.
             keep: share of the tokens of the region that are kept all the same, at random positions.
             results_per_class: the number of results for each class.
@@ -129,10 +129,12 @@ class Pipeline:
             )
         side = self.tokenizer.resolution
         mode = "L" if self.tokenizer.channels == 1 else "RGB"
+        refuse_deep(image, "image")
         pixels = to_tensor(ImageOps.fit(image.convert(mode), (side, side), Image.Resampling.BICUBIC))[None]
         mask = None
         if isinstance(region, Image.Image):
-            mask = to_tensor(ImageOps.fit(region.convert("L"), (side, side), Image.Resampling.NEAREST))[0] > 0.5
+            refuse_other_shape(region, image.size)
+            mask = white_pixels(region, side)
         box = None if isinstance(region, Image.Image) else region
         put = partial(mark_region, mask=mask, box=box, scale=scale)
         editor = Editor(self.net, self.sampler, self.tokenizer, put, keep, soft_blend=soft_blend)

@@ -1,10 +1,9 @@
 """task=edit: keeps a part of images and draws the rest anew (docs/editing.md)."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,19 +17,18 @@ from data.images import center_crop, find_images, load_rgb
 from enat.editing import Editor, cost, mark_region, tokens_under
 from enat.errors import InputError
 from enat.files import write_atomically
-from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids
-from enat.images import to_pil
+from enat.generation import UNCONDITIONAL, check_class_names
+from enat.images import cut_word, file_name, refuse_other_shape, to_pil, white_pixels
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.checkpoint import Checkpoint
 from experiments.runtime.progress import ImageProgress
 from experiments.runtime.provenance import hardware, sampler_settings
-from experiments.sample import refuse_other_files
+from experiments.sample import choose_classes, refuse_other_files
 
 MAX_ROWS = 16  # of the picture
 MAX_COLUMNS = 10
-MAX_NAME = 40  # letters of a class in the name of a file
 COVERED = 0.5  # grey of the region that is drawn, in the picture
 Share = Annotated[float, Interval(ge=0, le=1)]
 
@@ -39,7 +37,8 @@ class Region:
     """Says which part of an image is drawn anew: what `mask`, `box` or `scale` say, or all of it.
 
     Args:
-        mask: an image file that is white where tokens are drawn, and black where they are kept; None for none.
+        mask: an image file of the shape of each image, white where tokens are drawn, and black or transparent where
+            they are kept; None for none.
         box: left, top, right and bottom of what is drawn, as shares of width and height; None for none.
         scale: the image is shrunk by this ratio, and what is around it is drawn; 1 for none.
         keep: share of the tokens of the region that are kept all the same, at random positions.
@@ -52,47 +51,89 @@ class Region:
         scale: Annotated[float, Gt(0), Le(1)] = 1.0,
         keep: Share = 0.0,
     ):
-        self.mask = mask
+        self.mask = None if mask is None else load_rgb(Path(mask), with_alpha=True)
+        self.mask_name = f"region.mask={mask}"
         self.box = box
         self.scale = scale
         self.keep = keep
 
+    def refuse_other_shape(self, size: tuple[int, int]) -> None:
+        """Refuses an image, by width and height of its file, whose shape is not that of the mask."""
+        if self.mask is not None:
+            refuse_other_shape(self.mask, size, self.mask_name)
+
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image (1, channels, H, W), shrunk or not, and which of its pixels are drawn, (H, W)."""
-        mask = None
-        if self.mask is not None:
-            white = np.asarray(center_crop(load_rgb(Path(self.mask)), image.shape[2]).convert("L")) > 127
-            mask = torch.from_numpy(white)
+        mask = None if self.mask is None else white_pixels(self.mask, image.shape[2], self.mask_name)
         return mark_region(image, mask, self.box, self.scale)
 
 
-def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """Reads images as training does: (1, channels, H, W) in [0, 1], by the names of their files.
+def list_images(images: str | Sequence[str] | None) -> list[Path]:
+    """Returns the image files that an option names: a file, several, or a folder of them.
 
     Raises:
-        InputError: for a file that can't be read, or none at all.
+        InputError: for no file at all.
     """
     listed = [images] if isinstance(images, str) else list(images or [])
     files = [file for name in listed for file in (find_images(Path(name))[0] if Path(name).is_dir() else [Path(name)])]
     if not files:
         raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images.")
-    read: dict[str, Tensor] = {}
-    for file in files:
-        picture = center_crop(load_rgb(file), tokenizer.resolution).convert("L" if tokenizer.channels == 1 else "RGB")
-        pixels = np.atleast_3d(np.asarray(picture, dtype=np.float32)) / 255
-        name = file.stem if file.stem not in read else f"{file.stem}_{len(read)}"
-        read[name] = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return read
+    return files
+
+
+def name_images(files: Sequence[Path]) -> list[str]:
+    """Names images after their files. Files of an equal name get a number, so that no two images have one name.
+
+    Names that differ in capital letters alone count as equal, for on some disks they would be one file.
+    """
+    words = [cut_word(file.stem) for file in files]
+    taken = {word.casefold() for word in words}
+    given: set[str] = set()
+    names = []
+    for word in words:
+        name = word
+        if word.casefold() in given:
+            name = next(other for number in count(2) if (other := f"{word}_{number}").casefold() not in taken)
+        taken.add(name.casefold())
+        given.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def read_image(file: Path, tokenizer: Tokenizer, region: Region | None = None) -> Tensor:
+    """Reads an image as training does: (1, channels, H, W) in [0, 1].
+
+    Raises:
+        InputError: for a file that can't be read, or whose shape is not that of the region's mask.
+    """
+    picture = load_rgb(file)
+    if region is not None:
+        region.refuse_other_shape(picture.size)
+    cropped = center_crop(picture, tokenizer.resolution).convert("L" if tokenizer.channels == 1 else "RGB")
+    pixels = np.atleast_3d(np.asarray(cropped, dtype=np.float32)) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:
+    """Reads the image of which tokens are mixed in; None for none.
+
+    Raises:
+        InputError: for a folder, and for a file that can't be read.
+    """
+    if other is None:
+        return None
+    if Path(other).is_dir():
+        raise InputError(f"other={other}: this is a folder; expected one image file.")
+    return read_image(Path(other), tokenizer)
 
 
 def result_files(
-    folder: Path, images: Iterable[str], class_ids: Sequence[int], class_names: Sequence[str], seed: int, count: int
+    folder: Path, images: Iterable[str], class_ids: Sequence[int], class_names: Sequence[str], seed: int, per_image: int
 ) -> dict[tuple[str, int, int], Path]:
     """Returns the file of each result, by the name of the image, the class id and the number of the result."""
-    words = [re.sub(r"[^\w-]+", "_", name)[:MAX_NAME] for name in class_names]
     return {
-        (name, class_id, number): folder / f"{name}_{words[class_id]}_seed_{seed}_{number:04d}.png"
-        for name, class_id, number in product(images, class_ids, range(count))
+        (name, class_id, number): folder / f"{name}_{file_name((class_id, number), class_names, seed)}"
+        for name, class_id, number in product(images, class_ids, range(per_image))
     }
 
 
@@ -192,9 +233,12 @@ def edit(
     if checkpoint.processes.rank > 0:
         return {}  # the first process does all of the work
     names = check_class_names(checkpoint.class_names, net.num_classes)
-    class_ids, names = find_class_ids(classes, names), [*names, UNCONDITIONAL]
-    images = read_images(image, tokenizer)
-    mixed_in = None if other is None else next(iter(read_images(other, tokenizer).values()))
+    class_ids = choose_classes(classes, names, "results_per_image=N draws more results")
+    names.append(UNCONDITIONAL)  # has the null class id
+    image_files = list_images(image)
+    pictures = [read_image(file, tokenizer, region) for file in image_files]
+    images = dict(zip(name_images(image_files), pictures, strict=True))
+    mixed_in = read_other(other, tokenizer)
     editor = Editor(net, sampler, tokenizer, region, region.keep, mixed_in, weight, soft_blend)
     folder = Path(output) / "images"
     files = result_files(folder, images, class_ids, names, seed, results_per_image)

@@ -28,15 +28,24 @@ MAX_COLUMNS = 8  # images of a class in the grid
 Picture = tuple[int, int]  # class id, and number in the class
 
 
-def choose_classes(classes: Sequence[int | str] | int | str | None, names: Sequence[str]) -> list[int]:
+def choose_classes(
+    classes: Sequence[int | str] | int | str | None,
+    names: Sequence[str],
+    hint: str = "images_per_class=N draws more images",
+) -> list[int]:
     """Returns the ids of the classes that a user chooses; without a choice, of all.
+
+    Args:
+        classes: by id or name.
+        names: of all classes.
+        hint: says what draws more of a class that is chosen twice.
 
     Raises:
         InputError: for a class that there is not, or that is chosen twice.
     """
     class_ids = find_class_ids(classes, names)
     if len(set(class_ids)) < len(class_ids):
-        raise InputError(f"classes={classes}: a class is named twice; images_per_class=N draws more images of each.")
+        raise InputError(f"classes={classes}: a class is named twice; {hint} of each.")
     return class_ids
 
 

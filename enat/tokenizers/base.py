@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from enat.errors import InputError
 
 
+def as_weights(x: Tensor, part: nn.Module) -> Tensor:
+    """Casts the input of a part of a tokenizer to the type of its weights, to which a user may have cast them."""
+    return x.to(next(part.parameters()).dtype)
+
+
 class Tokenizer(nn.Module, ABC):
     """Turns images (B, channels, H, W), floats in [0, 1], into token ids (B, L), row by row, and back.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from enat.checkpoints.weights import load_exactly, read_file, refuse_other_shapes, state_of, without_loss
 from enat.errors import InputError
-from enat.tokenizers.base import Tokenizer
+from enat.tokenizers.base import Tokenizer, as_weights
 
 
 class VQModelTokenizer(Tokenizer):
@@ -47,7 +47,7 @@ class VQModelTokenizer(Tokenizer):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         parts = []
-        for part in images.split(self.batch_size):
+        for part in as_weights(images, self.model).split(self.batch_size):
             latents = self.model.encode(part * 2 - 1 if self.symmetric else part).latents
             token_ids = self.model.quantize(latents)[2][2]
             parts.append(token_ids.view(len(part), -1))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from enat.checkpoints.weights import load_exactly, read_file, select_state, without_loss
 from enat.errors import InputError
-from enat.tokenizers.base import Tokenizer
+from enat.tokenizers.base import Tokenizer, as_weights
 from enat.tokenizers.quantizers import Codebook, Quantized, Quantizer
 
 
@@ -252,12 +252,12 @@ class ConvTokenizer(Tokenizer):
     def latents(self, images: Tensor) -> Tensor:
         """Computes latents before quantisation, (B, L, E), from images (B, 3, H, W)."""
         patches = F.pixel_unshuffle(images, self.stride if self.encodes_patches else self.patch_size)
-        latents = self.encoder(patches.contiguous(memory_format=self.memory_format))
+        latents = self.encoder(as_weights(patches, self.encoder).contiguous(memory_format=self.memory_format))
         return rearrange(latents, "b e h w -> b (h w) e")
 
     def pixels(self, codes: Tensor) -> Tensor:
         """Computes images (B, 3, H, W), not clamped, from codes (B, L, E) of a square grid."""
-        codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
+        codes = rearrange(as_weights(codes, self.decoder), "b (h w) e -> b e h w", h=math.isqrt(codes.shape[1]))
         patches = self.run_decoder(self.decoder, codes.contiguous(memory_format=self.memory_format))
         return F.pixel_shuffle(patches, self.patch_size)
 

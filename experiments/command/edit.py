@@ -6,7 +6,7 @@ from pathlib import Path
 import enat
 from data.images import load_rgb
 from enat.generation import UNCONDITIONAL, find_class_ids
-from enat.images import file_name, pixels_sha256
+from enat.images import cut_word, file_name, pixels_sha256
 from experiments.command.arguments import as_typed, border, device, positive, seed, share
 from experiments.command.files import refuse_other_settings, write_images
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     model = enat.load(arguments.weights, arguments.tokenizer, arguments.device)
     image = load_rgb(Path(arguments.image))
-    mask = None if arguments.mask is None else load_rgb(Path(arguments.mask))
+    mask = None if arguments.mask is None else load_rgb(Path(arguments.mask), with_alpha=True)
     typed = as_typed(arguments.classes, model.class_names)
     class_ids = list(dict.fromkeys(find_class_ids(typed, model.class_names)))
     names = [*model.class_names, UNCONDITIONAL]
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     edited = {"image_sha256": pixels_sha256(image), "box": arguments.box, **options}
     facts = {"seed": arguments.seed, **model.facts()}
     folder = Path(arguments.output)
-    stem = Path(arguments.image).stem
+    stem = cut_word(Path(arguments.image).stem)
     files = {
         folder / f"{stem}_{file_name((class_id, number), names, arguments.seed)}": {
             **facts,

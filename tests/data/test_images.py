@@ -99,8 +99,32 @@ def test_folders_that_do_not_serve(picture, tmp_path):
     with pytest.raises(InputError, match="expected a CSV file with the columns file and class"):
         ImageList.find(tmp_path, labels)
     labels.write_text("file,class\nx.png,1\n")
-    with pytest.raises(InputError, match=r"x\.png has no class or is not in"):
+    with pytest.raises(InputError, match=r"x\.png is not in .*; expected files of this folder"):
         ImageList.find(tmp_path, labels)
+
+
+@pytest.mark.parametrize(
+    ("rows", "missing"),
+    [("cat,a.png\ndog", "file"), ("cat,a.png\ndog,", "file"), (",a.png", "class"), ("  ,a.png", "class")],
+)
+def test_rows_of_labels_that_lack_something(picture, tmp_path, rows, missing):
+    picture.save(tmp_path / "a.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"class,file\n{rows}\n")
+    with pytest.raises(InputError, match=rf"labels\.csv: row \d has no {missing}; expected a file and a class"):
+        ImageList.find(tmp_path, labels)
+    labels.write_text("file,class\na.png\n")
+    with pytest.raises(InputError, match=r"row 1 has no class"):
+        ImageList.find(tmp_path, labels)
+
+
+def test_images_that_labels_do_not_list_are_counted(picture, tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        picture.save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("file,class\na.png,cat\n")
+    listed = ImageList.find(tmp_path, tmp_path / "labels.csv")
+    assert listed.files == ["a.png"]
+    assert listed.ignored == [f"{tmp_path}: images that {tmp_path}/labels.csv does not list: 2, such as b.png"]
 
 
 def test_a_class_can_not_have_the_name_of_no_class(picture, tmp_path):

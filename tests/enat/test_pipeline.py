@@ -120,9 +120,15 @@ def test_bad_edits_end_in_a_sentence():
         ({"classes": "dog"}, "classes=dog"),
         ({"region": [0, 0, 0, 1]}, "box="),
         ({"region": Image.new("L", (40, 30))}, "nothing in the mask is white"),
+        ({"region": Image.new("LA", (40, 30), (255, 0))}, "nothing in the mask is white"),
+        ({"region": Image.new("L", (30, 30), 255)}, "region: the mask has 30 x 30 pixels and the image 40 x 30"),
+        ({"region": Image.new("I;16", (40, 30))}, r"region: more than 8 bits a channel \(mode I;16\); convert it"),
         ({"scale": 0}, "scale=0: expected more than 0"),
         ({"region": [0, 0, 1, 1], "scale": 0.5}, "expected one of mask, box and scale"),
         ({"keep": 2}, "keep=2"),
     ]:
         with pytest.raises(InputError, match=sentence):
             model.edit(picture, **options)
+    for mode in ("I;16", "I", "F"):  # Pillow would clip them to white
+        with pytest.raises(InputError, match=rf"image: more than 8 bits a channel \(mode {mode}\); convert it first"):
+            model.edit(Image.new(mode, (32, 32)))

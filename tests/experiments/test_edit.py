@@ -12,6 +12,7 @@ from data.images import center_crop, load_rgb
 from data.toy.digits import classify_digits, digit_images, digit_labels
 from enat.editing import box_region, draw_anew, tokens_under
 from enat.pipeline import load
+from experiments.edit import name_images, result_files
 
 EMOJI = Path(__file__).parents[2] / "examples" / "emoji"
 
@@ -54,18 +55,61 @@ def test_the_other_half_of_several_images(edit, pictures):
         assert all(np.array_equal(pixels[:, :16], before[:, :16]) for pixels in own)
         assert len({pixels[:, 16:].tobytes() for pixels in own}) == 4
     _, alone = edit(f"image='{pictures / 'red.png'}'", *half, "classes=face", "results_per_image=1", output="alone")
-    assert np.array_equal(alone["red_face_seed_0_0000"], edited["red_face_seed_0_0000"])
+    assert np.array_equal(alone["red_class_0002_face_seed_0_0000"], edited["red_class_0002_face_seed_0_0000"])
 
 
 def test_a_mask_says_the_same_as_a_box(edit, pictures, tmp_path):
-    mask = np.zeros((32, 32), dtype=np.uint8)
-    mask[16:] = 255
+    mask = np.zeros((48, 64), dtype=np.uint8)
+    mask[24:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     common = [f"image={pictures / 'red.png'}", "classes=face", "results_per_image=2"]
     _, by_mask = edit(*common, f"region.mask={tmp_path}/mask.png", output="mask")
     _, by_box = edit(*common, "region.box=[0,0.5,1,1]", output="box")
     assert len(by_mask) == 2
     assert all(np.array_equal(by_mask[name], by_box[name]) for name in by_box)
+
+
+def test_thin_lines_of_a_mask_count(edit, tmp_path):
+    """A token is drawn if any pixel of the mask over it is white, however large the mask is; as in `model.edit`."""
+    Image.new("RGB", (32, 32), (220, 30, 30)).save(tmp_path / "red.png")
+    pixels = np.zeros((512, 512), dtype=np.uint8)
+    pixels[:, 100:103] = 255
+    line = Image.fromarray(pixels.copy())
+    line.save(tmp_path / "line.png")
+    pixels[:, 256:] = 255
+    half = Image.fromarray(pixels)
+    half.save(tmp_path / "half.png")
+    common = [f"image={tmp_path}/red.png", "classes=face", "results_per_image=1", "soft_blend=0"]
+    for name, mask, tokens in (("line", line, 8), ("half", half, 40)):
+        outcome, edited = edit(*common, f"region.mask={tmp_path}/{name}.png", output=name)
+        assert outcome.results["tokens_drawn"] == tokens
+        pipeline = load(EMOJI).with_sampler(num_steps=4)
+        (expected,) = pipeline.edit(Image.open(tmp_path / "red.png"), "face", mask, soft_blend=0)
+        assert np.array_equal(next(iter(edited.values())), np.asarray(expected))
+
+
+def test_no_result_replaces_another(edit, tmp_path):
+    """Two folders have images of one name, and a third has the name that one of them would get."""
+    for name in ("1/a", "1/a_2", "2/a", "2/A"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "in" / f"{name}.png")
+    outcome, edited = edit(f"image={tmp_path}/in", "classes=face", "results_per_image=1", "sampler.num_steps=1")
+    names = {f"{name}_class_0002_face_seed_0_0000" for name in ("a", "a_2", "a_3", "A_4")}
+    assert len(edited) == outcome.results["num_images"] == 4
+    assert {name.lower() for name in edited} == {name.lower() for name in names}
+
+
+def test_results_of_classes_with_like_names_have_other_files():
+    names = ["a b", "a_b", "cat!", "cat?", "x" * 300, "x" * 301]
+    files = result_files(Path("x"), ["a"], range(len(names)), names, 0, 1)
+    assert len(set(files.values())) == len(names)
+    assert max(len(file.name) for file in files.values()) < 200
+
+
+def test_images_with_long_names_have_other_names():
+    names = name_images([Path(f"{'n' * 240}{number}.png") for number in range(3)])
+    assert len(set(names)) == 3
+    assert max(map(len, names)) < 120
 
 
 def test_what_is_around_a_shrunken_image(edit, pictures):
@@ -106,12 +150,19 @@ def test_variations_and_interpolations(edit, pictures):
         (["image={red}", "region.box=[0,0,1,1]", "region.scale=0.5"], "region: expected one of mask, box and scale"),
         (["image={red}", "classes=dog"], "classes=dog: expected class ids from 0 to 7"),
         (["image={red}", "region.mask={black}"], "nothing in the mask is white"),
+        (["image={red}", "region.mask={clear}"], "nothing in the mask is white"),
+        (["image={red}", "region.mask={wide}"], r"region\.mask=.*wide\.png: the mask has 90 x 30 pixels and the image 64"),
+        (["image={red}", "other={folder}"], r"other=.*: this is a folder; expected one image file"),
+        (["image={red}", "classes=[face,face]"], "a class is named twice; results_per_image=N draws more results of"),
         (["image={red}", "region.keep=2"], "region.keep=2"),
     ],
 )
 def test_bad_options_end_in_a_sentence(edit, pictures, tmp_path, options, sentence):
-    Image.new("L", (32, 32)).save(tmp_path / "black.png")
-    files = {"red": pictures / "red.png", "black": tmp_path / "black.png"}
+    Image.new("L", (64, 48)).save(tmp_path / "black.png")
+    Image.new("RGBA", (64, 48), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (90, 30), 255).save(tmp_path / "wide.png")
+    files = {name: tmp_path / f"{name}.png" for name in ("black", "clear", "wide")}
+    files |= {"red": pictures / "red.png", "folder": tmp_path}
     outcome, edited = edit(*(option.format(**files) for option in options))
     assert outcome.status in (1, 2)
     assert re.search(sentence, outcome.err)

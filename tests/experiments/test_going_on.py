@@ -27,6 +27,18 @@ def test_scores_of_fewer_steps_are_no_results_of_more(command, killed, tmp_path)
     assert "is finished: 8 steps" in command(*longer).out
 
 
+def test_a_users_own_copy_of_a_checkpoint_stays(command, tmp_path):
+    run = [*DEBUG, *NO_SCORES, "callbacks.checkpoint.keep=1", f"output={tmp_path}"]
+    command(*run, "trainer.max_steps=2")
+    folder = tmp_path / "checkpoints"
+    copies = {"step_0000002_good.ckpt", "step_2.ckpt", "step_0000002.ckpt.bak"}
+    for name in copies:
+        shutil.copy(folder / "step_0000002.ckpt", folder / name)
+    command(*run, "trainer.max_steps=6")
+    there = {path.name for path in folder.iterdir()}
+    assert there - {"best.ckpt", "last.ckpt"} == {"step_0000006.ckpt", *copies}
+
+
 def test_an_average_that_is_added_starts_from_the_trained_weights(command, tmp_path):
     run = [*DEBUG, *NO_SCORES, "module.cache_from_ema=false", f"output={tmp_path}"]
     command(*run, "callbacks.ema=null", "trainer.max_steps=6")
