@@ -95,7 +95,9 @@ class Manifest:
         for shard in shards:
             if Path(shard.name).name != shard.name or len(shard.name.encode()) > MAX_NAME:
                 raise InputError(f"{path}: the shard name {shard.name!r} is no plain file name.")
-        for values in ([shard.name for shard in shards], [shard.sha256 for shard in shards]):
+        # Shards without a readable image are alike.
+        hashes = [shard.sha256 for shard in shards if shard.samples]
+        for values in ([shard.name for shard in shards], hashes):
             value, count = Counter(values).most_common(1)[0] if values else ("", 1)
             if count > 1:
                 raise InputError(f"{path}: it has the shard {value} {count} times.")

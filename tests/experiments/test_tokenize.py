@@ -130,6 +130,20 @@ def test_unreadable_images_are_named(command, photos, tmp_path):
     assert "3.png: unreadable" in outcome.out
 
 
+def test_several_shards_without_a_readable_image(command, tmp_path):
+    """They are alike to the byte, and the set is complete all the same."""
+    folder = tmp_path / "images" / "kind"
+    folder.mkdir(parents=True)
+    for number in range(5):
+        Image.new("RGB", (40, 40), (number * 50, 0, 0)).save(folder / f"{number}.png")
+    for number in (1, 3):
+        (folder / f"{number}.png").write_text("no picture")
+    options = [*OPTIONS, "shard_size=1", "held_out=0.0", f"output={tmp_path}/out"]
+    assert command(*options, f"images={tmp_path}/images").results["samples"]["train"] == 3
+    assert command(*options, "check=true").status == 0
+    assert len(read_split(tmp_path / "out", "train")[0]) == 3
+
+
 def test_a_class_without_a_readable_image_is_named(command, photos, tmp_path):
     images = shutil.copytree(photos, tmp_path / "images")
     (images / "broken").mkdir()
