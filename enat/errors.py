@@ -15,7 +15,14 @@ def printable(text: str) -> str:
 
 
 def without_controls(name: str) -> str:
-    """Returns a name in a file as it is; raises ValueError for one with control characters."""
+    """Returns a name in a file as it is; raises ValueError for one with control characters, or that is no text.
+
+    Bytes of another encoding, as in a folder's name, are kept as Python keeps them.
+    """
     if _CONTROLS.search(name) or "\n" in name:
         raise ValueError("it has control characters")
+    try:
+        name.encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ValueError("it is no valid Unicode") from error
     return name

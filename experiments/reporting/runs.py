@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,14 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from enat.checkpoints.limits import MAX_SETTINGS, values_of
 from enat.errors import InputError
 from experiments.reporting.published import Published, published_row
 from experiments.runtime.multirun import JOB
 from experiments.runtime.provenance import options_that_matter
 
 UNFINISHED = "not finished"
+MAX_INTEGER = 2**1000  # as a number with a fraction, a larger one is infinite
 SCORES = {"fid": "FID", "inception_score": "Inception Score"}  # that the plots show and the rows are compared by
 
 
@@ -41,11 +43,30 @@ def natural_sort_key(path: Path | str) -> str:
 
 
 def find_runs(*folders: Path) -> list[Path]:
-    """Finds the folders of all runs in folders or anywhere below them: of trainings, and of tasks that gave scores."""
-    found = {path.parents[2] for folder in folders for path in folder.rglob("metrics/version_*/metrics.csv")}
-    found |= {path.parent for folder in folders for path in folder.rglob(JOB)}
-    found |= {path.parent for folder in folders for path in folder.rglob("results.json") if _has_fid(path)}
+    """Finds the folders of all runs in folders or anywhere below them: of trainings, and of tasks that gave scores.
+
+    Links to folders are followed; a folder is searched once, whatever leads to it.
+    """
+    found = set()
+    for path in _files_below(folders):
+        if path.name == "metrics.csv" and path.parent.match("metrics/version_*"):
+            found.add(path.parents[2])
+        elif path.name == JOB or (path.name == "results.json" and _has_fid(path)):
+            found.add(path.parent)
     return sorted((run for run in found if not _is_below_a_job(run)), key=natural_sort_key)
+
+
+def _files_below(folders: Sequence[Path]) -> Iterator[Path]:
+    """Yields the files in folders and anywhere below them."""
+    seen = set()
+    for folder in folders:
+        for place, inner, names in os.walk(folder, followlinks=True):
+            real = os.path.realpath(place)
+            if real in seen:
+                inner.clear()
+                continue
+            seen.add(real)
+            yield from (path for name in names if (path := Path(place, name)).is_file())
 
 
 def _is_below_a_job(run: Path) -> bool:
@@ -56,7 +77,7 @@ def _is_below_a_job(run: Path) -> bool:
 def _has_fid(path: Path) -> bool:
     """Says whether a file has the results of a task that gave an FID; files of other programs have none."""
     try:
-        content = json.loads(path.read_text())
+        content = _read_json(path)
     except ValueError:
         return False
     return isinstance(content, dict) and "fid" in content
@@ -83,7 +104,8 @@ def read_scalars(run: Path) -> pd.DataFrame:
         InputError: if a file can't be read.
     """
     scalars = pd.DataFrame()
-    for path in sorted(run.glob("metrics/version_*/metrics.csv"), key=natural_sort_key):
+    paths = [path for path in run.glob("metrics/version_*/metrics.csv") if path.is_file()]
+    for path in sorted(paths, key=natural_sort_key):
         try:
             rows = pd.read_csv(path).dropna(subset="step").groupby("step").first()
         except pd.errors.EmptyDataError:  # stopped before its first scalar
@@ -99,7 +121,8 @@ def _number_or_text(value: Any) -> float | str:
     """Makes option values comparable: 1 and 1.0 are equal numbers, true is a text and not equal to 1."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return value if isinstance(value, int | float) else str(value)
+    is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) <= MAX_INTEGER)
+    return value if is_number else str(value)
 
 
 def read_options(overrides: Sequence[str]) -> dict[str, float | str]:
@@ -119,9 +142,9 @@ def read_job(path: Path) -> Job:
         InputError: if a file is not what a multirun writes.
     """
     try:
-        record = json.loads(path.read_text())
+        record = _read_json(path)
         results_file = path.with_name("results.json")
-        results = json.loads(results_file.read_text()) if results_file.exists() else {}
+        results = _read_json(results_file) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
         options = read_options(record["overrides"])
         if study := record.get("study"):  # which sweep of a study ran a job does not matter
@@ -144,7 +167,7 @@ def read_run(folder: Path) -> Job:
     results_file = folder / "results.json"
     try:
         config = _read_config(folder)
-        results = json.loads(results_file.read_text()) if results_file.exists() else {}
+        results = _read_json(results_file) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as wrong:
         raise InputError(f"{folder}: expected what a run writes ({wrong}).") from wrong
@@ -156,7 +179,37 @@ def read_run(folder: Path) -> Job:
 def _read_config(folder: Path) -> dict[str, Any]:
     """Reads the settings of a run; none of one that was stopped before it wrote them."""
     path = folder / "config.yaml"
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        config = yaml.safe_load(_text_of(path)) or {}
+    except RecursionError as error:
+        raise ValueError(f"{path.name} nests too deep") from error
+    values_of(config, path, MAX_SETTINGS)  # aliases of YAML may hold themselves, or one another many times
+    if not isinstance(config, dict):
+        raise ValueError(f"{path.name} holds no options by name")
+    return config
+
+
+def _read_json(path: Path) -> Any:
+    """Returns what a JSON file of a run says.
+
+    Raises:
+        ValueError: for a file that is no JSON, nests too deep, or is a pipe.
+    """
+    try:
+        content = json.loads(_text_of(path))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} nests too deep") from error
+    values_of(content, path)
+    return content
+
+
+def _text_of(path: Path) -> str:
+    """Returns the text of a file; raises ValueError for a pipe or a device, which may never end."""
+    if not path.is_file():
+        raise ValueError(f"{path.name} is no file")
+    return path.read_text()
 
 
 def _numbers_of(results: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:
@@ -168,4 +221,6 @@ def _numbers_of(results: Mapping[str, Any]) -> tuple[dict[str, float], str | Non
         if protocol != main:
             values |= {f"{name} ({protocol})": value for name, value in scores.items()}
     numbers = {name: v for name, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    if huge := [name for name, v in numbers.items() if isinstance(v, int) and abs(v) > MAX_INTEGER]:
+        raise ValueError(f"{huge[0]} has too many digits")
     return numbers, main

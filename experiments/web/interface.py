@@ -7,10 +7,14 @@ the network, which no request changes.
 import functools
 from collections.abc import Callable, Iterator
 from html import escape
+from threading import Lock
 from typing import Any
 
 import gradio as gr
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from enat.errors import InputError
 from enat.flops import sampling_steps
@@ -137,6 +141,23 @@ def guarded(component: Any, read: Callable[[Any], Any] | None = None) -> Any:
     return component
 
 
+def with_bounded_uploads(editor: Any) -> Any:
+    """Makes an image editor keep few uploads of bounded size; gradio by itself keeps all of them forever."""
+    lock = Lock()
+
+    def accept_blobs(data: AcceptBlobs) -> None:
+        empty = EditorDataBlobs(background=None, layers=[], composite=None)
+        content = data.files[0][1] if data.files else b""
+        try:
+            with lock:
+                uploads.keep_part(editor.blob_storage, empty, data.data, content)
+        except InputError as error:
+            raise HTTPException(422, str(error)) from error
+
+    vars(editor)["accept_blobs"] = server(accept_blobs)
+    return editor
+
+
 def build(page: Page) -> gr.Blocks:
     """Builds the page."""
     with gr.Blocks(title="ENAT", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
@@ -229,7 +250,7 @@ def _edit_tab(page: Page, drawn: gr.State) -> None:
                 canvas_size=(EDITOR_SIDE, EDITOR_SIDE),
                 buttons=[],
             )
-            guarded(editor, functools.partial(uploads.read_editor, editor.blob_storage))
+            guarded(with_bounded_uploads(editor), functools.partial(uploads.read_editor, editor.blob_storage))
             regions = [editing.PAINTED, editing.BOX, editing.EVERYTHING]
             region = raw(gr.Radio(regions, value=editing.PAINTED, label="What is drawn anew"))
             with gr.Accordion("The box, as shares of the sides", open=False), gr.Row():

@@ -1,6 +1,7 @@
 """Starts the page on this machine; nothing is sent anywhere else."""
 
 import os
+from copy import copy
 from typing import Any
 
 from enat.errors import InputError
@@ -26,13 +27,18 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
         if error.name != "gradio":
             raise
         raise InputError("the page needs the package gradio; expected `pip install -e '.[page]'` before.") from error
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
     from experiments.web.choices import Choices
     from experiments.web.interface import CSS, Page, build
+    from experiments.web.requests import BoundedBody, allowed_hosts
     from experiments.web.uploads import MAX_BYTES
 
     # Fonts of the reader's machine: gradio's own are fetched from elsewhere.
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    blocks = build(Page(Choices(model), given))
+    blocks = build(Page(Choices(with_plain_names(model)), given))
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host), www_redirect=False)
     try:
         blocks.launch(
             server_name=host,
@@ -51,10 +57,24 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
             inbrowser=False,
             theme=theme,
             css=CSS,
+            app_kwargs={"middleware": [hosts, Middleware(BoundedBody)]},
         )
     except OSError as error:
         raise InputError(f"port={port}: can't be used on {host}; expected another port.") from error
     return blocks
+
+
+def with_plain_names(model: Pipeline) -> Pipeline:
+    """Returns the model with a mark in the place of bytes in names of classes that are no text, as of a folder's name.
+
+    A browser can't be sent such bytes.
+    """
+    plain = [name.encode(errors="surrogateescape").decode(errors="replace") for name in model.class_names]
+    if plain == model.class_names:
+        return model
+    shown = copy(model)
+    shown.class_names = plain
+    return shown
 
 
 def serve(model: Pipeline, given: str, host: str, port: int) -> str:

@@ -14,11 +14,15 @@ from PIL import Image
 from enat.errors import InputError
 from enat.images import read_facts
 from enat.pipeline import Pipeline
-from experiments.web.choices import MAX_IMAGES, MAX_SEED, NUMBERS, Choices, number, one_of
+from experiments.web.choices import MAX_IMAGES, MAX_SEED, NUMBERS, Choices, number, one_of, short
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 2**24
+MAX_LAYERS = 16  # of an editor; the page's has one
+MAX_KEPT = 32  # pictures of editors that no request has used yet, each with its layers
+MAX_KEPT_BYTES = 16 * MAX_BYTES  # of all of these
+MAX_ID = 100  # characters of the id that a browser gives a picture
 
 
 def read_image(source: Path | bytes) -> Image.Image:
@@ -69,6 +73,43 @@ def read_editor(blobs: dict[str, Any], payload: Any) -> tuple[Image.Image, Image
     for layer in layers:
         painted |= np.asarray(layer.getchannel("A").resize(image.size, Image.Resampling.NEAREST)) > 0
     return on_white(image), Image.fromarray(painted.astype(np.uint8) * 255)
+
+
+def keep_part(blobs: dict[str, Any], empty: Any, about: Mapping[str, Any], content: bytes) -> None:
+    """Keeps a part of a picture until a request uses it: the background, a layer or all of it.
+
+    The oldest pictures make room for new ones, so that requests that never come take no memory.
+
+    Args:
+        blobs: the pictures by id, from the oldest to the newest.
+        empty: a picture without parts, for a new id.
+        about: what the browser says of the part: its `type`, the `id` of the picture, and the `index` of a layer.
+        content: the bytes of the part.
+
+    Raises:
+        InputError: for a part that is too large, or that says something else.
+    """
+    place, kind, index = about.get("id"), about.get("type"), about.get("index")
+    if not isinstance(place, str) or len(place) > MAX_ID:
+        raise InputError(f"the id of the picture: {short(place)}; expected at most {MAX_ID} characters.")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"the picture has {len(content):,} bytes; expected at most {MAX_BYTES:,}.")
+    picture = blobs.pop(place, empty)
+    if kind == "layer" and index not in (None, "", "null"):
+        index = int(index) if isinstance(index, str) and index.isdecimal() and len(index) < 4 else index
+        index = number("number of the layer", index, 0, MAX_LAYERS - 1)
+        picture.layers.extend([None] * (index + 1 - len(picture.layers)))
+        picture.layers[index] = content
+    elif kind in ("background", "composite"):
+        setattr(picture, kind, content)
+    blobs[place] = picture
+    while len(blobs) > 1 and (len(blobs) > MAX_KEPT or sum(map(_bytes_of, blobs.values())) > MAX_KEPT_BYTES):
+        del blobs[next(iter(blobs))]
+
+
+def _bytes_of(picture: Any) -> int:
+    """Returns how many bytes the parts of a picture have."""
+    return sum(len(part or b"") for part in (picture.background, picture.composite, *picture.layers))
 
 
 def refusing_addresses(move: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -219,6 +219,7 @@ WRONG = {
     "an option": (lambda config: config["settings"]["sampler"].update(x=1), "unexpected keyword argument 'x'"),
     "names": (lambda config: config.update(class_names=["a"]), "class_names: 1 names for the 5 classes"),
     "controls": (lambda config: config.update(class_names=["\x1b[2J"] * 5), "it has control characters"),
+    "no text": (lambda config: config.update(class_names=["\ud800"] * 5), "class_names.0: Value error, it is no valid"),
     "a hash": (lambda config: config["files"].update({"model.safetensors": "0" * 64}), "its sha256 is not the one"),
     "no hash": (lambda config: config.update(files={}), "files.model.safetensors: expected a sha256"),
     "no hash of the tokenizer": (

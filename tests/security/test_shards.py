@@ -118,6 +118,7 @@ MANIFESTS = {
     "grid": ([2, "2"], "grid.1: Input should be a valid integer"),
     "codebook_size": (1.5, "codebook_size: Input should be a valid integer"),
     "class_names": ("abc", "class_names: Input should be a valid list"),
+    "class_names of no text": (["\ud800"], "class_names.0: Value error, it is no valid Unicode"),
     "views": ([], "views: List should have at least 1 item"),
     "splits": ({"train": [{"name": "a", "samples": -1, "bytes": 1, "sha256": "x"}]}, "splits.train.0.samples: Input"),
 }
@@ -126,7 +127,7 @@ MANIFESTS = {
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_faulty_manifests_are_named(command, tmp_path, name):
     value, sentence = MANIFESTS[name]
-    write_folder(tmp_path, members(), **{name: value})
+    write_folder(tmp_path, members(), **{name.partition(" ")[0]: value})
     with pytest.raises(InputError, match="this is no manifest of token shards") as refused:
         Manifest.load(tmp_path)
     assert sentence in str(refused.value)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments.reporting.runs import natural_sort_key, read_job, read_options, read_scalars
+from experiments.reporting.runs import find_runs, natural_sort_key, read_job, read_options, read_scalars
 
 
 def test_options_are_read_as_hydra_reads_them():
@@ -61,3 +61,19 @@ def test_steps_done_again_count_as_the_last_time_and_scores_join_the_step_where_
 def test_a_file_without_scalars_takes_none_away(tmp_path, content):
     logged(tmp_path, "step,train/loss\n1,3\n2,2\n", content)
     assert read_scalars(tmp_path)["train/loss"].to_dict() == {1: 3, 2: 2}
+
+
+def test_runs_behind_links_are_found_once(tmp_path):
+    """A folder of links to runs is a way to choose some; a link to a folder above leads nowhere new."""
+    for name in ("a", "b", "c"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "results.json").write_text('{"fid": 1}')
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    for name in ("a", "b"):
+        (chosen / name).symlink_to(tmp_path / "runs" / name)
+    (chosen / "again").symlink_to(tmp_path / "runs" / "a")
+    (chosen / "loop").symlink_to(chosen)
+    found = find_runs(chosen)
+    assert [run.resolve().name for run in found] == ["a", "b"]
+    assert len(find_runs(tmp_path)) == 3

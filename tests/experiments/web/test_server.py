@@ -14,7 +14,7 @@ from PIL import Image
 import enat
 from enat.images import read_facts
 from experiments.command.main import main
-from experiments.web import launching
+from experiments.web import launching, uploads
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[page]'")
 from gradio_client import Client
@@ -121,6 +121,39 @@ def test_uploads_are_read_by_our_reader(server):
     event, answer = ask(server, "edit", editor, "everything", 0, 0, 1, 1, 1, 0, 1, 0, True)
     assert event == "error"
     assert "the image can't be read; expected a PNG, JPEG or WebP file." in answer
+
+
+def part(server, content=b"x", **about):
+    """Sends a part of a picture, as the image editor does."""
+    editor = next(block for block in server.blocks.values() if block.get_block_name() == "imageeditor")
+    values = {"component_id": editor._id, "session_hash": "a", "fn_name": "accept_blobs", "id": "a", "type": "layer"}
+    address = f"{server.local_url}gradio_api/component_server"
+    return httpx.post(address, data={**values, **about}, files={"files": ("a.png", content)}, timeout=60), editor
+
+
+def test_uploads_of_the_editor_are_bounded(server):
+    answer, editor = part(server, index="150000000")
+    assert answer.status_code == 422
+    assert "number of the layer: '150000000'; expected" in answer.text
+    assert editor.blob_storage == {}
+    for place in range(40):
+        answer, editor = part(server, index="0", id=f"{place}")
+        assert answer.status_code == 200
+    assert len(editor.blob_storage) == uploads.MAX_KEPT
+    editor.blob_storage.clear()
+
+
+def test_large_requests_are_refused(server):
+    files = [("files", ("a.png", bytes(9 * 2**20)))] * 6
+    assert httpx.post(f"{server.local_url}gradio_api/upload", files=files, timeout=60).status_code == 413
+
+
+def test_other_names_of_this_machine(server):
+    """The name of another web page may lead to this machine, too."""
+    for host, status in (("evil.example", 400), ("evil.example:7860", 400), ("localhost:1", 200), ("[::1]:1", 200)):
+        assert httpx.get(server.local_url, headers={"Host": host}).status_code == status
+    address = f"{server.local_url}gradio_api/call/draw"
+    assert httpx.post(address, json={"data": DRAW}, headers={"Host": "evil.example"}).status_code == 400
 
 
 def test_only_this_machine_and_no_telemetry(server):

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from types import SimpleNamespace
 
 import pytest
 from page_requests import drawn, png_with, request
@@ -9,6 +10,8 @@ from PIL import Image
 
 from enat.errors import InputError
 from experiments.web import editing, pictures, uploads
+from experiments.web.launching import with_plain_names
+from experiments.web.requests import allowed_hosts
 
 WRONG = {
     "no class": ({"classes": []}, "classes: expected from 1 to 16"),
@@ -130,3 +133,53 @@ def test_names_of_classes_are_escaped():
     assert "<b " not in html
     assert '"x"' not in html
     assert 'download="_b_onload_x_' in html
+
+
+def empty():
+    return SimpleNamespace(background=None, layers=[], composite=None)
+
+
+def test_few_uploads_are_kept(monkeypatch):
+    blobs = {}
+    for place in range(uploads.MAX_KEPT + 5):
+        uploads.keep_part(blobs, empty(), {"type": "background", "id": f"{place}", "index": "null"}, b"x")
+    assert list(blobs) == [f"{place}" for place in range(5, uploads.MAX_KEPT + 5)]
+    uploads.keep_part(blobs, empty(), {"type": "layer", "id": "7", "index": "1"}, b"layer")
+    assert (blobs["7"].background, blobs["7"].layers) == (b"x", [None, b"layer"])
+    monkeypatch.setattr(uploads, "MAX_KEPT_BYTES", 100)
+    uploads.keep_part(blobs, empty(), {"type": "composite", "id": "8", "index": None}, bytes(90))
+    assert list(blobs)[-2:] == ["7", "8"]
+    assert sum(map(uploads._bytes_of, blobs.values())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("change", "content", "sentence"),
+    [
+        ({"index": "150000000"}, b"x", "number of the layer: '150000000'"),
+        ({"index": "16"}, b"x", "number of the layer: 16; expected a whole number from 0 to 15"),
+        ({"index": "-1"}, b"x", "number of the layer: '-1'"),
+        ({"id": "x" * 1000}, b"x", "expected at most 100 characters"),
+        ({"id": None}, b"x", "the id of the picture: None"),
+        ({}, bytes(uploads.MAX_BYTES + 1), "expected at most 10,485,760"),
+    ],
+)
+def test_uploads_that_take_too_much(change, content, sentence):
+    blobs = {}
+    with pytest.raises(InputError, match=sentence):
+        uploads.keep_part(blobs, empty(), {"type": "layer", "id": "a", "index": "0", **change}, content)
+    assert blobs == {}
+
+
+def test_the_names_of_a_page():
+    for host in ("127.0.0.1", "localhost", "::1", "127.0.0.2"):
+        assert allowed_hosts(host) == ["localhost", "127.0.0.1", "[::1]", host]
+    for host in ("0.0.0.0", "::", "192.168.1.7", "machine.example"):
+        assert allowed_hosts(host) == ["*"]
+
+
+def test_names_that_are_no_text(choices):
+    model = choices.model
+    assert with_plain_names(model) is model
+    model.class_names = [b"caf\xe9".decode(errors="surrogateescape"), *model.class_names[1:]]
+    assert with_plain_names(model).class_names == ["caf\ufffd", *model.class_names[1:]]
+    assert model.class_names[0] == "caf\udce9"
