@@ -66,6 +66,7 @@ def _files_below(folders: Sequence[Path]) -> Iterator[Path]:
                 inner.clear()
                 continue
             seen.add(real)
+            inner.sort()
             yield from (path for name in names if (path := Path(place, name)).is_file())
 
 
