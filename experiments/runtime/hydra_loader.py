@@ -43,4 +43,4 @@ def check_before_hydra_builds() -> None:
     Its name for the loader is private: Hydra has no public place between the composition of a configuration and the
     construction of its callbacks. With one, this function would use it.
     """
-    hydra._internal.hydra.ConfigLoaderImpl = CheckedLoader  # type: ignore[misc,attr-defined]
+    hydra._internal.hydra.ConfigLoaderImpl = CheckedLoader  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any
 
 from hydra.core import utils
@@ -40,8 +41,8 @@ def hide_credentials() -> None:
         self.config = _hidden(config)  # which it writes; jobs are composed of what the launcher has
 
     @functools.wraps(save)
-    def save_hidden(config: DictConfig, *arguments: Any, **options: Any) -> None:
-        save(_hidden(config), *arguments, **options)
+    def save_hidden(cfg: DictConfig, filename: str, output_dir: Path) -> None:
+        save(_hidden(cfg), filename, output_dir)
 
     logging.setLogRecordFactory(make_hidden)
     sweeper.setup = set_up_hidden
