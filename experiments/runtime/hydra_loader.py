@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.runtime.hydra_settings import check_hydra, check_overrides
+from experiments.runtime.hydra_writes import hide_credentials
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -29,6 +30,7 @@ class CheckedLoader(ConfigLoaderImpl):
         Raises:
             InputError: for a setting of Hydra's own that would run code of a file.
         """
+        hide_credentials()  # in the process of a job as well
         config = super().load_configuration(config_name, overrides, run_mode, *arguments, **options)
         check_overrides(config, overrides)
         check_hydra(config, self.arguments)

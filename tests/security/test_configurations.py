@@ -217,8 +217,16 @@ def test_passwords_in_urls_are_not_kept(command, photos, tmp_path):
         address = f"127.0.0.1:{server.server_port}"
         options = [f"data.shards=http://me:hunter2@{address}", f"data.cache={tmp_path}/cache", "data.num_workers=0"]
         outcome = command(*options, "module.net.width=32", "trainer.max_steps=1", f"output={tmp_path}/run")
+        options += ["hydra.output_subdir=hydra", "seed=0"]
+        sweep = command("-m", *options, "module.net.width=32", "trainer.max_steps=1", f"output={tmp_path}/run")
         server.shutdown()
     assert outcome.status == 0, outcome.err
+    assert sweep.status == 0, sweep.err
+    assert "hunter2" not in sweep.out + sweep.err
+    folder = tmp_path / "run-sweep"
+    assert address in (folder / "multirun.yaml").read_text()
+    assert list(folder.glob("*/hydra/overrides.yaml"))
+    assert not [file for file in folder.rglob("*") if file.is_file() and b"hunter2" in file.read_bytes()]
     files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     assert any(address.encode() in content for content in files.values())
     assert not [file for file, content in files.items() if b"hunter2" in content]
