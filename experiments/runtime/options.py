@@ -95,6 +95,9 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
         return (
             f"{error.override}: this is no option with a value; expected NAME=VALUE, or 'NAME=\"VALUE\"' to quote it."
         )
+    absent = re.match(r"(?:Interpolation key|Key) '([^'.]+)", lines[0])
+    if absent and any(re.split(r"[=.]", argument)[0] == f"~{absent[1]}" for argument in arguments):
+        return f"~{absent[1]}: other options need it; expected {absent[1]}=VALUE in its place."
     referring = [argument for argument in arguments if "${" in argument]
     reference = next((one for one in (error, error.__cause__) if isinstance(one, REFERENCE_ERRORS)), None)
     if referring and reference is not None:

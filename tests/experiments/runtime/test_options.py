@@ -35,6 +35,8 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["task=sample", "num_images=3"], "images_per_class? task=similarity has it."),
         (["classes=[3]"], "task=sample and task=tokenize have it."),
         (["logger.wandb.offline=true"], "logger.wandb.offline: there is no such option; logger=wandb has it."),
+        (["~seed"], "~seed: other options need it; expected seed=VALUE in its place."),
+        (["~logger"], "~logger: other options need it; expected logger=VALUE in its place."),
         (["~callbacks.foo"], "callbacks.foo: there is no such option; did you mean callbacks"),
         (["name=[a"], "name=[a: this is no option with a value; expected NAME=VALUE"),
         (
