@@ -26,7 +26,9 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
     for number, (name, class_name) in enumerate(files_and_classes, start=1):
         if not name or not class_name:
             missing = "file" if not name else "class"
-            raise InputError(f"labels={labels}: row {number} has no {missing}; expected a file and a class in each row.")
+            raise InputError(
+                f"labels={labels}: row {number} has no {missing}; expected a file and a class in each row."
+            )
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"labels={labels}: {name} is not in the folder of the images; expected a file in it.")
         if not (folder / name).is_file():
