@@ -35,7 +35,9 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     """
     for name in NEEDED:
         if name not in options:
-            raise InputError(f"trainer.{name}: it is missing, and Lightning's default is wrong here; expected no ~trainer.{name}.")
+            raise InputError(
+                f"trainer.{name}: it is missing, and Lightning's default is wrong here; expected no ~trainer.{name}."
+            )
     if (precision := str(options.get("precision"))) in ("bf16-true", "16-true", "bf16", "16"):
         raise InputError(
             f"trainer.precision={precision}: weights and their average would be rounded to half precision, in which "

@@ -84,6 +84,19 @@ def test_a_path_with_a_comma(tmp_path):
     assert prepare(["weights=a.ckpt,b.ckpt", "seed=1,2"]) == ["weights=a.ckpt,b.ckpt", "seed=1,2"]
 
 
+@pytest.mark.parametrize("name", ["image", "other", "region.mask", "images", "labels", "study"])
+def test_options_that_are_paths_are_read_as_they_are(tmp_path, name):
+    assert prepare([f"{name}=2024_01"]) == [f"{name}='2024_01'"]
+    (tmp_path / "a,b.png").touch()
+    assert prepare([f"{name}={tmp_path}/a,b.png"]) == [f"{name}='{tmp_path}/a,b.png'"]
+
+
+def test_a_class_that_is_named_like_a_value():
+    assert prepare(["classes=true", "x=true"]) == ["classes='true'", "x=true"]
+    assert prepare(["classes=1e3"]) == ["classes='1e3'"]
+    assert prepare(["classes=3", "classes=null", "classes=[3,7]"]) == ["classes=3", "classes=null", "classes=[3,7]"]
+
+
 def test_a_launcher_without_its_cluster(monkeypatch):
     monkeypatch.setattr("experiments.runtime.options.find_spec", lambda name: name == "submitit")
     monkeypatch.setattr("shutil.which", lambda name: None)
