@@ -24,7 +24,7 @@ from data.images import center_crop, find_images, load_rgb
 from data.module import held_out_blocks, training_loader
 from data.tokenization import split_numbers
 from enat.errors import InputError, printable
-from enat.files import sha256_of
+from enat.files import sha256_if_readable
 from enat.images import Block
 from enat.randomness import rng_for
 
@@ -201,7 +201,7 @@ def listing_sha256(folder: Path, files: Sequence[Path]) -> str:
     Of more than `HASHED_BYTES` bytes together, reading all would take too long, so that their sizes are hashed instead.
     """
     sizes = [file.stat().st_size for file in files]
-    facts = sizes if sum(sizes) > HASHED_BYTES else [sha256_of(file) for file in files]
+    facts = sizes if sum(sizes) > HASHED_BYTES else [sha256_if_readable(file) for file in files]
     listing = [(str(file.relative_to(folder)), fact) for file, fact in zip(files, facts, strict=True)]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from data.labels import read_labels
 from enat.errors import InputError, printable
+from enat.files import is_open
 from enat.generation import UNCONDITIONAL
 from enat.images import refuse_deep
 
@@ -46,6 +47,9 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
         if real in seen:  # a link to a folder above, or a second link to one
             return
         seen.add(real)
+        if not is_open(place):
+            ignored.append(f"{place}: a folder without permission to read it")
+            return
         for path in sorted(place.iterdir()):
             if path.name.startswith("."):
                 continue
@@ -91,6 +95,8 @@ class ImageList:
         """
         if not folder.is_dir():
             raise InputError(f"images={folder}: there is no such folder.")
+        if not is_open(folder):
+            raise InputError(f"images={folder}: the folder can't be read; expected one with permission to read it.")
         ignored: list[str] = []
         listed = _list_class_folders(folder, ignored) if labels is None else read_labels(folder, labels)
         if labels is not None:
@@ -167,6 +173,10 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
     for class_folder in class_folders:
         files, others = find_images(class_folder)
         ignored += others
+        if not is_open(class_folder):  # without it, the ids of other classes could change
+            raise InputError(
+                f"images={folder}: the class folder {class_folder.name} can't be read; allow it, or move it."
+            )
         if not files:
             raise InputError(f"images={folder}: the class folder {class_folder.name} has no images.")
         files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]

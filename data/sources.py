@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from data.images import ImageFiles, ImageList, Views
 from enat.errors import InputError
-from enat.files import sha256_of
+from enat.files import sha256_if_readable
 from enat.tokenizers.base import Tokenizer
 
 
@@ -72,7 +72,7 @@ class ImageSource:
     def content(self, numbers: np.ndarray) -> str:
         paths = [self.images.folder / self.images.files[number] for number in numbers]
         with ThreadPoolExecutor() as pool:  # reading and hashing leave Python's lock
-            return hashlib.sha256("".join(pool.map(sha256_of, paths)).encode()).hexdigest()
+            return hashlib.sha256("".join(pool.map(sha256_if_readable, paths)).encode()).hexdigest()
 
     def encode(self, numbers: np.ndarray, tokenizer: Tokenizer, on_images: Callable[[int], None]) -> Encoded:
         """See `Source`."""

@@ -6,7 +6,8 @@ Shapes: `B` images, `L = h*w` tokens of an image, `H` and `W` height and width i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -125,10 +126,12 @@ def box_region(box: Sequence[float], height: int, width: int) -> Tensor:
     Raises:
         InputError: for a box that is empty or beyond the image.
     """
-    left, top, right, bottom = box if len(box) == 4 else (1.0, 1.0, 0.0, 0.0)
+    sides = list(box) if isinstance(box, Iterable) else [box]
+    has_four = len(sides) == 4 and all(isinstance(side, Real) for side in sides)
+    left, top, right, bottom = sides if has_four else (1.0, 1.0, 0.0, 0.0)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise InputError(
-            f"box={list(box)}: expected left, top, right and bottom as shares from 0 to 1, such as [0,0,0.5,1], the "
+            f"box={sides}: expected left, top, right and bottom as shares from 0 to 1, such as [0,0,0.5,1], the "
             "left half."
         )
     region = torch.zeros(height, width, dtype=torch.bool)
@@ -155,7 +158,13 @@ def mark_region(image: Tensor, mask: Tensor | None, box: Sequence[float] | None,
         raise InputError(f"scale={scale}: expected more than 0, and 1 at most.")
     height, width = image.shape[2:]
     if scale < 1:
-        return place(image, scale)
+        frame, region = place(image, scale)
+        if not region.any():
+            less = f"{(min(height, width) - 1) / min(height, width):.3g}"
+            raise InputError(
+                f"scale={scale}: this leaves no pixel of {height} around the image; expected {less} or less."
+            )
+        return frame, region
     if mask is None:
         return image, box_region([0, 0, 1, 1] if box is None else box, height, width).to(image.device)
     if not mask.any():

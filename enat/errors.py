@@ -1,12 +1,33 @@
 """The one exception that a user is meant to see, and texts of files that are safe to print."""
 
 import re
+from numbers import Integral, Real
 
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # but for the end of a line
 
 
 class InputError(ValueError):
     """Bad input. The message is one plain sentence: the option or file, its value, what was expected."""
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuses anything but an integer of at least `least`, of Python or of NumPy.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name}={value}: expected an integer of at least {least}.")
+
+
+def check_share(name: str, value: object) -> None:
+    """Refuses anything but a number from 0 to 1.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise InputError(f"{name}={value}: expected a share from 0 to 1.")
 
 
 def printable(text: str) -> str:

@@ -73,10 +73,23 @@ def weights_file(path: str | Path) -> Path:
     return path / MODEL if path.is_dir() else path
 
 
+def is_open(folder: Path) -> bool:
+    """Says whether the files of a folder may be listed and opened."""
+    return os.access(folder, os.R_OK | os.X_OK)
+
+
 def sha256_of(path: str | Path) -> str:
     """Returns the sha256 of a file's content, which is read in parts."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_if_readable(path: str | Path) -> str:
+    """Returns the sha256 of a file's content, or `unreadable` for a file that the disk does not give."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return "unreadable"
 
 
 def sha256_of_bytes(content: bytes) -> str:

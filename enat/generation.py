@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import Any
@@ -125,6 +125,11 @@ def check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str
     return list(names or map(str, range(num_classes)))
 
 
+def _plain(value: Any) -> Any:
+    """Turns integers and arrays of NumPy, and tensors, into integers and lists of Python; other values stay."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names: Sequence[str]) -> list[int]:
     """Returns the ids of classes that are given by id or by name; `unconditional` is the null class.
 
@@ -137,14 +142,15 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
     """
     if classes is None:
         return list(range(max(len(class_names), 1)))
-    chosen = [classes] if isinstance(classes, int | str) else classes
-    if not class_names and any(wanted != UNCONDITIONAL for wanted in chosen):
-        raise InputError(f"classes={chosen[0]}: the network has no classes; expected classes={UNCONDITIONAL}.")
+    plain = _plain(classes)
+    chosen = [_plain(one) for one in plain] if isinstance(plain, Iterable) and not isinstance(plain, str) else [plain]
     if not chosen:
         raise InputError("classes=[]: expected at least one class.")
+    if not class_names and any(wanted != UNCONDITIONAL for wanted in chosen):
+        raise InputError(f"classes={chosen[0]}: the network has no classes; expected classes={UNCONDITIONAL}.")
     ids = []
     for wanted in chosen:
-        is_id = isinstance(wanted, int) and 0 <= wanted < len(class_names)
+        is_id = isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(class_names)
         if is_id and str(wanted) in class_names and class_names.index(str(wanted)) != wanted:
             raise InputError(
                 f"classes={wanted}: this is the id of the class {class_names[int(wanted)]} and the name of another; "

@@ -22,7 +22,7 @@ from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.saving import describe, save_folder
 from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state
 from enat.editing import Editor, mark_region
-from enat.errors import InputError
+from enat.errors import InputError, check_share, check_whole
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
 from enat.images import refuse_deep, refuse_other_shape, reveal, to_pil, white_pixels
 from enat.net import ENAT
@@ -30,6 +30,19 @@ from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 
 OFFICIAL_DEPTHS = {24: (22, 2, 16), 16: (15, 1, 8)}  # of ENAT-L and ENAT-B: encoder, decoder, heads
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuses a device that torch does not know or does not have here.
+
+    Raises:
+        InputError: with torch's reason.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"device={device}: {reason}; expected one that is there, such as cpu.") from error
 
 
 class Pipeline:
@@ -60,7 +73,15 @@ class Pipeline:
         self.description = dict(description or {})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Moves network and tokenizer to a device, and casts them to a type of numbers; None leaves either as it is."""
+        """Moves network and tokenizer to a device, and casts them to a type of numbers; None leaves either as it is.
+
+        Raises:
+            InputError: for a device that is not there, or a type without fractions.
+        """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype={dtype}: expected a type such as torch.bfloat16.")
+        if device is not None:
+            check_device(device)
         for part in (self.net, self.tokenizer):
             part.to(device=device, dtype=dtype)
         return self
@@ -122,11 +143,14 @@ class Pipeline:
         Raises:
             InputError: for a class that the network does not have, or options that do not fit together.
         """
-        if not 0 <= keep <= 1 or results_per_class < 1:
-            raise InputError(
-                f"keep={keep}, results_per_class={results_per_class}: expected a share from 0 to 1, and one result at "
-                "least."
-            )
+        check_share("keep", keep)
+        check_share("scale", scale)
+        check_whole("results_per_class", results_per_class, 1)
+        check_whole("seed", seed, 0)
+        if soft_blend is not None:
+            check_whole("soft_blend", soft_blend, 0)
+        if not isinstance(image, Image.Image):
+            raise InputError(f"image: expected an image of Pillow, and no {type(image).__name__}.")
         side = self.tokenizer.resolution
         mode = "L" if self.tokenizer.channels == 1 else "RGB"
         refuse_deep(image, "image")
@@ -153,8 +177,8 @@ class Pipeline:
         seed: int,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> tuple[Tensor, list[Tensor]]:
-        if images_per_class < 1:
-            raise InputError(f"images_per_class={images_per_class}: expected at least 1.")
+        check_whole("images_per_class", images_per_class, 1)
+        check_whole("seed", seed, 0)
         ids = find_class_ids(classes, self.class_names)
         parts = (self.net, self.sampler, self.tokenizer)
         return sample_classes(*parts, ids, images_per_class, seed, on_progress)
@@ -215,6 +239,7 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     Raises:
         InputError: if a file is missing, holds something else, or does not say what it needs.
     """
+    check_device(device)
     path = find_weights(weights)
     content = read_file(path) if tokenizer else with_found_tokenizer(read_file(path), path)
     state, kind = select_state(content)

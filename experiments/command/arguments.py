@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+OF_WEIGHTS = {"tokenizer.weights": "--tokenizer", "tokenizer.folder": "--tokenizer", "tokenizer": "--tokenizer"}
+
 
 def device(text: str) -> torch.device:
     """Reads the name of a device, such as `cpu`, `cuda` or `mps`, which has to be there.

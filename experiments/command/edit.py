@@ -7,8 +7,18 @@ import enat
 from data.images import load_rgb
 from enat.generation import UNCONDITIONAL, find_class_ids
 from enat.images import cut_word, file_name, pixels_sha256
-from experiments.command.arguments import as_typed, border, device, positive, seed, share
+from experiments.command.arguments import OF_WEIGHTS, as_typed, border, device, positive, seed, share
 from experiments.command.files import refuse_other_settings, write_images
+
+FLAGS = {
+    **OF_WEIGHTS,
+    "classes": "--classes",
+    "box": "--box",
+    "region": "--mask",
+    "scale": "--scale",
+    "keep": "--keep",
+    "seed": "--seed",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,15 @@
 """The command `enat`: reads its arguments, and tells bad input in one sentence with the exit status 2.
 
-A further command is a module beside this one with `add_arguments(parser)` and `run(arguments)`, and a line in
-`COMMANDS`. Modules are imported when their command is run: none of them needs Hydra or Lightning.
+A further command is a module beside this one with `add_arguments(parser)`, `run(arguments)` and `FLAGS`, the arguments
+by the names of options in errors, and a line in `COMMANDS`. Modules are imported when their command is run: none of
+them needs Hydra or Lightning.
 """
 
 import argparse
 import importlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from enat.errors import InputError, printable
 
@@ -34,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command, and returns its exit status: 2 for bad input, 130 if it was interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = make_parser(given[0] if given else None).parse_args(given)
+    command = importlib.import_module(f"experiments.command.{parsed.command}")
     try:
-        importlib.import_module(f"experiments.command.{parsed.command}").run(parsed)
+        command.run(parsed)
     except InputError as error:
-        return _refuse(str(error))
+        return _refuse(as_arguments(str(error), command.FLAGS))
     except RuntimeError as error:  # torch's of an operation that Apple GPUs lack is one
         if "MPS" not in str(error):
             raise
@@ -51,6 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("enat: interrupted.", file=sys.stderr)
         return 130
     return 0
+
+
+def as_arguments(sentence: str, flags: Mapping[str, str]) -> str:
+    """Writes the names of options in an error as the arguments of a command: `--scale 2` instead of `scale=2`.
+
+    Args:
+        sentence: the error.
+        flags: the argument of each option.
+    """
+    for name, flag in flags.items():
+        option = rf"(?<![\w./-]){re.escape(name)}"
+        sentence = re.sub(rf"{option}=", f"{flag} ", sentence)
+        sentence = re.sub(rf"^{option}:", f"{flag}:", sentence)
+    return sentence
 
 
 def _refuse(sentence: str) -> int:

@@ -4,8 +4,10 @@ import argparse
 import shlex
 
 import enat
-from experiments.command.arguments import device, port
+from experiments.command.arguments import OF_WEIGHTS, device, port
 from experiments.web.launching import serve
+
+FLAGS = OF_WEIGHTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

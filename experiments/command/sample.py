@@ -7,8 +7,10 @@ from pathlib import Path
 import enat
 from enat.generation import UNCONDITIONAL, find_class_ids
 from enat.images import file_name
-from experiments.command.arguments import as_typed, device, positive, seed
+from experiments.command.arguments import OF_WEIGHTS, as_typed, device, positive, seed
 from experiments.command.files import refuse_other_settings, write_images
+
+FLAGS = {**OF_WEIGHTS, "classes": "--classes", "num_steps": "--steps", "guidance_scale": "--guidance"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from experiments.reporting.scores import notes_on, print_scores
 WEIGHTS = "assets/weights-inception-2015-12-05-6726825d.pth"
 PROTOCOLS = {"adm": inception.adm, "clean": inception.clean, "enat": inception.enat}
 BLOCK_SIZE = 50  # as in conf/metrics/inception.yaml; the Inception Score and the hash of the images depend on it
+FLAGS = {"reference.path": "--reference", "features.weights": "--weights", "features": "--features"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

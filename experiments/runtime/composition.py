@@ -5,7 +5,6 @@ A checkpoint (`weights=FILE`) has the settings of its run: the network, the toke
 line overrides them like any other.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,10 +238,11 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     """
     if "experiment" not in given and given.get("task", "train") == "train":
         _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
+    from data.fetch import fetch_manifest  # here, since they import torch
+    from data.manifest import Manifest
+
     folder = Path(shards)
     if "://" in shards:
-        from data.fetch import fetch_manifest  # here, since it imports torch
-
         cache = given.get("data.cache", yaml.safe_load((CONF / "data" / "shards.yaml").read_text())["cache"])
         folder = fetch_manifest(shards, Path(cache))
     path = folder / "manifest.json"
@@ -250,14 +250,10 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
         raise InputError(
             f"data.shards={shards}: there is no manifest.json in it; expected the output of task=tokenize."
         )
-    try:
-        manifest = json.loads(path.read_text())
-        height, width = manifest["grid"]
-        sizes = {"codebook_size": manifest["codebook_size"], "num_tokens": height * width}
-        sizes["num_classes"] = len(manifest["class_names"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: this is no manifest of token shards.") from error
-    tokenizer = manifest.get("tokenizer_settings")
+    manifest = Manifest.load(folder)
+    sizes = {"codebook_size": manifest.codebook_size, "num_tokens": manifest.num_tokens}
+    sizes["num_classes"] = len(manifest.class_names)
+    tokenizer = manifest.tokenizer_settings
     check_settings(str(path), {"tokenizer_settings": tokenizer, **sizes})
     store = ConfigStore.instance()
     content: dict[str, Any] = {"module": {"net": sizes}}

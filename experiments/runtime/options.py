@@ -19,6 +19,7 @@ from enat.errors import InputError
 
 CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
+PATHS |= {"image", "other", "mask", "study", "save_dir", "default_root_dir"}
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 ALL = "`python run.py --cfg job` prints all options"
 REFERENCE_ERRORS = (InterpolationResolutionError, GrammarParseError)  # of `${NAME}`
@@ -73,6 +74,8 @@ def _prepare(argument: str) -> str:
         parsed = OverridesParser.create().parse_override(f"{name}={value}")
         is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), int | float)
         is_file = "," in value and Path(value).exists()  # one path, and not several values of a multirun
+        if name == "classes" and not parsed.is_sweep_override() and isinstance(parsed.value(), bool | float):
+            return f"{name}='{value}'"  # a class that is named true or 1e3; ids are integers
         if (is_number or is_file) and name.rpartition(".")[2] in PATHS:
             return f"{name}='{value}'"  # a folder 2024_01 is no number
     except HydraException:
@@ -95,6 +98,9 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
         return (
             f"{error.override}: this is no option with a value; expected NAME=VALUE, or 'NAME=\"VALUE\"' to quote it."
         )
+    absent = re.match(r"(?:Interpolation key|Key) '([^'.]+)", lines[0])
+    if absent and any(re.split(r"[=.]", argument)[0] == f"~{absent[1]}" for argument in arguments):
+        return f"~{absent[1]}: other options need it; expected {absent[1]}=VALUE in its place."
     referring = [argument for argument in arguments if "${" in argument]
     reference = next((one for one in (error, error.__cause__) if isinstance(one, REFERENCE_ERRORS)), None)
     if referring and reference is not None:

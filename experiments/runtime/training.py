@@ -24,6 +24,8 @@ from experiments.runtime.launch import (
 )
 from experiments.runtime.provenance import commit
 
+NEEDED = ("max_steps", "val_check_interval", "check_val_every_n_epoch", "use_distributed_sampler")
+
 
 def refuse_options(options: Mapping[str, Any]) -> None:
     """Refuses options of Lightning's Trainer with which training would be silently wrong or have no end.
@@ -31,16 +33,21 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the option.
     """
+    for name in NEEDED:
+        if name not in options:
+            raise InputError(
+                f"trainer.{name}: it is missing, and Lightning's default is wrong here; expected no ~trainer.{name}."
+            )
     if (precision := str(options.get("precision"))) in ("bf16-true", "16-true", "bf16", "16"):
         raise InputError(
             f"trainer.precision={precision}: weights and their average would be rounded to half precision, in which "
             "they stop to move; expected bf16-mixed or 16-mixed."
         )
-    if not isinstance(steps := options.get("max_steps", 1), int) or steps < 1:
+    if not isinstance(steps := options["max_steps"], int) or steps < 1:
         raise InputError(f"trainer.max_steps={steps}: expected at least 1, for the data have no end.")
     if not isinstance(batches := options.get("accumulate_grad_batches", 1), int) or batches < 1:
         raise InputError(f"trainer.accumulate_grad_batches={batches}: expected at least 1.")
-    interval = options.get("val_check_interval")
+    interval = options["val_check_interval"]
     if interval is not None and (not isinstance(interval, int) or interval < 1):
         raise InputError(f"trainer.val_check_interval={interval}: expected a number of batches of at least 1, or null.")
     clip = options.get("gradient_clip_val")
@@ -49,8 +56,20 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     for name in ("limit_train_batches", "overfit_batches", "max_epochs", "min_epochs", "min_steps", "max_time"):
         if options.get(name) is not None:
             raise InputError(f"trainer.{name}={options[name]}: the data have no epochs; expected trainer.max_steps=N.")
+    if options["check_val_every_n_epoch"] is not None:
+        raise InputError(
+            f"trainer.check_val_every_n_epoch={options['check_val_every_n_epoch']}: the data have no epochs, so that "
+            "there could be no validation; expected null, and trainer.val_check_interval=N batches."
+        )
+    if options["use_distributed_sampler"]:
+        raise InputError("trainer.use_distributed_sampler=true: the data divide themselves already; expected false.")
     if options.get("fast_dev_run"):
         raise InputError("trainer.fast_dev_run: it would end without the steps asked for; expected experiment=debug.")
+    if options.get("barebones") or options.get("enable_checkpointing") is False:
+        raise InputError(
+            "trainer: barebones=true and enable_checkpointing=false are not possible; expected "
+            "callbacks.checkpoint=null to save nothing."
+        )
     for name in ("callbacks", "logger", "plugins"):
         if name in options:
             raise InputError(f"trainer.{name}: training replaces it; callbacks and loggers are groups of their own.")

@@ -23,7 +23,7 @@ from enat.loss import MaskedCrossEntropy
 from experiments.runtime.launch import cluster_plugins, starts_processes
 from experiments.runtime.ranks import launched, processes
 from experiments.runtime.resuming import fixed_settings, without_changing
-from experiments.runtime.training import build_trainer
+from experiments.runtime.training import NEEDED, build_trainer
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"
@@ -272,7 +272,8 @@ def test_torchrun_inside_of_slurm_says_which_process_this_is(monkeypatch):
     for variables, kind, devices in ((SRUN, SLURMEnvironment, 4), (of_torchrun, TorchElasticEnvironment, 8)):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        trainer = build_trainer(partial(L.Trainer, accelerator="cpu", devices=1, strategy="auto"), {}, {})
+        options = {**dict.fromkeys(NEEDED), "max_steps": 1, "accelerator": "cpu", "devices": 1, "strategy": "auto"}
+        trainer = build_trainer(partial(L.Trainer, **options), {}, {})
         assert isinstance(trainer.strategy.cluster_environment, kind)
         assert trainer.num_devices == devices  # whatever `devices` says
         assert isinstance(trainer.strategy, DDPStrategy)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import SUFFIXES, ImageList, center_crop, find_images, load_rgb
+from data.image_module import listing_sha256
+from data.images import SUFFIXES, ImageList, Plain, center_crop, find_images, load_rgb
 from data.scored_images import FolderImages
+from data.sources import ImageSource
 from enat.errors import InputError
 
 TWELVE = [str(number) for number in range(12)]
@@ -178,3 +180,39 @@ def test_a_file_is_of_one_class(tmp_path, link):
     (tmp_path / link).symlink_to(tmp_path / target)
     with pytest.raises(InputError, match=r" and .* are one file, by a link; expected one class for it"):
         ImageList.find(tmp_path)
+
+
+def test_folders_without_permission(tmp_path, monkeypatch):
+    """The user of tests may be root, who may read all, so that the permission is only said to lack."""
+    for name in ("cat/a.png", "cat/closed/b.png", "dog/a.png"):
+        save(tmp_path / name)
+    closed = {tmp_path / "cat" / "closed"}
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in closed)
+    listed = ImageList.find(tmp_path)
+    assert listed.files == ["cat/a.png", "dog/a.png"]
+    assert listed.ignored == [f"{tmp_path}/cat/closed: a folder without permission to read it"]
+    closed.add(tmp_path / "dog")
+    with pytest.raises(InputError, match="the class folder dog can't be read; allow it, or move it"):
+        ImageList.find(tmp_path)
+    closed.add(tmp_path)
+    with pytest.raises(InputError, match=r"images=.*: the folder can't be read; expected one with permission"):
+        ImageList.find(tmp_path)
+
+
+def test_the_content_of_a_file_without_permission(tmp_path, monkeypatch):
+    """It is skipped when it is read, so that its hash must not stop the work before."""
+    for name in ("a/x.png", "a/y.png"):
+        save(tmp_path / name)
+    opened = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == "x.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    source = ImageSource(ImageList.find(tmp_path), Plain(8), 2, 0)
+    numbers = np.arange(2)
+    before, listed_before = source.content(numbers), listing_sha256(tmp_path, find_images(tmp_path)[0])
+    monkeypatch.setattr(Path, "open", refuse)
+    assert source.content(numbers) != before
+    assert listing_sha256(tmp_path, find_images(tmp_path)[0]) != listed_before

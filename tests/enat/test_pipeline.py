@@ -126,9 +126,52 @@ def test_bad_edits_end_in_a_sentence():
         ({"scale": 0}, "scale=0: expected more than 0"),
         ({"region": [0, 0, 1, 1], "scale": 0.5}, "expected one of mask, box and scale"),
         ({"keep": 2}, "keep=2"),
+        ({"keep": "a"}, "keep=a: expected a share from 0 to 1"),
+        ({"scale": 0.99}, r"scale=0\.99: this leaves no pixel of 32 around the image; expected 0\.969 or less"),
+        ({"region": ["a", 0, 1, 1]}, r"box=\['a', 0, 1, 1\]: expected left, top"),
+        ({"region": 3}, r"box=\[3\]: expected left, top"),
+        ({"results_per_class": 1.5}, r"results_per_class=1\.5: expected an integer of at least 1"),
+        ({"seed": -1}, "seed=-1: expected an integer of at least 0"),
+        ({"soft_blend": -1}, "soft_blend=-1: expected an integer of at least 0"),
     ]:
         with pytest.raises(InputError, match=sentence):
             model.edit(picture, **options)
     for mode in ("I;16", "I", "F"):  # Pillow would clip them to white
         with pytest.raises(InputError, match=rf"image: more than 8 bits a channel \(mode {mode}\); convert it first"):
             model.edit(Image.new(mode, (32, 32)))
+    with pytest.raises(InputError, match="image: expected an image of Pillow, and no str"):
+        model.edit("a.png")
+
+
+def test_integers_of_numpy_and_wrong_arguments(make_pipeline):
+    model = make_pipeline()
+    expected = [image.tobytes() for image in model.generate([1, 3])]
+    for classes in ([np.int64(1), np.int64(3)], np.array([1, 3]), torch.tensor([1, 3]), (1, "dog")):
+        assert [image.tobytes() for image in model.generate(classes)] == expected
+    assert model.generate(np.int64(3), np.int64(1), np.int64(0))[0].tobytes() == expected[1]
+    assert len(model.generate(np.arange(2))) == 2
+    for arguments, sentence in [
+        ({"classes": 1.0}, r"classes=1\.0: expected class ids from 0 to 4"),
+        ({"classes": [True]}, "classes=True: expected class ids from 0 to 4"),
+        ({"classes": [[1]]}, r"classes=\[1\]: expected class ids"),
+        ({"images_per_class": 1.5}, r"images_per_class=1\.5: expected an integer of at least 1"),
+        ({"images_per_class": 0}, "images_per_class=0: expected an integer of at least 1"),
+        ({"seed": -1}, "seed=-1: expected an integer of at least 0"),
+        ({"seed": 0.5}, r"seed=0\.5: expected an integer of at least 0"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            model.generate(**arguments)
+    with pytest.raises(InputError, match="seed=-1: expected an integer"):
+        model.reveal([1], seed=-1)
+
+
+def test_devices_and_types_that_are_not_there(make_pipeline):
+    for options, sentence in [
+        ({"device": "cuda:77"}, "device=cuda:77: .*; expected one that is there, such as cpu"),
+        ({"device": "toaster"}, "device=toaster: "),
+        ({"dtype": torch.int64}, r"dtype=torch\.int64: expected a type such as torch\.bfloat16"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            make_pipeline().to(**options)
+    with pytest.raises(InputError, match="device=cuda:77: "):
+        enat.load(EMOJI, device="cuda:77")

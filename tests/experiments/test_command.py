@@ -126,14 +126,14 @@ def test_edits_are_those_of_the_library_with_their_settings_inside(folder, pictu
 
 
 WRONG = {
-    "a class": (["sample", "FOLDER", "--classes", "bees"], "classes=bees: expected class ids from 0 to 4"),
-    "an id": (["sample", "FOLDER", "--classes", "9"], "classes=9: expected class ids from 0 to 4"),
+    "a class": (["sample", "FOLDER", "--classes", "bees"], "--classes bees: expected class ids from 0 to 4"),
+    "an id": (["sample", "FOLDER", "--classes", "9"], "--classes 9: expected class ids from 0 to 4"),
     "a folder": (["sample", "/none/at/all"], "weights=/none/at/all: there is no such file."),
     "guidance": (
         ["sample", "FOLDER", "--guidance", "-1"],
-        "guidance_scale=-1.0: Input should be greater than or",
+        "--guidance -1.0: Input should be greater than or",
     ),
-    "nan": (["sample", "FOLDER", "--guidance", "nan"], "guidance_scale=nan: Input should be a finite number"),
+    "nan": (["sample", "FOLDER", "--guidance", "nan"], "--guidance nan: Input should be a finite number"),
     "a count": (["sample", "FOLDER", "--images-per-class", "0"], "0: expected an integer of at least 1"),
     "a seed": (["sample", "FOLDER", "--seed", "-5"], "expected"),
     "a device": (["sample", "FOLDER", "--device", "toaster"], "toaster"),
@@ -142,15 +142,29 @@ WRONG = {
     "an output": (["sample", "FOLDER", "--output", "/dev/null/x"], "/dev/null/x"),
     "no image": (["edit", "FOLDER", "/none.png"], "/none.png: unreadable"),
     "no picture": (["edit", "FOLDER", __file__], "test_command.py: unreadable"),
-    "an empty box": (["edit", "FOLDER", "IMAGE", "--box", "1", "0", "0", "1"], "box=[1.0, 0.0, 0.0, 1.0]: expected"),
+    "an empty box": (["edit", "FOLDER", "IMAGE", "--box", "1", "0", "0", "1"], "--box [1.0, 0.0, 0.0, 1.0]: expected"),
     "a large box": (["edit", "FOLDER", "IMAGE", "--box", "0", "0", "9", "1"], "9: expected a number from 0 to 1"),
     "nan in a box": (["edit", "FOLDER", "IMAGE", "--keep", "nan"], "nan: expected a number from 0 to 1"),
     "two regions": (["edit", "FOLDER", "IMAGE", "--mask", "x", "--scale", "0.5"], "not allowed with argument"),
-    "a black mask": (["edit", "FOLDER", "IMAGE", "--mask", "IMAGE"], "region: nothing in the mask is white"),
-    "no scale": (["edit", "FOLDER", "IMAGE", "--scale", "0"], "scale=0.0"),
+    "a black mask": (["edit", "FOLDER", "IMAGE", "--mask", "IMAGE"], "--mask: nothing in the mask is white"),
+    "no scale": (["edit", "FOLDER", "IMAGE", "--scale", "0"], "--scale 0.0"),
     "a huge border": (["edit", "FOLDER", "IMAGE", "--soft-blend", "99999"], "expected an integer from 0 to 1024"),
     "a port": (["page", "FOLDER", "--port", "99999"], "99999: expected an integer from 0 to 65535"),
     "a page of no weights": (["page", "/none/at/all"], "weights=/none/at/all: there is no such file."),
+    "a scale that is too large": (
+        ["edit", "FOLDER", "IMAGE", "--scale", "0.99"],
+        "--scale 0.99: this leaves no pixel of 8 around the image; expected 0.875 or less.",
+    ),
+    "a mask of another shape": (
+        ["edit", "FOLDER", "IMAGE", "--mask", "WIDE"],
+        "--mask: the mask has 40 x 8 pixels and the image 8 x 8; expected the same ratio",
+    ),
+    "a tokenizer": (["sample", "FOLDER", "--tokenizer", "/none"], "--tokenizer /none: "),
+    "an image as statistics": (["score", "IMAGES", "--reference", "IMAGE"], "--reference /"),
+    "no Inception": (
+        ["score", "IMAGES", "--reference", "IMAGES", "--weights", "/none.pth"],
+        "--weights /none.pth: there is no such file.",
+    ),
     "images": (["score", "/none", "--reference", "FOLDER"], "images=/none: expected a folder of images."),
 }
 
@@ -159,7 +173,9 @@ WRONG = {
 def test_bad_input_is_a_sentence(folder, tmp_path, capsys, kind):
     arguments, sentence = WRONG[kind]
     Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
-    places = {"FOLDER": str(folder), "IMAGE": str(tmp_path / "black.png")}
+    Image.new("RGB", (40, 8)).save(tmp_path / "wide.png")
+    places = {"FOLDER": str(folder), "IMAGE": str(tmp_path / "black.png"), "WIDE": str(tmp_path / "wide.png")}
+    places["IMAGES"] = str(tmp_path)
     try:
         status = main([places.get(argument, argument) for argument in arguments])
     except SystemExit as leaving:  # of argparse

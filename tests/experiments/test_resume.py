@@ -61,6 +61,16 @@ def test_another_number_of_accumulated_batches_changes_no_step(command, tmp_path
         ("trainer.max_steps=-1", "trainer.max_steps=-1: expected at least 1, for the data have no end."),
         ("+trainer.limit_train_batches=5", "trainer.limit_train_batches=5: the data have no epochs; expected"),
         ("+trainer.max_epochs=5", "trainer.max_epochs=5: the data have no epochs; expected"),
+        (
+            "~trainer.max_steps",
+            "trainer.max_steps: it is missing, and Lightning's default is wrong here; expected no",
+        ),
+        ("~trainer.val_check_interval", "trainer.val_check_interval: it is missing, and Lightning's default is wrong"),
+        ("~trainer.use_distributed_sampler", "trainer.use_distributed_sampler: it is missing, and Lightning's default"),
+        ("trainer.use_distributed_sampler=true", "the data divide themselves already; expected false."),
+        ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2: the data have no epochs, so that"),
+        ("+trainer.barebones=true", "are not possible; expected callbacks.checkpoint=null to save nothing."),
+        ("+trainer.enable_checkpointing=false", "expected callbacks.checkpoint=null to save nothing."),
         ("+trainer.overfit_batches=5", "trainer.overfit_batches=5: the data have no epochs; expected"),
     ],
 )

@@ -35,6 +35,8 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["task=sample", "num_images=3"], "images_per_class? task=similarity has it."),
         (["classes=[3]"], "task=sample and task=tokenize have it."),
         (["logger.wandb.offline=true"], "logger.wandb.offline: there is no such option; logger=wandb has it."),
+        (["~seed"], "~seed: other options need it; expected seed=VALUE in its place."),
+        (["~logger"], "~logger: other options need it; expected logger=VALUE in its place."),
         (["~callbacks.foo"], "callbacks.foo: there is no such option; did you mean callbacks"),
         (["name=[a"], "name=[a: this is no option with a value; expected NAME=VALUE"),
         (
@@ -80,6 +82,19 @@ def test_a_path_with_a_comma(tmp_path):
     (tmp_path / "a,b.ckpt").touch()
     assert prepare([f"weights={tmp_path}/a,b.ckpt"]) == [f"weights='{tmp_path}/a,b.ckpt'"]
     assert prepare(["weights=a.ckpt,b.ckpt", "seed=1,2"]) == ["weights=a.ckpt,b.ckpt", "seed=1,2"]
+
+
+@pytest.mark.parametrize("name", ["image", "other", "region.mask", "images", "labels", "study"])
+def test_options_that_are_paths_are_read_as_they_are(tmp_path, name):
+    assert prepare([f"{name}=2024_01"]) == [f"{name}='2024_01'"]
+    (tmp_path / "a,b.png").touch()
+    assert prepare([f"{name}={tmp_path}/a,b.png"]) == [f"{name}='{tmp_path}/a,b.png'"]
+
+
+def test_a_class_that_is_named_like_a_value():
+    assert prepare(["classes=true", "x=true"]) == ["classes='true'", "x=true"]
+    assert prepare(["classes=1e3"]) == ["classes='1e3'"]
+    assert prepare(["classes=3", "classes=null", "classes=[3,7]"]) == ["classes=3", "classes=null", "classes=[3,7]"]
 
 
 def test_a_launcher_without_its_cluster(monkeypatch):
