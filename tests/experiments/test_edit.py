@@ -148,7 +148,7 @@ def test_variations_and_interpolations(edit, pictures):
         ([], "image=None: expected an image file"),
         (["image={red}", "region.box=[0,0,0,1]"], r"box=\[.*\]: expected left, top"),
         (["image={red}", "region.box=[0,0,1,1]", "region.scale=0.5"], "region: expected one of mask, box and scale"),
-        (["image={red}", "classes=dog"], "classes=dog: expected class ids from 0 to 7"),
+        (["image={red}", "classes=dog"], "classes=dog: expected class ids from 0 to 5"),
         (["image={red}", "region.mask={black}"], "nothing in the mask is white"),
         (["image={red}", "region.mask={clear}"], "nothing in the mask is white"),
         (

@@ -112,7 +112,7 @@ def test_a_visit(page, model, address, tmp_path):
     page.get_by_label("Results").fill("2")
     page.get_by_role("button", name="Edit", exact=True).click()
     status(page, "2 results, seed 0")
-    edited = Image.open(downloaded(page, "Download animal 1 as PNG", tmp_path / "edited.png"))
+    edited = Image.open(downloaded(page, "Download clock 1 as PNG", tmp_path / "edited.png"))
     changed = (np.asarray(edited) != np.asarray(expected[0])).any(axis=2)
     assert changed.any()
     assert not changed[:, 24:].any()
