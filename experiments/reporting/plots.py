@@ -133,6 +133,8 @@ def _plot_option_panels(study: Study) -> Figure:
         axes.set(xlabel=name.replace("_", " "), ylabel=study.score_titles()["fid"])
         if numeric:
             _scale(axes, name, places)
+        else:
+            axes.tick_params(axis="x", labelrotation=90)  # long names would cover each other
     return figure
 
 
