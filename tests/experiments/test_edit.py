@@ -55,7 +55,7 @@ def test_the_other_half_of_several_images(edit, pictures):
         assert all(np.array_equal(pixels[:, :16], before[:, :16]) for pixels in own)
         assert len({pixels[:, 16:].tobytes() for pixels in own}) == 4
     _, alone = edit(f"image='{pictures / 'red.png'}'", *half, "classes=face", "results_per_image=1", output="alone")
-    assert np.array_equal(alone["red_class_0002_face_seed_0_0000"], edited["red_class_0002_face_seed_0_0000"])
+    assert np.array_equal(alone["red_class_0001_face_seed_0_0000"], edited["red_class_0001_face_seed_0_0000"])
 
 
 def test_a_mask_says_the_same_as_a_box(edit, pictures, tmp_path):
@@ -94,7 +94,7 @@ def test_no_result_replaces_another(edit, tmp_path):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "in" / f"{name}.png")
     outcome, edited = edit(f"image={tmp_path}/in", "classes=face", "results_per_image=1", "sampler.num_steps=1")
-    names = {f"{name}_class_0002_face_seed_0_0000" for name in ("a", "a_2", "a_3", "A_4")}
+    names = {f"{name}_class_0001_face_seed_0_0000" for name in ("a", "a_2", "a_3", "A_4")}
     assert len(edited) == outcome.results["num_images"] == 4
     assert {name.lower() for name in edited} == {name.lower() for name in names}
 
