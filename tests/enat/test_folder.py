@@ -215,5 +215,5 @@ def test_types_of_numbers(make_pipeline):
     assert {tensor.dtype for tensor in states(model).values()} == {torch.bfloat16}
     assert model.facts()["dtype"] == "bfloat16"
     assert [image.size for image in model.generate([0, 1])] == [(8, 8)] * 2
-    with pytest.raises(InputError, match="images_per_class=0: expected at least 1"):
+    with pytest.raises(InputError, match="images_per_class=0: expected an integer of at least 1"):
         model.generate([0], images_per_class=0)

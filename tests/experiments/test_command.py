@@ -160,7 +160,10 @@ WRONG = {
         "--mask: the mask has 40 x 8 pixels and the image 8 x 8; expected the same ratio",
     ),
     "a tokenizer": (["sample", "FOLDER", "--tokenizer", "/none"], "--tokenizer /none: "),
-    "an image as statistics": (["score", "IMAGES", "--reference", "IMAGE"], "--reference /"),
+    "an image as statistics": (
+        ["score", "IMAGES", "--reference", "IMAGE", "--features", "lite0"],
+        "enat: error: --reference /",
+    ),
     "no Inception": (
         ["score", "IMAGES", "--reference", "IMAGES", "--weights", "/none.pth"],
         "--weights /none.pth: there is no such file.",
