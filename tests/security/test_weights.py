@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import enat
+from data.manifest import Manifest
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 
@@ -271,12 +272,13 @@ def test_settings_of_a_folder_of_weights_are_plain_values(command, trained, tmp_
 
 def test_settings_of_a_manifest_are_plain_values(command, tmp_path):
     text = CREATED.replace("RAN", str(tmp_path / "ran"))
-    manifest = {"codebook_size": 4, "grid": [2, 2], "class_names": ["a"]}
+    Manifest("VQGAN", "0" * 64, 8, [2, 2], 4, ["a"], ["plain"], 3, {"train": []}).save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
     tokenizer = {"_target_": "enat.tokenizers.vqgan.VQGAN", "quantizer": text}
     for change, sentence in (
         ({"tokenizer_settings": tokenizer}, "tokenizer_settings.quantizer=${oc.create:"),
-        ({"codebook_size": text}, "codebook_size=${oc.create:"),
-        ({"grid": [1, text]}, "num_tokens=${oc.create:"),
+        ({"codebook_size": text}, "codebook_size: Input should be a valid integer"),
+        ({"grid": [1, text]}, "grid.1: Input should be a valid integer"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
         outcome = command(f"data.shards={tmp_path}", f"output={tmp_path / 'run'}")
