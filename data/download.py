@@ -75,8 +75,6 @@ def download_file(
         raise InputError(f"{url}: the download stopped ({error}); the same command continues it.") from error
     if total is not None and done < total:
         raise InputError(f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command continues it.")
-    if not done:
-        raise InputError(f"{url}: the server sends an empty file.")
     _refuse_page(url, partial)
     digest = sha256_of(partial)
     version.unlink()
@@ -112,7 +110,9 @@ def _refuse_other_content(url: str, kind: str) -> None:
 
 
 def _refuse_page(url: str, partial: Path) -> None:
-    """Raises InputError, and removes the file, if it is a web page that a server gave another type."""
+    """Raises InputError for an empty file, and for a web page that a server gave another type, which is removed."""
+    if not partial.exists() or not partial.stat().st_size:
+        raise InputError(f"{url}: the server sends an empty file.")
     with partial.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):

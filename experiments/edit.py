@@ -114,6 +114,12 @@ def read_image(file: Path, tokenizer: Tokenizer, region: Region | None = None) -
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
+def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer, region: Region) -> dict[str, Tensor]:
+    """Reads the images that an option names, see `read_image`, by names of which no two are equal."""
+    files = list_images(images)
+    return {name: read_image(file, tokenizer, region) for name, file in zip(name_images(files), files, strict=True)}
+
+
 def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:
     """Reads the image of which tokens are mixed in; None for none.
 
@@ -235,11 +241,8 @@ def edit(
     names = check_class_names(checkpoint.class_names, net.num_classes)
     class_ids = choose_classes(classes, names, "results_per_image=N draws more results")
     names.append(UNCONDITIONAL)  # has the null class id
-    image_files = list_images(image)
-    pictures = [read_image(file, tokenizer, region) for file in image_files]
-    images = dict(zip(name_images(image_files), pictures, strict=True))
-    mixed_in = read_other(other, tokenizer)
-    editor = Editor(net, sampler, tokenizer, region, region.keep, mixed_in, weight, soft_blend)
+    images = read_images(image, tokenizer, region)
+    editor = Editor(net, sampler, tokenizer, region, region.keep, read_other(other, tokenizer), weight, soft_blend)
     folder = Path(output) / "images"
     files = result_files(folder, images, class_ids, names, seed, results_per_image)
     refuse_other_files(folder, set(files.values()))
