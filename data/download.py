@@ -61,7 +61,7 @@ def download_file(
             with partial.open("ab" if done else "wb") as file:
                 done = _copy(response, file, done, total, on_progress)
     except HTTPError as error:
-        if error.code != RANGE_NOT_SATISFIABLE:
+        if error.code != RANGE_NOT_SATISFIABLE or not done:
             raise InputError(f"{url}: the server answers {error.code} ({error.reason}).") from error
         total = _bytes_of((error.headers.get("Content-Range") or "").rpartition("/")[2])
         if done != total:  # or else all of it is there, and only its name is missing
@@ -111,7 +111,7 @@ def _refuse_other_content(url: str, kind: str) -> None:
 
 def _refuse_page(url: str, partial: Path) -> None:
     """Raises InputError for an empty file, and for a web page that a server gave another type, which is removed."""
-    if not partial.exists() or not partial.stat().st_size:
+    if not partial.stat().st_size:
         raise InputError(f"{url}: the server sends an empty file.")
     with partial.open("rb") as file:
         start = file.read(64).lstrip().lower()

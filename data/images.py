@@ -174,9 +174,7 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
         files, others = find_images(class_folder)
         ignored += others
         if not is_open(class_folder):  # without it, the ids of other classes could change
-            raise InputError(
-                f"images={folder}: the class folder {class_folder.name} can't be read; allow it, or move it."
-            )
+            raise InputError(f"images={folder}: the class folder {class_folder.name} can't be read; allow or move it.")
         if not files:
             raise InputError(f"images={folder}: the class folder {class_folder.name} has no images.")
         files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_convert
 
 from data.credentials import without_credentials
 from data.fetch import fetch, local_folder
-from data.shards import Manifest, ShardPacks, check_shards
+from data.manifest import Manifest
+from data.shards import ShardPacks, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
 from enat.errors import InputError
 from enat.images import blocks_of

@@ -21,7 +21,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.images import ImageFiles, ImageList, center_crop, find_images, load_rgb
-from data.shards import Manifest, ShardPacks, check_shards, write_array
+from data.manifest import Manifest
+from data.shards import ShardPacks, check_shards, write_array
 from data.tokenization import split_numbers
 from enat.errors import InputError
 from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically

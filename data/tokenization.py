@@ -15,7 +15,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from annotated_types import Ge, Lt
 
-from data.shards import Manifest, Shard, token_dtype, write_shard
+from data.manifest import Manifest, Shard
+from data.shards import token_dtype, write_shard
 from data.sources import Source
 from enat.errors import InputError
 from enat.files import refuse_other_work, write_atomically

@@ -11,6 +11,9 @@ from typing import IO, Any
 
 from enat.errors import InputError
 
+MAX_DEPTH = 50  # of nested settings; those of this project have about ten
+MAX_SETTINGS = 100_000  # values; those of this project have some hundred
+MAX_VALUES = 10_000_000  # in a whole file
 MARK = ".made_by_enat"  # a file in folders that this program may remove
 MODEL = "model.safetensors"  # the weights of the network, in a folder that task=export wrote
 
@@ -130,6 +133,37 @@ def refuse_other_work(
         raise InputError(
             f"{folder}: the folder holds {what} ({'; '.join(changes)}); expected the same settings, {choices}."
         )
+
+
+def values_of(content: Any, what: Any, at_most: int = MAX_VALUES) -> list[Any]:
+    """Returns all values in nested content, whether they hold others or not.
+
+    A pickle may hold a dictionary that is in itself, or lists that each hold another one twice, so that to walk through
+    all of it takes forever.
+
+    Args:
+        content: dictionaries, lists, tuples and sets of anything.
+        what: begins the sentence about what is wrong.
+        at_most: so many values.
+
+    Raises:
+        InputError: if there are more values, or if they nest more than `MAX_DEPTH` levels deep.
+    """
+    values: list[Any] = []
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for node in level:
+            if not isinstance(node, dict | list | tuple | set | frozenset):
+                continue
+            if len(values) + len(inner) + len(node) > at_most:
+                raise InputError(f"{what}: what it says of itself has more than {at_most:,} values.")
+            inner += node.values() if isinstance(node, dict) else node
+        values += inner
+        level = inner
+    if level:
+        raise InputError(f"{what}: what it says of itself nests more than {MAX_DEPTH} levels deep.")
+    return values
 
 
 def by_full_name(settings: Any, name: str = "") -> dict[str, Any]:

@@ -64,10 +64,14 @@ class NAT(ENAT):
         for block in self.blocks:
             del block.attention.context_kv
 
+    def embed_both(self, token_ids: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """Embeds tokens at the positions of visible ones (B, V), then [MASK] at those of masked ones: (B, V+M, D)."""
+        ids = torch.cat([token_ids.gather(1, visible), torch.full_like(masked, self.mask_token_id)], dim=1)
+        return self.embed(ids, torch.cat([visible, masked], dim=1))
+
     def features(self, token_ids: Tensor, visible: Tensor, masked: Tensor, modulations: Sequence[Tensor]) -> Tensor:
         """Computes the features of all tokens, the visible ones first, (B, V+M, D); arguments as in `forward`."""
-        ids = torch.cat([token_ids.gather(1, visible), torch.full_like(masked, self.mask_token_id)], dim=1)
-        x = self.embed(ids, torch.cat([visible, masked], dim=1))
+        x = self.embed_both(token_ids, visible, masked)
         kernel = None
         if set(self.interactions) != set(INTERACTIONS):
             mask = interaction_mask(visible.shape[1], masked.shape[1], self.interactions, x.device)
@@ -275,9 +279,7 @@ class ContextReuse(NAT):
     ) -> tuple[Tensor, Tensor]:
         """Computes one step, as `ENAT.forward`, but returns and takes what the class describes."""
         cached = cached_features if cached_features is not None and cached_features.shape[1] else None
-        ids = torch.cat([token_ids.gather(1, new), torch.full_like(masked, self.mask_token_id)], dim=1)
-        x = self.embed(ids, torch.cat([new, masked], dim=1))
-        x, keys_values = run_blocks(self.blocks, x, modulations, cached)
+        x, keys_values = run_blocks(self.blocks, self.embed_both(token_ids, new, masked), modulations, cached)
         keys_values = keys_values[:, : new.shape[1]]  # those of masked tokens are not kept
         features = keys_values if cached is None else torch.cat([cached, keys_values], dim=1)
         return self.logits(x[:, new.shape[1] :]), features

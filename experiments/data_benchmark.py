@@ -15,7 +15,8 @@ from annotated_types import Ge, Gt
 from rich.progress import track
 from torch.utils.data import DataLoader, default_convert
 
-from data.shards import Manifest, Shard, ShardPacks, check_shards, write_shard
+from data.manifest import Manifest, Shard
+from data.shards import ShardPacks, check_shards, write_shard
 from data.stream import StreamPositions, TokenStream
 
 CODEBOOK_SIZE = 1024

@@ -9,7 +9,8 @@ from annotated_types import Ge, Interval
 from rich.progress import Progress
 
 from data.images import ImageList, Views
-from data.shards import Manifest, check_shards
+from data.manifest import Manifest
+from data.shards import check_shards
 from data.sources import ImageSource, Source, TokenCacheSource
 from data.tokenization import collect_shards, write_shards
 from enat.errors import InputError, printable

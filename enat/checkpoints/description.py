@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # of typing, pydantic needs that of Python 3.12
 
-from enat.checkpoints.limits import values_of
 from enat.errors import InputError, without_controls
+from enat.files import values_of
 
 # What a checkpoint says beside its weights.
 DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file", "tokenizer_sha256", "weights_kind")

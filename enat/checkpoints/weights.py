@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from enat.checkpoints.description import DESCRIPTIONS, Description, check_description, parse_json
 from enat.checkpoints.folder import config_of, read_config
-from enat.checkpoints.limits import MAX_SETTINGS, has_numbers, refuse_claims, values_of
+from enat.checkpoints.limits import has_numbers, refuse_claims
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
 from enat.errors import InputError
-from enat.files import by_full_name, sha256_of, weights_file
+from enat.files import MAX_SETTINGS, by_full_name, sha256_of, values_of, weights_file
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from enat.errors import InputError
+from enat.pipeline import check_device
+
 OF_WEIGHTS = {"tokenizer.weights": "--tokenizer", "tokenizer.folder": "--tokenizer", "tokenizer": "--tokenizer"}
 
 
@@ -15,9 +18,9 @@ def device(text: str) -> torch.device:
         ArgumentTypeError: for a device that torch does not know or does not have here.
     """
     try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text}: {str(error).partition(chr(10))[0]}") from error
+        check_device(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("device=")) from error
     return torch.device(text)
 
 

@@ -13,8 +13,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from enat.checkpoints.limits import MAX_SETTINGS, values_of
 from enat.errors import InputError
+from enat.files import MAX_SETTINGS, values_of
 from experiments.reporting.published import Published, published_row
 from experiments.runtime.multirun import JOB
 from experiments.runtime.provenance import options_that_matter

@@ -191,7 +191,7 @@ def _link(node: Any, settings: Mapping[str, Any], depth: int = 0) -> Any:
 
 def _sampler_of(sampler: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a sampler with its parts as choices of their groups, so that others can be chosen."""
-    choices = dict(SAMPLER_PARTS)  # these and the two below are what an older checkpoint does not say
+    choices = dict(SAMPLER_PARTS)  # these and the options below are what an older checkpoint does not say
     plain: dict[str, Any] = {"top_k": None, "top_p": None, "refresh_every": None}
     for name, value in sampler.items():
         target = value.get("_target_") if isinstance(value, dict) else None
@@ -236,11 +236,11 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     Raises:
         InputError: for a folder without a manifest, or with one that can't be read.
     """
-    if "experiment" not in given and given.get("task", "train") == "train":
-        _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
     from data.fetch import fetch_manifest  # here, since they import torch
     from data.manifest import Manifest
 
+    if "experiment" not in given and given.get("task", "train") == "train":
+        _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
     folder = Path(shards)
     if "://" in shards:
         cache = given.get("data.cache", yaml.safe_load((CONF / "data" / "shards.yaml").read_text())["cache"])
@@ -254,7 +254,7 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     sizes = {"codebook_size": manifest.codebook_size, "num_tokens": manifest.num_tokens}
     sizes["num_classes"] = len(manifest.class_names)
     tokenizer = manifest.tokenizer_settings
-    check_settings(str(path), {"tokenizer_settings": tokenizer, **sizes})
+    check_settings(str(path), {"tokenizer_settings": tokenizer})
     store = ConfigStore.instance()
     content: dict[str, Any] = {"module": {"net": sizes}}
     if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet

@@ -1,15 +1,35 @@
 """Gives Hydra a loader of configurations that checks each one, those of a multirun's jobs too."""
 
 import sys
-from typing import Any
+from typing import IO, Any
 
 import hydra._internal.hydra
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from enat.errors import InputError
+from enat.files import MAX_SETTINGS, values_of
 from experiments.runtime.hydra_settings import check_hydra, check_overrides
 from experiments.runtime.hydra_writes import hide_credentials
+
+load = OmegaConf.load
+
+
+def load_bounded(file: IO[Any]) -> DictConfig | ListConfig:
+    """Reads an open YAML file.
+
+    Raises:
+        InputError: for one whose aliases hold themselves, or one another so often that copying them has no end.
+    """
+    try:
+        content = yaml.load(file, Loader=yaml.BaseLoader)
+    except yaml.constructor.ConstructorError as error:
+        raise InputError(f"{file.name}: an alias in it holds itself.") from error
+    values_of(content, file.name, MAX_SETTINGS)
+    file.seek(0)
+    return load(file)
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -28,9 +48,10 @@ class CheckedLoader(ConfigLoaderImpl):
         """Composes a configuration.
 
         Raises:
-            InputError: for a setting of Hydra's own that would run code of a file.
+            InputError: for a setting of Hydra's own that would run code of a file, and for a file without an end.
         """
         hide_credentials()  # in the process of a job as well
+        OmegaConf.load = load_bounded  # type: ignore[assignment,method-assign]
         config = super().load_configuration(config_name, overrides, run_mode, *arguments, **options)
         check_overrides(config, overrides)
         check_hydra(config, self.arguments)

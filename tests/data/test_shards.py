@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_convert
 
 from data.fetch import fetch
-from data.shards import Manifest, ShardPacks, check_shards, map_packs, token_dtype, write_shard
+from data.manifest import Manifest
+from data.shards import ShardPacks, check_shards, map_packs, token_dtype, write_shard
 from data.stream import StreamPositions, TokenStream
 from data.tokenization import plan_shards
 from enat.errors import InputError

@@ -32,7 +32,7 @@ class Server(BaseHTTPRequestHandler):
             return
         match = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(match[1]) if match and kind.knows_ranges and self.headers["If-Range"] == kind.tag else 0
-        if start >= len(kind.content):
+        if start and start >= len(kind.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(kind.content)}")
             self.end_headers()

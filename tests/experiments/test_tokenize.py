@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from data.images import ImageList, PlainAndFlipped, load_rgb
-from data.shards import Manifest, ShardPacks
+from data.manifest import Manifest
+from data.shards import ShardPacks
 from data.sources import ImageSource
 from data.tokenization import plan_shards, write_shards
 from enat.tokenizers.vqgan import VQGAN

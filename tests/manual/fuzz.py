@@ -23,8 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from data.manifest import Manifest
 from data.references import StatisticsFile
-from data.shards import Manifest, ShardPacks, write_shard
+from data.shards import ShardPacks, write_shard
 from enat.checkpoints.warm_start import warm_start
 from enat.checkpoints.weights import load_weights, read_file, select_state
 from enat.errors import InputError

@@ -19,7 +19,10 @@ from experiments.runtime.targets import TARGETS
 
 HEAD = "# @package _global_\ndefaults: [debug, _self_]\n"
 MKDIR = "{_target_: os.mkdir, _args_: [RAN]}"
+ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 TRICKS = {  # a YAML file, and what the command says of it
+    "aliases that hold one another": (f"a0: &a0 [x]\n{ALIASES}", "has more than 100,000 values"),
+    "an alias that holds itself": ("a: &a [*a]", "shared.yaml: an alias in it holds itself."),
     "a function in place of an object": (f"module: {{net: {MKDIR}}}", "module.net._target_=os.mkdir: a configuration"),
     "positional arguments": (
         f"module: {{net: {{_args_: [{MKDIR}]}}}}",

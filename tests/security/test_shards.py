@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.fetch import fetch_manifest
-from data.shards import Manifest, ShardPacks, check_shards, map_packs, write_shard
+from data.manifest import Manifest
+from data.shards import ShardPacks, check_shards, map_packs, write_shard
 from enat.errors import InputError
 from enat.files import sha256_of
 
