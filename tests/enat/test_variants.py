@@ -269,8 +269,9 @@ def test_context_reuse_refreshed_in_each_step_is_nat(tokens, make_net):
     with torch.no_grad():
         exact = nat(token_ids, visible, masked, modulations)[0]
         before = net(token_ids, visible[:, :4], torch.cat([visible[:, 4:], masked], dim=1), modulations)[1]
-        stale = net(token_ids, visible[:, 4:], masked, modulations, before)[0]
+        stale, features = net(token_ids, visible[:, 4:], masked, modulations, before)
     assert not torch.allclose(stale, exact)
+    assert torch.equal(features[:, :4], before)  # in the order of the positions, which a correction relies on
 
 
 def test_context_reuse_needs_all_interactions(make_net):
