@@ -64,11 +64,7 @@ def _download(url: str, at_most: int) -> bytes:
     options: dict[str, Any] = {}
     if url.startswith("http"):
         options["block_size"] = 0  # as a stream: of a range, fsspec takes all that the server sends
-        options["client_kwargs"] = {
-            "timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE),
-            "headers": {"Accept-Encoding": "identity"},
-            "auto_decompress": False,
-        }
+        options["client_kwargs"] = {"timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE)}
     try:
         content = bytearray()
         with fsspec.open(url, "rb", **options) as file:

@@ -68,6 +68,8 @@ def test_a_decoder_alone(quantizer, command, photos, tmp_path):
     before, after = tokenizer_of(first), tokenizer_of(trained.results["checkpoint"])
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, after.state_dict()[name]) == (not name.startswith("decoder."))
+    (group,) = read_file(trained.results["checkpoint"])["optimizer_states"][0]["param_groups"]
+    assert len(group["params"]) == len(list(after.decoder.parameters()))  # several processes wait for no others
     refused = command(*decoder, f"output={tmp_path}/c")
     assert "module.decoder_only=true: expected tokenizer.weights=FILE, whose decoder is trained." in refused.err
 
