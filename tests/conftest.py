@@ -15,6 +15,7 @@ import separate_processes
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 from omegaconf import DictConfig
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
@@ -69,6 +70,7 @@ def command(capsys, monkeypatch) -> Callable[..., Outcome]:
                 run.main()
         except SystemExit as leaving:
             status = int(leaving.code or 0)
+        HydraConfig.instance().cfg = None  # which resolvers would read in a later test
         captured = capsys.readouterr()
         if torch.distributed.is_initialized():  # by a strategy for several devices on the only one
             torch.distributed.destroy_process_group()
