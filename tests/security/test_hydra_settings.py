@@ -78,3 +78,11 @@ def test_a_slurm_script_has_no_lines_of_a_file():
     for launcher in ({"partition": "a\nid > RAN\n"}, {"signal": ["a", "b\rc"]}, {"x\ny": 1}):
         with pytest.raises(InputError, match=r"(?s)^hydra\.launcher\..*: expected one line of plain characters"):
             check_hydra(settings_with(**launcher), [])
+
+
+def test_joblib_calculates_no_formula_of_a_file():
+    for value in ("all", 4, "2*n_jobs", "n_jobs"):
+        check_hydra(settings_with(pre_dispatch=value), [])
+    for value in ("2*n_jobs*__import__('os').getpid()", "n_jobs\n", "allocate()"):
+        with pytest.raises(InputError, match=r"(?s)^hydra\.launcher\.pre_dispatch"):
+            check_hydra(settings_with(pre_dispatch=value), [])
