@@ -1,4 +1,4 @@
-"""The LightningModules: mask, forward, loss, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook."""
+"""The LightningModule: mask, forward, loss, optimiser. Shapes: `B` batch, `L` tokens, `M` masked, `K` codebook."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any

@@ -38,10 +38,9 @@ def plot_study(study: Study, folder: Path) -> list[Path]:
         if study.groups["published_gop_per_image"].nunique() > 1 and study.has("paper_gop_per_image"):
             figures["fid_over_operations"] = plot_beside_paper(study)
         elif study.has("gflop_per_image") and study.groups["gflop_per_image"].nunique() > 1:
-            figures["fid_over_flops"] = plot_best(study, "gflop_per_image")
+            figures["fid_over_flops"] = plot_fid_over(study, "gflop_per_image", axis)
         if study.has("inception_score") and study.groups["inception_score"].nunique() > 1:
-            figure = plot_along_lines(study, axis) if axis else plot_best(study, "inception_score")
-            figures["fid_over_inception_score"] = figure
+            figures["fid_over_inception_score"] = plot_fid_over(study, "inception_score", axis)
     figures["losses"] = plot_losses(study)
     drawn = {folder / f"{name}.png": figure for name, figure in figures.items() if figure}
     for path, figure in drawn.items():
@@ -76,14 +75,27 @@ def _scale(axes: Axes, name: str, values: pd.Series) -> None:
     axes.minorticks_off()
 
 
+def _look(number: int) -> tuple[str, str]:
+    """Gives the colour and the marker of a line: ten colours, which begin again with another marker."""
+    return f"C{number % 10}", "os"[number // 10]
+
+
 def _plot_lines(study: Study, axis: str) -> Figure:
     titles = study.score_titles()
+    lines = study.jobs["group"].map(study.lines_over(axis))
+    looks = {label: _look(number) for number, label in enumerate(lines.unique())}
+    by_line = {
+        "hue": lines,
+        "palette": {label: color for label, (color, _) in looks.items()},
+        "style": lines,
+        "markers": {label: marker for label, (_, marker) in looks.items()},
+        "dashes": False,
+    }
     figure = Figure(figsize=(5 * len(titles), 3.8), layout="constrained")
     for axes, (score, title) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         sns.lineplot(
-            study.jobs, x=axis, y=score, hue=study.jobs["group"].map(study.lines_over(axis)),
-            errorbar="sd", err_style="bars", err_kws={"capsize": 3}, marker="o", ax=axes,
-        )  # fmt: skip
+            study.jobs, x=axis, y=score, **by_line, errorbar="sd", err_style="bars", err_kws={"capsize": 3}, ax=axes
+        )
         axes.set_ylabel(title)
         _scale(axes, axis, study.groups[axis])
     return figure
@@ -138,33 +150,51 @@ def _plot_option_panels(study: Study) -> Figure:
     return figure
 
 
-def plot_along_lines(study: Study, axis: str) -> Figure:
-    """Draws FID over Inception Score: one option varies along a line and is written at its points."""
-    groups = study.groups.assign(line=study.lines_over(axis)).dropna(subset=["fid", "inception_score"])
+def plot_fid_over(study: Study, x: str, axis: str | None) -> Figure:
+    """Draws FID over operations (fewer are better) or over Inception Score (more is better).
+
+    Args:
+        study: the jobs.
+        x: `gflop_per_image` or `inception_score`.
+        axis: the option that varies along lines; None for a point for each group.
+    """
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
-    for number, (label, line) in enumerate(groups.sort_values(axis, kind="stable").groupby("line", sort=False)):
-        color = f"C{number}"
-        places = line[["inception_score", "fid"]].to_numpy()
-        bars = {"xerr": line["inception_score_std"], "yerr": line["fid_std"], "elinewidth": 0.7}
-        axes.errorbar(places[:, 0], places[:, 1], **bars, fmt="o-", color=color, label=label)
-        for place, value in zip(places, line[axis].map(format_value), strict=True):
-            axes.annotate(value, place, xytext=(5, -4), textcoords="offset points", color=color, va="top")
-    titles = study.score_titles()
-    axes.set(xlabel=titles["inception_score"], ylabel=titles["fid"], title=f"At each point: {axis.replace('_', ' ')}")
-    axes.margins(0.08)  # room for the values
+    groups = study.groups.dropna(subset=[x, "fid"])
+    if axis:
+        _plot_along_lines(axes, groups.assign(line=study.lines_over(axis)), x, axis)
+    else:
+        _plot_best(axes, groups, x)
+    titles = {"gflop_per_image": "GFLOP per image", **study.score_titles()}
+    axes.set(xlabel=titles[x], ylabel=titles["fid"])
+    if groups["fid"].max() > 2.5 * groups["fid"].min() > 0:
+        axes.set_yscale("log")  # or the highest values hide how the lowest ones differ
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    if x == "gflop_per_image":
+        axes.set_xlim(0)  # shows what is saved
     return figure
 
 
-def plot_best(study: Study, x: str) -> Figure:
-    """Draws FID over operations (fewer are better) or over Inception Score (more is better), a point for each group.
+def _plot_along_lines(axes: Axes, groups: pd.DataFrame, x: str, axis: str) -> None:
+    """Draws lines along which one option varies; of a few lines, its value is written at each point."""
+    lines = list(groups.sort_values(axis, kind="stable").groupby("line", sort=False))
+    for number, (label, line) in enumerate(lines):
+        color, marker = _look(number)
+        places = line[[x, "fid"]].to_numpy()
+        bars = {"xerr": line[f"{x}_std"], "yerr": line["fid_std"], "elinewidth": 0.7}
+        axes.errorbar(places[:, 0], places[:, 1], **bars, fmt=f"{marker}-", color=color, label=label)
+        for place, value in zip(places, line[axis].map(format_value), strict=True):
+            if len(lines) <= MOST_NAMES // 2:
+                axes.annotate(value, place, xytext=(5, -4), textcoords="offset points", color=color, va="top")
+    values = ", ".join(map(format_value, sorted(groups[axis].unique())))
+    axes.set_title(f"Along each line: {axis.replace('_', ' ')} {values}")
+    axes.margins(0.08)  # room for the values
 
-    Of many groups, those have colours and names that no other beats in both.
-    """
-    groups = study.groups.dropna(subset=[x, "fid"])
+
+def _plot_best(axes: Axes, groups: pd.DataFrame, x: str) -> None:
+    """Draws a point for each group; of many groups, those have colours and names that no other beats in both."""
     named = groups
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
     if len(groups) > MOST_NAMES:
         best_first = groups.sort_values([x, "fid"], ascending=[x == "gflop_per_image", True])
         lowest_before = best_first["fid"].cummin().shift(fill_value=np.inf)
@@ -174,11 +204,6 @@ def plot_best(study: Study, x: str) -> Figure:
         axes.plot(named[x], named["fid"], color="0.6", lw=1, zorder=1)
     for number, (_, group) in enumerate(named.iterrows()):
         axes.errorbar(group[x], group["fid"], group["fid_std"], fmt=f"C{number}o", label=group["label"], capsize=3)
-    titles = {"gflop_per_image": "GFLOP per image", **study.score_titles()}
-    axes.set(xlabel=titles[x], ylabel=titles["fid"])
-    if x == "gflop_per_image":
-        axes.set_xlim(0)  # shows what is saved
-    return figure
 
 
 def plot_beside_paper(study: Study) -> Figure:

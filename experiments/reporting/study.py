@@ -13,7 +13,8 @@ from experiments.runtime.multirun import JOB
 
 RUN = "run"  # the name of a run, beside the options in which it differs from others
 MOST_OPTIONS = 8  # that a table has columns for
-MOST_NAMES = 10  # groups or lines that a picture has colours and names for
+MOST_NAMES = 10  # groups that a picture has colours and names for
+MOST_LINES = 20
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Study:
             None where there would be too many lines, or lines of one point, as with options that change together.
         """
         labels = pd.Series(_labels(self.groups[[name for name in self.varied if name != axis]]), self.groups.index)
-        return labels if labels.nunique() <= min(MOST_NAMES, len(labels) / 2) else None
+        return labels if labels.nunique() <= min(MOST_LINES, len(labels) / 2) else None
 
 
 def read_study(*folders: Path) -> Study:

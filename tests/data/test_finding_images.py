@@ -192,7 +192,7 @@ def test_folders_without_permission(tmp_path, monkeypatch):
     assert listed.files == ["cat/a.png", "dog/a.png"]
     assert listed.ignored == [f"{tmp_path}/cat/closed: a folder without permission to read it"]
     closed.add(tmp_path / "dog")
-    with pytest.raises(InputError, match="the class folder dog can't be read; allow or move it."):
+    with pytest.raises(InputError, match=r"the class folder dog can't be read; allow or move it\."):
         ImageList.find(tmp_path)
     closed.add(tmp_path)
     with pytest.raises(InputError, match=r"images=.*: the folder can't be read; expected one with permission"):

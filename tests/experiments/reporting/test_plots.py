@@ -5,8 +5,7 @@ import pytest
 from experiments.reporting.figures import save
 from experiments.reporting.plots import (
     MOST_POINTS,
-    plot_along_lines,
-    plot_best,
+    plot_fid_over,
     plot_losses,
     plot_over_options,
     read_losses,
@@ -53,7 +52,7 @@ def test_a_line_for_each_setting_of_all_sampler_options_but_one(tmp_path, make_j
                 fid = scale + temperature + seed
                 make_job(tmp_path, number, overrides, fid, inception_score=9 + scale, protocol="digits")
                 number += 1
-    figure = plot_along_lines(read_study(tmp_path), "guidance_scale")
+    figure = plot_fid_over(read_study(tmp_path), "inception_score", "guidance_scale")
     (axes,) = figure.axes
     lines = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert [line.get_xydata().tolist() for line in lines] == [
@@ -69,7 +68,7 @@ def test_of_many_groups_the_best_have_names(tmp_path, make_job):
     fids = [5.0, 6.0, 7.0, 2.0, *[3.0 + n / 10 for n in range(10)], 1.0]
     for number, fid in enumerate(fids):
         make_job(tmp_path, number + 2, [f"a={number}", f"b={number**2}", f"c={number % 3}"], fid=fid)
-    figure = plot_best(read_study(tmp_path), "gflop_per_image")
+    figure = plot_fid_over(read_study(tmp_path), "gflop_per_image", None)
     assert legend_of(figure, tmp_path) == ["other settings", "a 0, b 0, c 0", "a 3, b 9, c 0", "a 14, b 196, c 2"]
 
 
@@ -77,7 +76,8 @@ def test_the_best_of_two_scores(tmp_path, make_job):
     """A high Inception Score is better: 9 has no match, 8 has the lower FID, 7 is worse than 8 in both."""
     for number, (fid, score) in enumerate([(3.0, 9.0), (2.0, 8.0), (2.5, 7.0), *[(4.0 + n, 6.0) for n in range(10)]]):
         make_job(tmp_path, number, [f"a={number}"], fid=fid, inception_score=score)
-    assert legend_of(plot_best(read_study(tmp_path), "inception_score"), tmp_path) == ["other settings", "a 1", "a 0"]
+    figure = plot_fid_over(read_study(tmp_path), "inception_score", None)
+    assert legend_of(figure, tmp_path) == ["other settings", "a 1", "a 0"]
 
 
 def test_curves_are_means_over_seeds_with_a_band(tmp_path, make_job):

@@ -87,6 +87,8 @@ def test_uploads_are_of_few_formats_and_sizes():
             uploads.read_image(wrong)
     with pytest.raises(InputError, match="5000 x 5000 pixels"):
         uploads.read_image(file(Image.new("1", (5000, 5000)), "PNG"))
+    with pytest.raises(InputError, match="more than 8 bits a channel"):
+        uploads.read_image(file(Image.new("I;16", (2, 2), 40000), "PNG"))
     clear = file(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "PNG")
     assert uploads.on_white(uploads.read_image(clear)).getpixel((0, 0)) == (255, 255, 255)
 
