@@ -123,7 +123,7 @@ class ENAT(nn.Module):
             is_dropped = torch.rand(class_ids.shape, device=class_ids.device) < self.class_dropout
             class_ids = class_ids.masked_fill(is_dropped, self.null_class_id)
         activated = F.silu(self.class_embedding(class_ids))  # SiLU(c), (B, D)
-        # One tensor: where a step skips a block, these weights get a gradient of zero, not None, and AdamW counts the step.
+        # One tensor: if a step skips a block, these weights get a gradient of zero, not None, so AdamW counts the step.
         stacked = torch.stack([block.modulation(activated) for block in self.blocks])
         return list(stacked.unflatten(2, (1, -1, self.width)))
 
