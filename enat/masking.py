@@ -54,7 +54,7 @@ class RandomMasking:
     def __call__(
         self, rng: np.random.Generator, batch_size: int, num_tokens: int, device: torch.device | str = "cpu"
     ) -> Partition:
-        """Draws a partition. `rng` draws the counts, and a seed for the generator that shuffles the positions."""
+        """Draws a partition: `rng` draws the counts, and a generator on `device`, seeded by it, the positions."""
         masked_count = num_masked(rng.beta(self.ratio_alpha, self.ratio_beta), num_tokens)
         num_visible = num_tokens - masked_count
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))

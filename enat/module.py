@@ -100,12 +100,13 @@ class MaskedTokenModule(AveragedModule):
         if len(batch[0]) % self.groups_per_batch:
             raise InputError(f"module.mask_groups={self.mask_groups}: expected a divisor of data.batch_size.")
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        # A step numbers its groups over accumulated batches and devices, so that other numbers of these draw the same.
         first_group = (micro_batch * self.trainer.world_size + self.global_rank) * self.groups_per_batch
         groups: list[dict[str, Tensor]] = []
         self.partitions = []
         token_ids, class_ids = (tensor.chunk(self.groups_per_batch) for tensor in batch)
         for group, rows in enumerate(zip(token_ids, class_ids, strict=True), first_group):
-            rng = rng_for("training", self.seed, group, self.global_step, 0)  # 0 repeats the numbers of older versions
+            rng = rng_for("training", self.seed, group, self.global_step, 0)  # 0 keeps the numbers of older versions
             seed_default_generator(self.device, int(rng.integers(2**63)))  # for dropout
             self.partitions.append(self.masking(rng, len(rows[0]), self.net.num_tokens, self.device))
             groups.append(self.group_loss(self.net, rows, self.partitions[-1]))

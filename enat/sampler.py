@@ -70,6 +70,7 @@ class Sampler(SamplerOptions):
             if not state.masked_positions.shape[1]:
                 continue  # all tokens are revealed already
             if self.is_adaptive:
+                # How many tokens this step starts from is known only now; the plan's later steps are not used.
                 counts[index:] = [state.masked_positions.shape[1]]
                 plan = self.plan(net, [*counts, 0])
             step = plan[index]
@@ -90,9 +91,8 @@ class Sampler(SamplerOptions):
         gumbel_temperature = scaled(self.gumbel_temperatures[step.number], options.gumbel_factors)
         sampling_temperature = scaled(self.sampling_temperatures[step.number], options.sampling_factors)
 
-        # 1. Choose the visible tokens whose features are reused; the others are encoded. None also keeps the features
-        # of masked tokens, where a variant caches them.
-        end = None if step.reuses_all else step.reused
+        # 1. Choose the visible tokens whose features are reused; the others are encoded.
+        end = None if step.reuses_all else step.reused  # None: all, with masked tokens where a variant caches them
         reused = state.cached_positions[:, :end]
         new = torch.cat([state.cached_positions[:, reused.shape[1] :], state.new_positions], dim=1)
         visible = torch.cat([reused, new], dim=1)  # in the order of the features
