@@ -21,12 +21,14 @@ MODEL = "model.safetensors"  # the weights of the network, in a folder that task
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
     """Writes a file under a temporary name, syncs it, and renames it; an earlier file stays whole until then.
 
+    Whatever goes wrong, no part of the new file is left.
+
     Args:
         path: of the file.
         content: the bytes of the file, or a function that writes them to an open file.
 
     Raises:
-        InputError: if the file can't be written, for lack of space for example; no part of it is left then.
+        InputError: if the file can't be written, for lack of space for example.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -37,11 +39,12 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__  # torch turns a file's errors into its own
         if not isinstance(cause, OSError):
             raise
         raise InputError(f"{path}: can't be written: {cause.strerror}; an earlier file is unchanged.") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # what an error has left of it
 
 
 def make_own_folder(folder: Path) -> None:
