@@ -10,7 +10,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from enat.files import write_atomically
+from enat.checkpoints.description import check_description
+from enat.errors import printable
+from enat.files import read_record, read_text, write_atomically
 
 IDENTITY = "wandb_id.txt"  # in the run's folder
 STEPS = "wandb_steps.json"
@@ -66,7 +68,8 @@ class StepWandbLogger(WandbLogger):
             notes=notes,
         )
         self.record = folder / STEPS  # the last step that was logged of train/..., val/... and so on
-        self.last_steps: dict[str, int] = json.loads(self.record.read_text()) if self.record.exists() else {}
+        self.last_steps: dict[str, int] = read_record(self.record) if self.record.exists() else {}
+        check_description(self.last_steps, dict[str, int], f"{self.record}:")
         self.last_steps_before = dict(self.last_steps)  # when the run was last interrupted
         self.has_axis = False
 
@@ -97,15 +100,15 @@ def _run_id(folder: Path) -> str:
     """Returns the id of a run on W&B: from its folder or, the first time and in a copy of the folder, a random one."""
     path = folder / IDENTITY
     if path.exists():
-        identity, *before = path.read_text().split("\n")
+        identity, *before = read_text(path).split("\n")
         place = Path(before[0]) if before and before[0] else folder
-        of_place = (place / IDENTITY).read_text() if (place / IDENTITY).exists() else ""
+        of_place = read_text(place / IDENTITY) if (place / IDENTITY).exists() else ""
         is_copy = place != folder and of_place.partition("\n")[0] == identity
         if not is_copy:
             if place != folder:
                 rank_zero_only(write_atomically)(path, f"{identity}\n{folder}".encode())
             return identity
-        rank_zero_only(print)(f"{folder} is a copy of {place}, so that it becomes a run of its own on W&B.")
+        rank_zero_only(print)(printable(f"{folder} is a copy of {place}, so that it becomes a run of its own on W&B."))
         rank_zero_only((folder / STEPS).unlink)(missing_ok=True)
     identity = secrets.token_hex(8)
     if (folder / STEPS).exists():  # of an earlier version, which made the id from the path

@@ -1,17 +1,20 @@
 """Downloads remote shards. A URL may be of http(s) or of any other file system that fsspec can read."""
 
 import hashlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from aiohttp import ClientError, ClientTimeout
 
-from data.manifest import Manifest
+from data.manifest import Manifest, Shard
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
 MAX_MANIFEST = 2**24  # bytes
+CHUNK = 2**20  # bytes that are in memory at a time
 PATIENCE = 60  # seconds without a byte
 SLOWEST = 2**14  # bytes a second
 SCHEMES = ("http", "https", "file", "s3", "gs", "az", "abfs", "hf")
@@ -38,10 +41,7 @@ def fetch(folder_or_url: str, cache: Path) -> Path:
         path = folder / shard.name
         if path.exists() and sha256_of(path) == shard.sha256:
             continue
-        content = _download(f"{folder_or_url}/{shard.name}", shard.bytes)
-        if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise InputError(f"{folder_or_url}/{shard.name}: the shard was altered; its sha256 is not the manifest's.")
-        write_atomically(path, content)
+        write_atomically(path, partial(_copy_shard, f"{folder_or_url}/{shard.name}", shard))
     return folder
 
 
@@ -54,27 +54,46 @@ def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
     if scheme not in SCHEMES:
         raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json", MAX_MANIFEST))
+    content = b"".join(_download(f"{folder_or_url}/manifest.json", MAX_MANIFEST))
+    write_atomically(folder / "manifest.json", content)
     Manifest.load(folder)
     return folder
 
 
-def _download(url: str, at_most: int) -> bytes:
-    """Returns the content of a URL, of at most so many bytes; a server may not take forever, nor send much more."""
+def _copy_shard(url: str, shard: Shard, file: IO[bytes]) -> None:
+    """Copies a shard from a server to a file.
+
+    Raises:
+        InputError: if it can't be read, or does not have the sha256 that the manifest gives.
+    """
+    digest = hashlib.sha256()
+    for part in _download(url, shard.bytes):
+        digest.update(part)
+        file.write(part)
+    if digest.hexdigest() != shard.sha256:
+        raise InputError(f"{url}: the shard was altered; its sha256 is not the manifest's.")
+
+
+def _download(url: str, at_most: int) -> Iterator[bytes]:
+    """Yields the content of a URL in parts; a server may not take forever, nor send much more than `at_most` bytes.
+
+    Raises:
+        InputError: if it can't be read, or is longer.
+    """
     options: dict[str, Any] = {}
     if url.startswith("http"):
         options["block_size"] = 0  # as a stream: of a range, fsspec takes all that the server sends
         options["client_kwargs"] = {"timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE)}
     try:
-        content = bytearray()
+        taken = 0
         with fsspec.open(url, "rb", **options) as file:
-            while len(content) <= at_most and (part := file.read(at_most + 1 - len(content))):
-                content += part
+            while taken <= at_most and (part := file.read(min(CHUNK, at_most + 1 - taken))):
+                taken += len(part)
+                yield part
     except FileNotFoundError as error:
         raise InputError(f"{url}: there is no such file on the server.") from error
     except (OSError, ImportError, ValueError, ClientError) as error:
         reason = "the server is too slow" if isinstance(error, TimeoutError) else error
         raise InputError(f"{url}: can't be read: {reason}.") from error
-    if len(content) > at_most:
+    if taken > at_most:
         raise InputError(f"{url}: more than {at_most:,} bytes, which is too long for this file.")
-    return bytes(content)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len, MaxLen, MinLen
 from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
 
-from enat.checkpoints.description import parse_json
+from enat.checkpoints.description import Sha256, parse_json
 from enat.errors import InputError, without_controls
 from enat.files import write_atomically
 
@@ -21,6 +22,10 @@ MAX_NAME = 255  # bytes of a file's name
 MAX_TABLE = 2**20  # classes or codes: the network has a row for each
 MAX_TOKENS = 2**16  # of an image
 MAX_COUNT = 2**40  # samples or bytes of a shard
+ARRAYS = {"tokens.npy", "classes.npy", "sources.npy"}  # of each pack
+MAX_ITEM = 8  # bytes of a value in a shard
+MAX_HEADERS = 2**14  # bytes of the headers of an array, and of what fills up its last block
+MAX_END = 2**16  # bytes at the end of a tar file
 Positive = Annotated[int, Strict(), Ge(1)]
 Count = Annotated[int, Strict(), Ge(1), Le(MAX_COUNT)]
 Side = Annotated[int, Strict(), Ge(1), Le(MAX_TOKENS)]
@@ -31,10 +36,10 @@ Name = Annotated[str, AfterValidator(without_controls)]
 class Shard:
     """The entry of a shard in the manifest."""
 
-    name: str
+    name: Name
     samples: Annotated[int, Strict(), Ge(0), Le(MAX_COUNT)]
     bytes: Count
-    sha256: str
+    sha256: Sha256
 
 
 @dataclass
@@ -45,15 +50,15 @@ class Manifest:
     the options that made the tokenizer, with its class as `_target_`; training on the shards makes the same one.
     """
 
-    tokenizer: str
-    tokenizer_sha256: str
+    tokenizer: Name
+    tokenizer_sha256: Name
     resolution: Side
     grid: Annotated[list[Side], Len(2, 2)]
     codebook_size: Annotated[int, Strict(), Ge(1), Le(MAX_TABLE)]
     class_names: Annotated[list[Name], MaxLen(MAX_TABLE)]
     views: Annotated[list[Name], MinLen(1)]
     pack_size: Count
-    splits: dict[str, list[Shard]]
+    splits: dict[Name, list[Shard]]
     skipped: list[dict[str, str]] = field(default_factory=list)
     tokenizer_settings: dict[str, Any] | None = None
     version: int = VERSION
@@ -65,6 +70,12 @@ class Manifest:
     def all_shards(self) -> list[Shard]:
         """Returns the shards of all splits."""
         return list(chain(*self.splits.values()))
+
+    def most_bytes(self, shard: Shard) -> int:
+        """Returns how many bytes the samples of a shard can need: in each pack three arrays, which have headers."""
+        packs = -(-shard.samples // self.pack_size)
+        values = shard.samples * (len(self.views) * self.num_tokens + 2)  # with a class and a number of the image
+        return MAX_ITEM * values + packs * len(ARRAYS) * MAX_HEADERS + MAX_END
 
     def split_sha256(self, split: str) -> str:
         """Returns a sha256 that tells the samples of a split from others."""
@@ -93,8 +104,13 @@ class Manifest:
             raise InputError(f"{path}: grid={manifest.grid}: expected at most {MAX_TOKENS:,} tokens.")
         shards = manifest.all_shards()
         for shard in shards:
-            if Path(shard.name).name != shard.name or len(shard.name.encode()) > MAX_NAME:
+            if Path(shard.name).name != shard.name or len(os.fsencode(shard.name)) > MAX_NAME:
                 raise InputError(f"{path}: the shard name {shard.name!r} is no plain file name.")
+            if shard.bytes > (most := manifest.most_bytes(shard)):
+                raise InputError(
+                    f"{path}: the shard {shard.name} has {shard.bytes:,} bytes; expected at most {most:,} for its "
+                    f"{shard.samples:,} samples."
+                )
         # Shards without a readable image are alike.
         hashes = [shard.sha256 for shard in shards if shard.samples]
         for values in ([shard.name for shard in shards], hashes):

@@ -19,12 +19,10 @@ import numpy as np
 from webdataset import TarWriter
 
 from data.arrays import parse_npy
-from data.manifest import Manifest, Shard
+from data.manifest import ARRAYS, Manifest, Shard
 from data.stream import OnePack
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
-
-ARRAYS = {"tokens.npy", "classes.npy", "sources.npy"}  # of each pack
 
 
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:
@@ -163,21 +161,35 @@ def _locate_arrays(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
         InputError: if the shard is missing, is no tar file, or a pack does not have each array once.
     """
     packs: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, array = member.name.partition(".")
-                if array not in ARRAYS or array in packs.setdefault(key, {}):
-                    raise InputError(f"{path}: it has {member.name} where each pack should have each array once.")
-                packs[key][array] = (member.offset_data, member.size)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}.") from error
-    except tarfile.TarError as error:
-        raise InputError(f"{path}: this is no tar file, or a damaged one.") from error
+    for member in _members_of(path):
+        key, _, array = member.name.partition(".")
+        if array not in ARRAYS or array in packs.setdefault(key, {}):
+            raise InputError(f"{path}: it has {member.name} where each pack should have each array once.")
+        packs[key][array] = (member.offset_data, member.size)
     for key, arrays in packs.items():
         if missing := sorted(ARRAYS - arrays.keys()):
             raise InputError(f"{path}: pack {key} has no {missing[0]}.")
     return packs
+
+
+def _members_of(path: Path) -> list[tarfile.TarInfo]:
+    """Returns what the headers of a tar file say of the files in it.
+
+    Raises:
+        InputError: if the file is missing, or is no tar file.
+    """
+    members: list[tarfile.TarInfo] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.size < 0 or (members and member.offset <= members[-1].offset):  # would be read forever
+                    raise tarfile.TarError("a negative size")
+                members.append(member)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}.") from error
+    except Exception as error:  # whatever tarfile raises on a header that was made up, such as a RecursionError
+        raise InputError(f"{path}: this is no tar file, or a damaged one.") from error
+    return members
 
 
 def write_array(file: IO[bytes], dtype: type, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:

@@ -14,15 +14,24 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Lt
+from typing_extensions import TypedDict  # of typing, pydantic needs that of Python 3.12
 
 from data.manifest import Manifest, Shard
 from data.shards import token_dtype, write_shard
 from data.sources import Source
+from enat.checkpoints.description import check_description
 from enat.errors import InputError
-from enat.files import refuse_other_work, write_atomically
+from enat.files import read_record, refuse_other_work, write_atomically
 from enat.tokenizers.base import Tokenizer
 
 NAMES = "images"  # a hash of their names and sizes, or of some rows, in the record of a folder's settings
+
+
+class ShardRecord(TypedDict):
+    """What the record of a finished shard says."""
+
+    shard: Shard
+    skipped: list[dict[str, str]]
 
 
 class ShardPlan(NamedTuple):
@@ -110,7 +119,7 @@ def _write_shard(
     path, record = folder / plan.name, _record(folder, plan)
     content = source.content(plan.numbers)
     if record.exists() and path.exists():
-        if json.loads(record.read_text()).get("content", content) == content:
+        if read_record(record).get("content", content) == content:
             on_images(len(plan.numbers))
             return
         print(f"{path}: its images have changed, so that they are encoded again.")
@@ -132,7 +141,7 @@ def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> Non
     """Records the settings of the shards in a folder; refuses to add shards of other settings to those there are."""
     has_shards = any(path != record for path in record.parent.glob("*.json"))
     if record.exists() and has_shards:
-        earlier = json.loads(record.read_text())
+        earlier = read_record(record)
         earlier = {NAMES if name == "source" else name: value for name, value in earlier.items()}  # of older versions
         refuse_other_work(folder, earlier, settings, "shards made with other settings", "or another output=DIR")
     else:
@@ -160,7 +169,9 @@ def collect_shards(
     paths = [_record(folder, plan) for plan in plans]
     if not all(path.exists() for path in paths):
         return None
-    records = [json.loads(path.read_text()) for path in paths]
+    records = [read_record(path) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        check_description(record, ShardRecord, f"{path}:")
     splits: dict[str, list[Shard]] = {"train": [], "held_out": []}
     for plan, record in zip(plans, records, strict=True):
         splits[plan.split].append(Shard(**record["shard"]))

@@ -14,6 +14,8 @@ from enat.errors import InputError
 MAX_DEPTH = 50  # of nested settings; those of this project have about ten
 MAX_SETTINGS = 100_000  # values; those of this project have some hundred
 MAX_VALUES = 10_000_000  # in a whole file
+MAX_TEXT = 2**28  # bytes of a file of settings or results
+EXPECTED = "expected a file that this program has written, or none"
 MARK = ".made_by_enat"  # a file in folders that this program may remove
 MODEL = "model.safetensors"  # the weights of the network, in a folder that task=export wrote
 
@@ -21,12 +23,14 @@ MODEL = "model.safetensors"  # the weights of the network, in a folder that task
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
     """Writes a file under a temporary name, syncs it, and renames it; an earlier file stays whole until then.
 
+    Whatever goes wrong, no part of the new file is left.
+
     Args:
         path: of the file.
         content: the bytes of the file, or a function that writes them to an open file.
 
     Raises:
-        InputError: if the file can't be written, for lack of space for example; no part of it is left then.
+        InputError: if the file can't be written, for lack of space for example.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -37,11 +41,12 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__  # torch turns a file's errors into its own
         if not isinstance(cause, OSError):
             raise
         raise InputError(f"{path}: can't be written: {cause.strerror}; an earlier file is unchanged.") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # what an error has left of it
 
 
 def make_own_folder(folder: Path) -> None:
@@ -133,6 +138,46 @@ def refuse_other_work(
         raise InputError(
             f"{folder}: the folder holds {what} ({'; '.join(changes)}); expected the same settings, {choices}."
         )
+
+
+def read_text(path: Path, at_most: int = MAX_TEXT) -> str:
+    """Returns the text of a file of a folder that may come from anybody.
+
+    Raises:
+        InputError: for a pipe or a device, which may never end, for more than `at_most` bytes, and for what is no text.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is no file; {EXPECTED}.")
+    try:
+        with path.open("rb") as file:
+            content = file.read(at_most + 1)
+        text = content.decode()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text; {EXPECTED}.") from error
+    if len(content) > at_most:
+        raise InputError(f"{path} has more than {at_most:,} bytes; {EXPECTED}.")
+    return text
+
+
+def read_record(path: Path, at_most: int = MAX_TEXT) -> dict[str, Any]:
+    """Returns what a JSON file of a folder that may come from anybody says, by name.
+
+    Raises:
+        InputError: for what `read_text` refuses, and for a file that is no JSON, nests too deep or has no names.
+    """
+    text = read_text(path, at_most)
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{path} nests too deep; {EXPECTED}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON; {EXPECTED}.") from error
+    values_of(content, path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no values by name; {EXPECTED}.")
+    return content
 
 
 def values_of(content: Any, what: Any, at_most: int = MAX_VALUES) -> list[Any]:

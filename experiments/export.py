@@ -1,6 +1,5 @@
 """task=export: writes the weights of a checkpoint, without the state of training, as a folder to pass on."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from enat.checkpoints.official import to_official
 from enat.checkpoints.saving import describe, save_folder, stored
 from enat.checkpoints.weights import load_weights, other_tokenizer, read_file
 from enat.errors import InputError
-from enat.files import MODEL, sha256_of, write_atomically
+from enat.files import MODEL, read_record, sha256_of, write_atomically
 from enat.layers import Block
 from enat.net import ENAT
 from enat.tokenizers.base import Tokenizer
@@ -109,7 +108,7 @@ def _known_scores(weights: Path, sha256: str) -> dict[str, Any]:
     if weights.parent.name != "checkpoints" or not results.is_file():
         return {}
     try:
-        found = json.loads(results.read_text())
+        found = read_record(results)
         checkpoint = Path(found["checkpoint"])
         is_same = checkpoint.is_file() and sha256_of(checkpoint) == sha256
     except (ValueError, KeyError, TypeError):

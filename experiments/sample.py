@@ -1,6 +1,5 @@
 """task=sample: draws images of chosen classes, as PNG files, as a grid, and as they are revealed step by step."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from annotated_types import Ge, MinLen
 from callbacks.sample_grid import save_grid, save_reveal
 from data.images import load_rgb
 from enat.errors import InputError
-from enat.files import refuse_other_work, write_atomically
+from enat.files import read_record, refuse_other_work, write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids, sample_images
 from enat.images import file_name, to_pil
 from enat.sampler import Sampler
@@ -70,7 +69,7 @@ def refuse_other_tokenizer(output: Path, sha256: str) -> None:
     """
     results = output / "results.json"
     if results.exists():
-        earlier = {"tokenizer_sha256": json.loads(results.read_text()).get("tokenizer_sha256")}
+        earlier = {"tokenizer_sha256": read_record(results).get("tokenizer_sha256")}
         refuse_other_work(output, earlier, {"tokenizer_sha256": sha256}, "images of another tokenizer")
 
 

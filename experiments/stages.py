@@ -14,7 +14,7 @@ from typing import Any
 from data.image_module import listing_sha256
 from data.images import ImageList, find_images
 from enat.errors import InputError
-from enat.files import sha256_of, write_atomically
+from enat.files import read_record, sha256_of, write_atomically
 from experiments.runtime.ranks import processes
 
 ENTRY = Path(__file__).parent.parent / "run.py"
@@ -104,7 +104,7 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)
         record = {"command": command, "inputs": inputs_of(command, Path(output), finished)}
-        is_done = done.exists() and results_file.exists() and json.loads(done.read_text()) == record
+        is_done = done.exists() and results_file.exists() and read_record(done) == record
         if is_done and not has_run:
             print("It is done already.")
         else:
@@ -115,5 +115,5 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
                 raise SystemExit(status)
             write_atomically(done, json.dumps(record).encode())
         finished[name] = results_file
-        results[name] = json.loads(results_file.read_text())
+        results[name] = read_record(results_file)
     return results

@@ -17,7 +17,7 @@ from callbacks.sample_grid import SampleGrid
 from data.module import TokenDataModule
 from data.scored_images import ClassFolderImages
 from enat.checkpoints.warm_start import warm_start
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
@@ -66,12 +66,13 @@ def score_all(
 @rank_zero_only
 def print_start(started_from: Mapping[str, Any], data: TokenDataModule) -> None:
     """Prints which weights a new run starts from, and what is changed of them."""
-    print(f"Training starts from {started_from['weights']} ({started_from['kind']} weights).")
+    print(printable(f"Training starts from {started_from['weights']} ({started_from['kind']} weights)."))
     for change in started_from["changes"]:
-        print(change)
+        print(printable(change))
     before, now = started_from["class_names"], data.known_class_names()
     if before and now and len(before) == len(now) and list(before) != list(now):
-        print(f"The embedding of classes is kept, though the classes have other names: {before[0]} becomes {now[0]}.")
+        change = f"{before[0]} becomes {now[0]}"
+        print(printable(f"The embedding of classes is kept, though the classes have other names: {change}."))
 
 
 def find_start(

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from enat.errors import InputError
-from enat.files import MAX_SETTINGS, values_of
+from enat.files import read_record
 from experiments.reporting.published import Published, published_row
 from experiments.runtime.multirun import JOB
 from experiments.runtime.provenance import options_that_matter
+from experiments.runtime.run_files import read_settings
 
 UNFINISHED = "not finished"
 MAX_INTEGER = 2**1000  # as a number with a fraction, a larger one is infinite
@@ -78,10 +78,9 @@ def _is_below_a_job(run: Path) -> bool:
 def _has_fid(path: Path) -> bool:
     """Says whether a file has the results of a task that gave an FID; files of other programs have none."""
     try:
-        content = _read_json(path)
-    except ValueError:
+        return "fid" in read_record(path)
+    except InputError:
         return False
-    return isinstance(content, dict) and "fid" in content
 
 
 def ablation_of(run: Path) -> str | None:
@@ -143,18 +142,18 @@ def read_job(path: Path) -> Job:
         InputError: if a file is not what a multirun writes.
     """
     try:
-        record = _read_json(path)
+        record = read_record(path)
         results_file = path.with_name("results.json")
-        results = _read_json(results_file) if results_file.exists() else {}
+        results = read_record(results_file) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
         options = read_options(record["overrides"])
         if study := record.get("study"):  # which sweep of a study ran a job does not matter
             options = {name: value for name, value in options.items() if name != "sweep"} | {"study": study}
-        config = _read_config(path.parent)
+        config = _config_of(path.parent)
         missing = [f"{title} is not a number" for name, title in SCORES.items() if math.isnan(numbers.get(name, 0.0))]
         error = record["error"] or (", ".join(missing) or None if results else UNFINISHED)
         published = published_row(study, options, config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException, yaml.YAMLError) as wrong:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as wrong:
         raise InputError(f"{path}: expected what a multirun writes ({wrong}).") from wrong
     return Job(path.parent, record.get("number", math.inf), options, numbers, protocol, error, published, config)
 
@@ -167,50 +166,20 @@ def read_run(folder: Path) -> Job:
     """
     results_file = folder / "results.json"
     try:
-        config = _read_config(folder)
-        results = _read_json(results_file) if results_file.exists() else {}
+        config = _config_of(folder)
+        results = read_record(results_file) if results_file.exists() else {}
         numbers, protocol = _numbers_of(results)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as wrong:
+    except (OSError, ValueError, AttributeError) as wrong:
         raise InputError(f"{folder}: expected what a run writes ({wrong}).") from wrong
     options = {name: _number_or_text(value) for name, value in options_that_matter(config).items()}
     error = None if results else UNFINISHED
     return Job(folder, math.inf, options, numbers, protocol, error, None, config)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Reads the settings of a run; none of one that was stopped before it wrote them."""
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Returns the settings of a run; none of one that was stopped before it wrote them."""
     path = folder / "config.yaml"
-    if not path.exists():
-        return {}
-    try:
-        config = yaml.safe_load(_text_of(path)) or {}
-    except RecursionError as error:
-        raise ValueError(f"{path.name} nests too deep") from error
-    values_of(config, path, MAX_SETTINGS)  # aliases of YAML may hold themselves, or one another many times
-    if not isinstance(config, dict):
-        raise ValueError(f"{path.name} holds no options by name")
-    return config
-
-
-def _read_json(path: Path) -> Any:
-    """Returns what a JSON file of a run says.
-
-    Raises:
-        ValueError: for a file that is no JSON, nests too deep, or is a pipe.
-    """
-    try:
-        content = json.loads(_text_of(path))
-    except RecursionError as error:
-        raise ValueError(f"{path.name} nests too deep") from error
-    values_of(content, path)
-    return content
-
-
-def _text_of(path: Path) -> str:
-    """Returns the text of a file; raises ValueError for a pipe or a device, which may never end."""
-    if not path.is_file():
-        raise ValueError(f"{path.name} is no file")
-    return path.read_text()
+    return read_settings(path) if path.exists() else {}
 
 
 def _numbers_of(results: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:

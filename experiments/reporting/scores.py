@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from rich.console import Console
 from rich.table import Table
 
+from enat.errors import printable
 from enat.metrics.evaluation import Result, Scores
 
 OVER_SEEDS = "_std_over_seeds"  # beside a mean; `..._std` is over the splits or subsets of one set of images
@@ -26,7 +27,7 @@ def print_scores(rows: Mapping[str, Scores], notes: Iterable[str], skipped: Iter
             table.add_row(title, protocol, *cells)
     Console(width=max(Console().width, 24 + 16 * (len(shown) + 1))).print(table)
     for line in dict.fromkeys([*(f"Skipped {reason}" for reason in skipped), *(f"Note: {note}" for note in notes)]):
-        print(line)
+        print(printable(line))
 
 
 def notes_on(result: Result, num_features: int) -> list[str]:

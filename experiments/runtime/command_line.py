@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,12 +187,21 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = _cause(error, (InputError,))
         return (explain_option(error, arguments) if cause is None else str(cause)), 2
+    if isinstance(error, ValueError) and _is_of_logging(error):
+        reason = f" ({error.__cause__})" if error.__cause__ else ""
+        return f"hydra.job_logging or hydra.hydra_logging: {error}{reason}.", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}.", 1
     if isinstance(error, KeyboardInterrupt):
         task = dict(argument.partition("=")[::2] for argument in arguments).get("task", "train")
         return f"interrupted{'; the same command goes on from there' if task in RESUMABLE else ''}.", 130
     return None, 130
+
+
+def _is_of_logging(error: BaseException) -> bool:
+    """Says whether Python's `logging.config`, to which Hydra gives the settings of its loggers, has raised an error."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "logging.config" in modules
 
 
 def _misconfiguration() -> tuple[type[BaseException], ...]:

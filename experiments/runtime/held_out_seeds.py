@@ -3,23 +3,26 @@
 The lowest of many noisy scores is too low: with other noise, the same settings score worse.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runtime.multirun import JOB, RECORDED
+from enat.files import read_record
+from experiments.runtime.multirun import JOB, RECORDED, objectives, read_job_record
 from experiments.stages import run_command
 
 AT_MOST = 5  # settings that are scored again
 
 
 def value_of(results: dict[str, Any], name: str) -> float:
-    """Returns a number of results by a name such as `cost.gflop_per_image`."""
-    value: Any = results
-    for part in name.split("."):
-        value = value[part]
-    return float(value)
+    """Returns a number of results by a name such as `cost.gflop_per_image`.
+
+    Raises:
+        InputError: if there is no such number.
+    """
+    value = objectives([name], results)
+    assert isinstance(value, float)
+    return value
 
 
 def best_jobs(folder: Path, objective: Sequence[str], directions: Sequence[str]) -> list[Path]:
@@ -34,7 +37,7 @@ def best_jobs(folder: Path, objective: Sequence[str], directions: Sequence[str])
     done = [path.parent for path in sorted(folder.glob(f"*/{JOB}")) if (path.parent / "results.json").exists()]
     values = {}
     for job in done:
-        results = json.loads((job / "results.json").read_text())
+        results = read_record(job / "results.json")
         values[job] = [sign * value_of(results, name) for sign, name in zip(signs, objective, strict=True)]
 
     def is_beaten(job: Path) -> bool:
@@ -56,7 +59,7 @@ def score_again(
     """
     scored = []
     for job in best_jobs(folder, objective, directions):
-        overrides = json.loads((job / JOB).read_text())["overrides"]
+        overrides = read_job_record(job / JOB)["overrides"]
         left_out = {"objective", "held_out_seeds", "seed", *RECORDED}
         options = [text for text in overrides if text.lstrip("+").partition("=")[0] not in left_out]
         output = folder.with_name(f"{folder.name}-held_out_seeds") / job.name
@@ -69,4 +72,4 @@ def score_again(
 def is_scored(output: Path, seeds: Sequence[int]) -> bool:
     """Says whether a folder has scores with these seeds; a search refuses to go on with other weights."""
     results = output / "results.json"
-    return results.exists() and json.loads(results.read_text()).get("seeds") == list(seeds)
+    return results.exists() and read_record(results).get("seeds") == list(seeds)

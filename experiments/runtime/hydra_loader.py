@@ -8,10 +8,11 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
 from enat.files import MAX_SETTINGS, values_of
-from experiments.runtime.hydra_settings import check_hydra, check_overrides
+from experiments.runtime.hydra_settings import check_hydra, check_overrides, check_texts
 from experiments.runtime.hydra_writes import hide_credentials
 
 load = OmegaConf.load
@@ -21,15 +22,32 @@ def load_bounded(file: IO[Any]) -> DictConfig | ListConfig:
     """Reads an open YAML file.
 
     Raises:
-        InputError: for one whose aliases hold themselves, or one another so often that copying them has no end.
+        InputError: for one that is no YAML, nests too deep, or whose aliases hold themselves, or one another so often
+            that copying them has no end.
     """
     try:
-        content = yaml.load(file, Loader=yaml.BaseLoader)
+        values_of(_texts_of(file), file.name, MAX_SETTINGS)
+        file.seek(0)
+        return load(file)
+    except (InputError, OmegaConfBaseException):
+        raise
+    except RecursionError as error:
+        raise InputError(f"{file.name}: it nests too deep.") from error
+    except Exception as error:  # of a type that does not fit its value, PyYAML raises many
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{file.name}: this is no YAML that can be read ({reason}).") from error
+
+
+def _texts_of(file: IO[Any]) -> Any:
+    """Returns what a YAML file says, with texts for all values.
+
+    Raises:
+        InputError: if an alias in it holds itself.
+    """
+    try:
+        return yaml.load(file, Loader=yaml.BaseLoader)
     except yaml.constructor.ConstructorError as error:
         raise InputError(f"{file.name}: an alias in it holds itself.") from error
-    values_of(content, file.name, MAX_SETTINGS)
-    file.seek(0)
-    return load(file)
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -48,11 +66,16 @@ class CheckedLoader(ConfigLoaderImpl):
         """Composes a configuration.
 
         Raises:
-            InputError: for a setting of Hydra's own that would run code of a file, and for a file without an end.
+            InputError: for a setting of Hydra's own that would run code of a file, for a file without an end, and for
+                control characters.
         """
         hide_credentials()  # in the process of a job as well
         OmegaConf.load = load_bounded  # type: ignore[assignment,method-assign]
-        config = super().load_configuration(config_name, overrides, run_mode, *arguments, **options)
+        try:
+            config = super().load_configuration(config_name, overrides, run_mode, *arguments, **options)
+        except UnicodeDecodeError as error:  # Hydra does not say of which one
+            raise InputError("a file of the configuration is no text in UTF-8.") from error
+        check_texts(OmegaConf.to_container(config, resolve=False))
         check_overrides(config, overrides)
         check_hydra(config, self.arguments)
         return config

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from enat.errors import InputError
+from enat.errors import InputError, printable
 
 BUILT = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")  # nodes that Hydra builds objects of
 SET_BY_HYDRA = ("job", "runtime", "overrides")  # nodes with values that Hydra sets by itself
@@ -33,6 +33,7 @@ PLUGINS = {
     r"hydra\.sweeper\.sampler(\.\w+)*": r"optuna\.samplers\.[A-Z]\w*Sampler",
 }
 LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "colorlog.ColoredFormatter")
+STYLES = ("%", "$")  # of the format of a line
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 RUN_FOLDER = "${hydra.runtime.output_dir}"
 LOG_FILE = rf"{re.escape(RUN_FOLDER)}/(\w|\$\{{hydra\.job\.name\}})[\w.-]*"
@@ -86,6 +87,20 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
         said = {"hydra": [], "task": [None]}
     if sorted(map(str, said["hydra"] + said["task"])) != sorted(overrides):
         raise InputError("hydra.overrides: a file may not say what stands on the command line.")
+
+
+def check_texts(node: Any, option: str = "") -> None:
+    """Refuses control characters in the names and values of a configuration, of which many are printed.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, value in _items(node):
+        place = f"{option}.{name}" if option else str(name)
+        for text in (name, value):
+            if isinstance(text, str) and printable(text.replace("\t", " ")) != text.replace("\t", " "):
+                raise InputError(f"{place}={value}: expected a text without control characters.")
+        check_texts(value, place)
 
 
 def _check_sections(config: DictConfig) -> None:
@@ -150,6 +165,8 @@ def _check_logging(node: Any, option: str) -> None:
     for name, value in _items(node):
         place = f"{option}.{name}"
         names_code = name in ("()", "class") and value not in LOGGING
+        if name == "style" and value not in STYLES:
+            raise InputError(f"{place}={value}: expected %, since the fields of other styles can reach any object.")
         if names_code or (isinstance(value, str) and "://" in value and value not in STREAMS):
             raise InputError(f"{place}={value}: expected one of {', '.join((*LOGGING, *STREAMS))}.")
         if name == ".":

@@ -7,12 +7,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
+from pydantic import ConfigDict
+from typing_extensions import TypedDict  # of typing, pydantic needs that of Python 3.12
+
+from enat.checkpoints.description import check_description
 from enat.errors import InputError
+from enat.files import read_record
 from experiments.runtime.ranks import is_first
 
 LOCK = "in_use.json"
+MAX_LOCK = 2**16  # bytes
+
+
+class Holder(TypedDict):
+    """What a lock says of the process that holds the folder."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    host: str
+    process: int
+    job: str | None
+    began: int | None
+    folder: NotRequired[str | None]  # older versions do not say it
 
 
 @contextmanager
@@ -54,7 +72,7 @@ def _remove_if_gone(path: Path, own: dict[str, Any]) -> None:
     is_same_job = own["job"] is not None and holder["job"] == own["job"]  # which SLURM has put into its queue again
     is_here = holder["host"] == own["host"]
     began = _beginning(holder["process"])
-    is_other = holder["folder"] not in (None, own["folder"])  # this folder is a copy of one that is in use
+    is_other = holder.get("folder") not in (None, own["folder"])  # this folder is a copy of one that is in use
     is_alive = holder["process"] != os.getpid() and began is not None and began == holder["began"]
     is_at_work = is_here and is_alive and not is_other
     if is_at_work or not (is_here or is_same_job):
@@ -69,18 +87,20 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Reads a lock, which its process may just be writing; None if it has been removed.
 
     Raises:
-        InputError: if there is something else in the file.
+        InputError: if there is something else in the file, or a link, a pipe or a folder in its place.
     """
     for _ in range(20):
-        try:
-            content = json.loads(path.read_text())
-            holder = {name: content[name] for name in ("host", "process", "job", "began")}
-            return {**holder, "folder": content.get("folder")}  # older versions do not say it
-        except FileNotFoundError:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            break
+        if not path.exists():
             return None
-        except (ValueError, KeyError, TypeError):
+        try:
+            holder = read_record(path, MAX_LOCK)
+            check_description(holder, Holder, f"{path}:")
+            return holder
+        except InputError:
             time.sleep(0.1)
-    raise InputError(f"{path}: this is no lock of a run; delete the file.")
+    raise InputError(f"{path}: this is no lock of a run; delete it.")
 
 
 def _beginning(process: int) -> int | None:

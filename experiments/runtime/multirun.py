@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from data.credentials import without_credentials
-from enat.errors import InputError
-from enat.files import refuse_other_work, sha256_of, weights_file, write_atomically
+from enat.errors import InputError, printable
+from enat.files import EXPECTED, read_record, refuse_other_work, sha256_of, weights_file, write_atomically
 
 JOB = "job.json"  # in the folder of a job
 FREE = {"resume", "debug", "trainer", "logger"}  # options that may change when a job is run again
@@ -86,7 +86,7 @@ def run_job(
         refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if study else [record], sha256)
         if record.exists() and results.exists():
             rank_zero_only(print)(f"{output}: done already.")
-            return dict(json.loads(results.read_text()))
+            return read_record(results)
 
     @rank_zero_only
     def keep(error: str | None) -> None:
@@ -101,13 +101,26 @@ def run_job(
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), file=sys.stderr)
             sentence = f"{type(error).__name__}: {error}"
         keep(" ".join(sentence.split()))
-        rank_zero_only(print)(f"{output}: failed: {sentence}", file=sys.stderr)
+        rank_zero_only(print)(printable(f"{output}: failed: {sentence}"), file=sys.stderr)
         raise JobError(
             f"{output}: {sentence} The other jobs went on; the same command runs what is missing."
         ) from error
+
+
+def read_job_record(path: Path) -> dict[str, Any]:
+    """Returns what the `job.json` of a job says.
+
+    Raises:
+        InputError: if it does not say the overrides of the job.
+    """
+    record = read_record(path)
+    overrides = record.get("overrides")
+    if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
+        raise InputError(f"{path} does not say the overrides of a job; {EXPECTED}.")
+    return record
 
 
 def refuse_other_jobs(record: Path, overrides: list[str], study: str | None) -> None:
@@ -117,8 +130,8 @@ def refuse_other_jobs(record: Path, overrides: list[str], study: str | None) -> 
         InputError: naming the options.
     """
     if record.exists():
-        earlier = json.loads(record.read_text())
-        before = fixed_options(earlier["overrides"])
+        earlier = read_job_record(record)
+        before: dict[str, Any] = fixed_options(earlier["overrides"])
         before["study"] = earlier.get("study", study)  # records of older versions don't say it
         refuse_other_work(record.parent, before, fixed_options(overrides) | {"study": study}, "another job", CHOICES)
 
@@ -131,7 +144,7 @@ def refuse_other_weights(records: list[Path], sha256: str | None) -> None:
     """
     for record in records:
         if (record.parent / "results.json").exists():
-            earlier = {"weights.sha256": json.loads(record.read_text()).get("weights_sha256")}
+            earlier = {"weights.sha256": read_record(record).get("weights_sha256")}
             refuse_other_work(record.parent, earlier, {"weights.sha256": sha256}, "results of other weights", CHOICES)
 
 

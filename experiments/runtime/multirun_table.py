@@ -43,4 +43,5 @@ class MultirunTable(Callback):
         weights = dict(text.partition("=")[::2] for text in config.hydra.overrides.task)["weights"].strip("'")
         print(f"The best settings, scored again with the seeds {list(config.held_out_seeds)}:")
         scored = score_again(folder, names, each, config.held_out_seeds, weights)
-        print(f"Results with these seeds, which are the ones to quote: {', '.join(map(str, scored)) or 'none'}")
+        folders = ", ".join(map(str, scored)) or "none"
+        print(printable(f"Results with these seeds, which are the ones to quote: {folders}"))

@@ -1,12 +1,10 @@
 """Finds where a run goes on, and refuses to go on with another one."""
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -14,10 +12,11 @@ from data.image_module import ImageDataModule
 from data.module import TokenDataModule
 from enat.checkpoints.limits import has_numbers
 from enat.checkpoints.weights import read_file
-from enat.errors import InputError
-from enat.files import by_full_name, refuse_other_work, sha256_of, weights_file
+from enat.errors import InputError, printable
+from enat.files import by_full_name, read_record, refuse_other_work, sha256_of, weights_file
 from enat.training.module import AveragedModule
 from experiments.runtime.provenance import options_that_matter
+from experiments.runtime.run_files import read_settings
 
 Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
@@ -161,7 +160,7 @@ def resume_point(
         try:
             readable[path] = read_file(path)
         except InputError as error:
-            rank_zero_only(print)(f"{error} Taking another checkpoint.")
+            rank_zero_only(print)(printable(f"{error} Taking another checkpoint."))
     if readable:
         path, content = max(readable.items(), key=lambda item: (item[1].get("global_step", -1), item[0].name))
         may_change = {f"module.optimizer.{name}" for name in changed}
@@ -195,8 +194,8 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
     path = folder / "results.json"
     if not path.exists() or step < composition["trainer"]["max_steps"]:
         return None
-    results = dict(json.loads(path.read_text()))
-    earlier = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+    results = read_record(path)
+    earlier = read_settings(folder / "config.yaml")
     if results.get("steps") != step:
         return None
     of_training = ("trainer", "callbacks", "data", "weights", "changed_on_resume")
@@ -211,16 +210,17 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
 @rank_zero_only
 def announce(path: Path, content: Mapping[str, Any], world_size: int, batches: int) -> None:
     """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run."""
-    print(f"Going on from {path}, step {content['global_step']}; resume=false starts anew.")
+    print(printable(f"Going on from {path}, step {content['global_step']}; resume=false starts anew."))
     before = content["world_size"]
     settings = content["settings"]
     if before == world_size and settings["module"].get("mask_groups", 1) is None:
         accumulated = settings["trainer"].get("accumulate_grad_batches", 1)
         if accumulated != batches:
-            print(
+            note = (
                 f"Note: trainer.accumulate_grad_batches={batches} instead of {accumulated}: masks and dropout are "
                 "drawn by batch (module.mask_groups=null), so the results will differ."
             )
+            print(printable(note))
     if before not in (None, world_size):
         module = settings["module"]
         if "mask_groups" not in module:
@@ -230,4 +230,4 @@ def announce(path: Path, content: Mapping[str, Any], world_size: int, batches: i
         else:
             masks = "and so do the masks; only the order of sums differs, so results may differ in the last bits."
         number = f"{world_size} process{'es' if world_size > 1 else ''}"
-        print(f"Note: {number} instead of {before}: the data go on in the same order, {masks}")
+        print(printable(f"Note: {number} instead of {before}: the data go on in the same order, {masks}"))

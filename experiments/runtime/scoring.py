@@ -11,7 +11,7 @@ import torch
 
 from data.scored_images import ImageWriter
 from enat.errors import InputError
-from enat.files import make_own_folder, refuse_other_work, remove_own_folder, write_atomically
+from enat.files import EXPECTED, make_own_folder, read_record, refuse_other_work, remove_own_folder, write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import REFERENCE, Evaluation, Result
@@ -48,7 +48,7 @@ class Unfinished:
         wanted = json.loads(json.dumps(self.identity))
         begun = [state.parent.name for state in self.folder.glob(f"*/{STATE}")]
         scored = any(name != REFERENCE for name in begun) or len(list(self.folder.glob("*.json"))) > 1
-        earlier = json.loads(path.read_text()) if path.exists() else None
+        earlier = read_record(path) if path.exists() else None
         if earlier is not None and (self.has_begun or scored):
             refuse_other_work(self.folder, earlier, wanted, "unfinished work")
             return
@@ -60,12 +60,19 @@ class Unfinished:
         write_atomically(path, json.dumps(wanted, indent=1).encode())
 
     def recall(self, name: str) -> tuple[Result, list[str]] | None:
-        """Returns the result under a name and the files that belong to it, if they are finished already."""
+        """Returns the result under a name and the files that belong to it, if they are finished already.
+
+        Raises:
+            InputError: for a file that holds something else.
+        """
         path = self.folder / f"{name}.json"
         if not path.exists():
             return None
-        content = json.loads(path.read_text())
-        return Result(**content["result"]), content["files"]
+        content = read_record(path)
+        try:
+            return Result(**content["result"]), content["files"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no scores; {EXPECTED}.") from error
 
     def keep(self, name: str, result: Result, files: Sequence[str]) -> None:
         """Keeps what is finished under a name, and removes what it was made from."""

@@ -19,14 +19,16 @@ from data.credentials import without_credentials
 from data.fetch import local_folder
 from data.manifest import Manifest
 from enat.building import check_unread_tokenizer
-from enat.errors import InputError
-from enat.files import refuse_other_work, remove_own_folder, sha256_of, weights_file, write_atomically
+from enat.errors import InputError, printable
+from enat.files import read_record, refuse_other_work, remove_own_folder, sha256_of, weights_file, write_atomically
 from experiments.runtime.building import Call, build, plan
 from experiments.runtime.command_line import explain
+from experiments.runtime.hydra_settings import check_texts
 from experiments.runtime.lock import lock
 from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
 from experiments.runtime.provenance import options_that_matter, provenance
 from experiments.runtime.ranks import processes
+from experiments.runtime.run_files import read_settings
 from experiments.runtime.type_hints import check_value
 
 # Tasks that see for themselves whether the work in their folder is theirs, or make theirs anew.
@@ -105,6 +107,9 @@ def check_options(config: DictConfig) -> Call:
     """
     for option, hint in typing.get_type_hints(CommonOptions, include_extras=True).items():
         check_value(option, config[option], hint)
+    for option in ("name", "output"):
+        if printable(config[option]) != config[option] or "\n" in config[option]:
+            raise InputError(f"{option}={config[option]}: expected plain characters in one line.")
     if "/" in config.name or config.name in ("", ".", ".."):
         raise InputError(f"name={config.name}: expected a name without /; output=DIR says the folder.")
     task: Call = plan(config, "task")
@@ -132,6 +137,7 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     task = check_options(config)
     _check_shards(config)
     settings, composition = (without_credentials(_plain(config, resolve=resolve)) for resolve in (True, False))
+    check_texts(settings)  # of which references may be put together
     _refuse_to_replace(output, composition)
     L.seed_everything(config.seed, verbose=False)
     extra = {"settings": settings, "composition": composition}
@@ -160,9 +166,9 @@ def _refuse_to_replace(output: Path, composition: dict[str, Any]) -> None:
     if goes_on or not (results.exists() and config.exists()):
         return
     elsewhere = ("trainer", "weights")  # the first is of training only; of the second, the content counts
-    earlier = options_that_matter(yaml.safe_load(config.read_text()) or {}, *elsewhere)
+    earlier = options_that_matter(read_settings(config), *elsewhere)
     wanted = options_that_matter(composition, *elsewhere)
-    sha256 = json.loads(results.read_text()).get("sha256")
+    sha256 = read_record(results).get("sha256")
     weights = composition.get("weights")
     refuse_other_work(output, earlier, wanted, "results of other settings")
     if sha256 and weights and weights_file(weights).is_file() and sha256_of(weights_file(weights)) != sha256:

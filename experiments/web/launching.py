@@ -6,6 +6,7 @@ from typing import Any
 
 from enat.errors import InputError
 from enat.pipeline import Pipeline
+from experiments.web.uploads import MAX_BYTES, own_folder
 
 
 def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 7860) -> Any:
@@ -21,6 +22,7 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
         InputError: without gradio, and for a port that can't be used.
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ["GRADIO_TEMP_DIR"] = str(own_folder())
     try:
         import gradio as gr
     except ModuleNotFoundError as error:
@@ -32,13 +34,17 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
 
     from experiments.web.choices import Choices
     from experiments.web.interface import CSS, Page, build
-    from experiments.web.requests import BoundedBody, allowed_hosts
-    from experiments.web.uploads import MAX_BYTES
+    from experiments.web.requests import BoundedBody, FewUploads, OwnSite, allowed_hosts
 
     # Fonts of the reader's machine: gradio's own are fetched from elsewhere.
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks = build(Page(Choices(with_plain_names(model)), given))
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host), www_redirect=False)
+    checks = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host), www_redirect=False),
+        Middleware(OwnSite),
+        Middleware(FewUploads, folder=own_folder()),
+        Middleware(BoundedBody),
+    ]
     try:
         blocks.launch(
             server_name=host,
@@ -57,7 +63,7 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
             inbrowser=False,
             theme=theme,
             css=CSS,
-            app_kwargs={"middleware": [hosts, Middleware(BoundedBody)]},
+            app_kwargs={"middleware": checks},
         )
     except OSError as error:
         raise InputError(f"port={port}: can't be used on {host}; expected another port.") from error

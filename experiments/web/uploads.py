@@ -3,8 +3,14 @@
 Gradio by itself opens whatever Pillow can open, and fetches files from addresses that a request names.
 """
 
+import atexit
+import functools
 import io
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 2**24
 MAX_LAYERS = 16  # of an editor; the page's has one
+MAX_FILES = 200  # uploads of all visitors that are kept
+MAX_FILES_BYTES = 16 * MAX_BYTES  # of all of these
 MAX_KEPT = 32  # pictures of editors that no request has used yet, each with its layers
 MAX_KEPT_BYTES = 16 * MAX_BYTES  # of all of these
 MAX_ID = 100  # characters of the id that a browser gives a picture
@@ -61,18 +69,29 @@ def read_editor(blobs: dict[str, Any], payload: Any) -> tuple[Image.Image, Image
         Two images of the same size; None without an image.
 
     Raises:
-        InputError: for an image that can't be read.
+        InputError: for an image that can't be read, and for layers that have too many pixels together.
     """
     if payload is not None and payload.id is not None:
         payload = blobs.pop(payload.id, None)
     if payload is None or payload.background is None:
         return None
-    sources = [payload.background, *(layer for layer in payload.layers[:MAX_IMAGES] if layer is not None)]
-    image, *layers = (read_image(one if isinstance(one, bytes) else Path(one.path)) for one in sources)
+    image = on_white(_read_part(payload.background))
     painted = np.zeros((image.height, image.width), dtype=bool)
-    for layer in layers:
-        painted |= np.asarray(layer.getchannel("A").resize(image.size, Image.Resampling.NEAREST)) > 0
-    return on_white(image), Image.fromarray(painted.astype(np.uint8) * 255)
+    pixels = 0
+    for layer in payload.layers[:MAX_LAYERS]:  # one at a time, since each takes much memory
+        if layer is None:
+            continue
+        alpha = _read_part(layer).getchannel("A")
+        pixels += alpha.width * alpha.height
+        if pixels > MAX_PIXELS:
+            raise InputError("what is painted has more than 16 million pixels in all layers; expected a smaller image.")
+        painted |= np.asarray(alpha.resize(image.size, Image.Resampling.NEAREST)) > 0
+    return image, Image.fromarray(painted.astype(np.uint8) * 255)
+
+
+def _read_part(part: Any) -> Image.Image:
+    """Reads a part of a picture, which is the bytes of a file or the upload that gradio has checked."""
+    return read_image(part if isinstance(part, bytes) else Path(part.path))
 
 
 def keep_part(blobs: dict[str, Any], empty: Any, about: Mapping[str, Any], content: bytes) -> None:
@@ -110,6 +129,34 @@ def keep_part(blobs: dict[str, Any], empty: Any, about: Mapping[str, Any], conte
 def _bytes_of(picture: Any) -> int:
     """Returns how many bytes the parts of a picture have."""
     return sum(len(part or b"") for part in (picture.background, picture.composite, *picture.layers))
+
+
+@functools.cache
+def own_folder() -> Path:
+    """Makes a folder for the uploads of this process, which is removed when the process ends."""
+    parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="enat_page_", dir=parent))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def drop_oldest(folder: Path) -> None:
+    """Removes the oldest files below a folder until there are few of a bounded size, and folders that become empty."""
+    found = []
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # another request has removed it
+                about = Path(inner, name).lstat()
+                found.append((about.st_ctime_ns, about.st_size, Path(inner, name)))
+    found.sort(reverse=True)
+    total = 0
+    for place, (_, size, path) in enumerate(found):
+        total += size
+        if place >= MAX_FILES or total > MAX_FILES_BYTES:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it has other files
+                path.parent.rmdir()
 
 
 def refusing_addresses(move: Callable[[Any], Any]) -> Callable[[Any], Any]:

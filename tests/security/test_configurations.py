@@ -23,6 +23,31 @@ ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in ra
 TRICKS = {  # a YAML file, and what the command says of it
     "aliases that hold one another": (f"a0: &a0 [x]\n{ALIASES}", "has more than 100,000 values"),
     "an alias that holds itself": ("a: &a [*a]", "shared.yaml: an alias in it holds itself."),
+    "brackets without an end": (f"a: {'[' * 5000}{']' * 5000}", "shared.yaml: it nests too deep."),
+    "a type that does not fit": ('a: !!int ""', "shared.yaml: this is no YAML that can be read (string index out"),
+    "no YAML": ("a: [1", "shared.yaml: this is no YAML that can be read (while parsing a flow sequence"),
+    "a name for the terminal": (
+        'name: "x\\e]0;y\\a"',
+        "name=x\\x1b]0;y\\x07: expected a text without control characters",
+    ),
+    "a folder for the terminal": (
+        'hydra: {run: {dir: "RAN\\e[31m"}}',
+        "\\x1b[31m: expected a text without control",
+    ),
+    "an option for the terminal": ('"a\\e[31m": 1', "a\\x1b[31m=1: expected a text without control characters"),
+    "a name of the run that is put together": (
+        """name: "${oc.select:b.x}"\nb: "${oc.create:'{x: \\"a\\\\e[31m\\"}'}\"""",
+        "name=a\\x1b[31m: expected plain characters in one line",
+    ),
+    "a value that is put together": (
+        """notes: "${oc.select:b.x}"\nb: "${oc.create:'{x: \\"a\\\\e[31m\\"}'}\"""",
+        "notes=a\\x1b[31m: expected a text without control characters",
+    ),
+    "a name of two lines": ('name: "x\\ny"', "name=x y: expected plain characters in one line"),
+    "a style of logging": (
+        'hydra: {job_logging: {formatters: {simple: {format: "{msg}", style: "{"}}}}',
+        "hydra.job_logging.formatters.simple.style={: expected %, since",
+    ),
     "a function in place of an object": (f"module: {{net: {MKDIR}}}", "module.net._target_=os.mkdir: a configuration"),
     "positional arguments": (
         f"module: {{net: {{_args_: [{MKDIR}]}}}}",

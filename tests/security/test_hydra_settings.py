@@ -86,3 +86,19 @@ def test_joblib_calculates_no_formula_of_a_file():
     for value in ("2*n_jobs*__import__('os').getpid()", "n_jobs\n", "allocate()"):
         with pytest.raises(InputError, match=r"(?s)^hydra\.launcher\.pre_dispatch"):
             check_hydra(settings_with(pre_dispatch=value), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{root: {level: LOUD}}", "Unable to configure root logger (Unknown level: 'LOUD')."),
+        ("{version: 7}", "Unsupported version: 7."),
+        ("{formatters: {simple: {format: 5}}}", "Unable to configure formatter 'simple' (expected string"),
+    ],
+)
+def test_logging_that_does_not_work(command, tmp_path, text, sentence):
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/shared.yaml").write_text(f"{HEAD}hydra: {{job_logging: {text}}}\n")
+    outcome = command("--config-dir", str(tmp_path / "conf"), "experiment=shared", f"output={tmp_path / 'run'}")
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"Error: hydra.job_logging or hydra.hydra_logging: {sentence}")

@@ -13,6 +13,11 @@ from data import fetch
 from data.download import download_file
 from enat.errors import InputError
 
+MANIFEST = {
+    "tokenizer": "VQGAN", "tokenizer_sha256": "abc", "resolution": 8, "grid": [2, 2], "codebook_size": 50,
+    "class_names": ["a"], "views": ["plain"], "pack_size": 4, "splits": {},
+}  # fmt: skip
+
 
 @pytest.fixture
 def server():
@@ -112,18 +117,39 @@ def test_a_server_that_sends_more_than_was_asked_for(server, monkeypatch, tmp_pa
 
 
 def test_a_manifest_of_a_server(server, tmp_path):
-    content = {
-        "tokenizer": "VQGAN", "tokenizer_sha256": "abc", "resolution": 8, "grid": [2, 2], "codebook_size": 50,
-        "class_names": ["a"], "views": ["plain"], "pack_size": 4, "splits": {},
-    }  # fmt: skip
+    def handle(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(json.dumps(MANIFEST).encode())
+
+    folder = fetch.fetch_manifest(server(handle), tmp_path)
+    assert json.loads((folder / "manifest.json").read_text()) == MANIFEST
+
+
+def test_a_large_shard_is_not_kept_in_memory(server, tmp_path):
+    """It goes to the disk in parts, and nothing of it stays there if it is another one."""
+    size = 2**29
 
     def handle(request):
         request.send_response(200)
         request.end_headers()
-        request.wfile.write(json.dumps(content).encode())
+        if request.path.endswith("manifest.json"):
+            shard = {"name": "a.tar", "samples": 2**26, "bytes": size, "sha256": "0" * 64}
+            request.wfile.write(json.dumps({**MANIFEST, "splits": {"train": [shard]}}).encode())
+        else:
+            for _ in range(size // 2**20):
+                request.wfile.write(bytes(2**20))
 
-    folder = fetch.fetch_manifest(server(handle), tmp_path)
-    assert json.loads((folder / "manifest.json").read_text()) == content
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    address = server(handle)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"a\.tar: the shard was altered; its sha256 is not the manifest's"):
+            fetch.fetch(address, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert [path.name for path in tmp_path.glob("*/*")] == ["manifest.json"]
 
 
 @pytest.mark.parametrize("place", ["file", "file.partial", "file.version"])

@@ -114,21 +114,74 @@ def test_faulty_shards_are_named(tmp_path, fault):
     assert content is None or sentence in str(refused.value)
 
 
+def tar_header(kind: bytes, size: int) -> bytes:
+    entry = tarfile.TarInfo("x")
+    entry.type = kind
+    entry.size = size
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(record: bytes) -> bytes:
+    """Returns an extended header with a record."""
+    return tar_header(tarfile.XHDTYPE, len(record)) + record.ljust(-(-len(record) // 512) * 512, b"\0")
+
+
+TAR_HEADERS = {
+    "long names": (tar_header(tarfile.GNUTYPE_LONGNAME, 1) + b"x".ljust(512, b"\0")) * 3000,
+    "extended headers": pax(b"11 a=bcdef\n") * 3000,
+    "a length of many digits": pax(b"1" * 5000 + b" a=bcdef\n"),
+    "a sparse map": pax(b"22 GNU.sparse.map=a,b\n"),
+    "a sparse map in the file": pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"),
+    "a sparse size": pax(b"25 GNU.sparse.size=abcde\n22 GNU.sparse.map=1,2\n"),
+    "a negative header": tar_header(tarfile.XHDTYPE, -1024),
+    "a file that leads back to itself": pax(b"13 size=-512\n"),
+}
+
+
+@pytest.mark.parametrize("kind", TAR_HEADERS)
+def test_headers_of_a_tar_that_are_made_up(tmp_path, kind):
+    write_folder(tmp_path, members())
+    path = tmp_path / "train-00000.tar"
+    path.write_bytes(TAR_HEADERS[kind] + path.read_bytes())
+    with pytest.raises(InputError, match=r"train-00000\.tar: this is no tar file, or a damaged one\."):
+        ShardPacks(tmp_path, Manifest.load(tmp_path), "train")
+
+
+def test_extended_headers_of_other_programs(tmp_path):
+    """Python writes some for a file's time, when a shard is packed anew."""
+    write_folder(tmp_path, members())
+    path = tmp_path / "train-00000.tar"
+    path.write_bytes(pax(b"14 mtime=12.5\n") + path.read_bytes())
+    assert len(ShardPacks(tmp_path, Manifest.load(tmp_path), "train").read(0)[0]) == SIZE
+
+
 MANIFESTS = {
     "pack_size": (0, "pack_size: Input should be greater than or equal to 1"),
     "grid": ([2, "2"], "grid.1: Input should be a valid integer"),
     "codebook_size": (1.5, "codebook_size: Input should be a valid integer"),
     "class_names": ("abc", "class_names: Input should be a valid list"),
     "class_names of no text": (["\ud800"], "class_names.0: Value error, it is no valid Unicode"),
+    "a shard of no text": (
+        {"train": [{"name": "\ud800", "samples": 1, "bytes": 1, "sha256": "0" * 64}]},
+        "splits.train.0.name: Value error, it is no valid Unicode",
+    ),
+    "a sha256": (
+        {"train": [{"name": "a", "samples": 1, "bytes": 1, "sha256": "\ud800"}]},
+        "splits.train.0.sha256: Input should be a valid string",
+    ),
+    "tokenizer_sha256": ("\ud800", "tokenizer_sha256: Value error, it is no valid Unicode"),
+    "tokenizer": ("\x1b[31m", "tokenizer: Value error, it has control characters"),
+    "a split": ({"\ud800": []}, "it is no valid Unicode"),
     "views": ([], "views: List should have at least 1 item"),
     "splits": ({"train": [{"name": "a", "samples": -1, "bytes": 1, "sha256": "x"}]}, "splits.train.0.samples: Input"),
 }
+OPTIONS = {"a shard of no text": "splits", "a sha256": "splits", "a split": "splits"}
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_faulty_manifests_are_named(command, tmp_path, name):
     value, sentence = MANIFESTS[name]
-    write_folder(tmp_path, members(), **{name.partition(" ")[0]: value})
+    write_folder(tmp_path, members(), **{OPTIONS.get(name, name.partition(" ")[0]): value})
     with pytest.raises(InputError, match="this is no manifest of token shards") as refused:
         Manifest.load(tmp_path)
     assert sentence in str(refused.value)
@@ -144,9 +197,11 @@ TOKENIZER = {
 QUANTIZER = {"_target_": "enat.tokenizers.quantizers.AveragedCodebook", "codebook_size": 2**20, "code_width": 2**14}
 CONV = {name: TOKENIZER[name] for name in ("channels", "multipliers", "num_blocks", "resolution", "weights")}
 CONV |= {"_target_": "enat.tokenizers.vqgan.ConvTokenizer", "quantizer": QUANTIZER}
-SHARD = {"name": "train-00000.tar", "samples": 10**30, "bytes": 1, "sha256": "x"}
+SHARD = {"name": "train-00000.tar", "samples": 10**30, "bytes": 1, "sha256": "0" * 64}
+LARGE = {**SHARD, "samples": SIZE, "bytes": 2**40}
 TOO_MUCH = {
     "samples": ({"splits": {"train": [SHARD]}, "pack_size": 1}, "splits.train.0.samples: Input should be less than"),
+    "bytes": ({"splits": {"train": [LARGE]}}, "the shard train-00000.tar has 1,099,511,627,776 bytes; expected at"),
     "samples of a pack": ({"pack_size": 10**30}, "pack_size: Input should be less than"),
     "codes": ({"codebook_size": 2**32}, "codebook_size: Input should be less than or equal to 1048576"),
     "tokens": ({"grid": [2**9, 2**9]}, "grid=[512, 512]: expected at most 65,536 tokens"),

@@ -143,6 +143,62 @@ def test_uploads_of_the_editor_are_bounded(server):
     editor.blob_storage.clear()
 
 
+@pytest.mark.parametrize("field", ["files", "others"])
+def test_few_uploads_are_kept(server, monkeypatch, field):
+    """Of any name: gradio leaves those of others where they are."""
+    folder = uploads.own_folder()
+
+    def send(*contents):
+        files = [(field, (f"{place}.png", content)) for place, content in enumerate(contents)]
+        return httpx.post(f"{server.local_url}gradio_api/upload", files=files, timeout=60)
+
+    monkeypatch.setattr(uploads, "MAX_FILES", 3)
+    for place in range(5):
+        assert send(field.encode() + b"%d" % place, b"%d" % place + field.encode()).status_code == 200
+    kept = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(kept) == 3
+    assert field.encode() + b"4" in [path.read_bytes() for path in kept]
+    assert len(list(folder.iterdir())) <= 3
+    monkeypatch.setattr(uploads, "MAX_FILES_BYTES", 100)
+    assert send(bytes(90)).status_code == 200
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 100
+
+
+EVIL = "http://evil.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": EVIL}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": EVIL, "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "SELF"}, 200),
+        ({"Origin": "SELF"}, 200),
+        ({"Origin": "https://proxy.example", "X-Forwarded-Host": "proxy.example"}, 200),
+        ({}, 200),
+    ],
+)
+def test_requests_of_other_sites(server, headers, status):
+    own = server.local_url.rstrip("/")
+    given = {name: own if value == "SELF" else value for name, value in headers.items()}
+    for path, content in (("upload", {"files": {"files": ("x.png", b"x")}}), ("call/draw", {"json": {"data": DRAW}})):
+        answer = httpx.post(f"{own}/gradio_api/{path}", headers=given, timeout=60, **content)
+        assert answer.status_code == status
+        assert status == 200 or answer.text == "the request comes from another web site; expected one of this page."
+
+
+def test_links_to_the_page_may_be_followed(server):
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert httpx.get(server.local_url, headers=link).status_code == 200
+    picture = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert httpx.get(f"{server.local_url}config", headers=picture).status_code == 403
+
+
 def test_large_requests_are_refused(server):
     files = [("files", ("a.png", bytes(9 * 2**20)))] * 6
     assert httpx.post(f"{server.local_url}gradio_api/upload", files=files, timeout=60).status_code == 413

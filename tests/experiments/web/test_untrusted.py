@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,34 @@ def test_uploads_are_of_few_formats_and_sizes():
         uploads.read_image(file(Image.new("I;16", (2, 2), 40000), "PNG"))
     clear = file(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "PNG")
     assert uploads.on_white(uploads.read_image(clear)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_layers_are_bounded_together():
+    """A small file may have millions of pixels, and a request many layers."""
+    content = io.BytesIO()
+    Image.new("L", (1500, 1500), 7).save(content, format="PNG")
+    payload = SimpleNamespace(id=None, background=content.getvalue(), layers=[None, content.getvalue()])
+    image, painted = uploads.read_editor({}, payload)
+    assert (image.getpixel((0, 0)), painted.getextrema()) == ((7, 7, 7), (255, 255))
+    payload.layers = [content.getvalue()] * 8
+    with pytest.raises(InputError, match="what is painted has more than 16 million pixels in all layers"):
+        uploads.read_editor({}, payload)
+
+
+def test_one_layer_is_in_memory_at_a_time(monkeypatch):
+    images = []
+    alive = []
+
+    def read(source):
+        image = Image.new("RGBA", (4, 4))
+        images.append(weakref.ref(image))
+        alive.append(sum(one() is not None for one in images))
+        return image
+
+    monkeypatch.setattr(uploads, "read_image", read)
+    uploads.read_editor({}, SimpleNamespace(id=None, background=b"x", layers=[b"x"] * uploads.MAX_LAYERS))
+    assert len(alive) == uploads.MAX_LAYERS + 1
+    assert max(alive) == 1
 
 
 def test_nothing_is_fetched_from_an_address():
