@@ -1,7 +1,5 @@
 """Reads weights from a file without running anything in it: a checkpoint, an official one, or safetensors."""
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,13 +14,12 @@ from enat.checkpoints.folder import config_of, read_config
 from enat.checkpoints.limits import has_numbers, refuse_claims
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
+from enat.checkpoints.pickles import load_pickle
 from enat.errors import InputError
 from enat.files import MAX_SETTINGS, by_full_name, sha256_of, values_of, weights_file
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 
-# What checkpoints of other programs hold beside their weights: callbacks and options.
-OTHER_LIBRARIES = ("pytorch_lightning.", "lightning.", "omegaconf.", "typing.", "collections.")
 AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
 WEIGHTS_OF = {"ContextReuse": "NAT"}  # variants that take the weights of another one, whose name is the value
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
@@ -57,49 +54,12 @@ def _read_weights(path: Path) -> Any:
     Raises:
         InputError: if it is broken, or a pickle that wants to run code.
     """
+    if path.suffix != ".safetensors":
+        return load_pickle(path)
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        mapped = _can_be_mapped(path)  # then torch reads a weight when it is used
-        with torch.serialization.safe_globals(_stand_ins(path) if mapped else []):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except InputError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run. "
-            "A program that you trust can save the weights alone: torch.save(model.state_dict(), FILE)."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        return _read_safetensors(path)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
-
-
-def _can_be_mapped(path: Path) -> bool:
-    """Says whether a file is an archive, as torch writes them now.
-
-    Raises:
-        InputError: for an archive with a compressed member, whose bytes torch would take for weights.
-    """
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise InputError(f"weights={path}: {member.filename} is compressed; expected a file of torch.save.")
-    return True
-
-
-class _Nothing:
-    """Stands in for a class of another library that a file names beside its weights."""
-
-    def __init__(self, *_: Any):
-        pass
-
-
-def _stand_ins(path: Path) -> list[Any]:
-    """Returns a stand-in for each class of Lightning or OmegaConf that a file names, so that no code of theirs runs."""
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(_Nothing, name) for name in names if name.startswith(OTHER_LIBRARIES)]
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
