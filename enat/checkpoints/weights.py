@@ -9,7 +9,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from enat.checkpoints.description import DESCRIPTIONS, Description, check_description, parse_json
+from enat.checkpoints.description import (
+    BUILT,
+    DESCRIPTIONS,
+    Description,
+    check_description,
+    check_names,
+    parse_json,
+    without_other_settings,
+)
 from enat.checkpoints.folder import config_of, read_config
 from enat.checkpoints.limits import has_numbers, refuse_claims
 from enat.checkpoints.names import split_blocks
@@ -31,21 +39,33 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: if the file is missing, broken, or a pickle that wants to run code.
     """
-    config = config_of(path)
-    described = {} if config is None else read_config(config)
-    file = weights_file(path)
-    if not file.is_file():
-        raise InputError(f"weights={path}: there is no such file.")
+    file, described = _find_file(path)
     content = _read_weights(file)
     if not isinstance(content, dict):
         raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
     if not all(isinstance(name, str) for name in content):
         raise InputError(f"weights={path}: expected a dictionary of weights by name, found other keys in it.")
-    content = {**content, **described}
+    content = without_other_settings({**content, **described})
     values_of(content.get("settings"), f"weights={path}", MAX_SETTINGS)
     refuse_claims(values_of(content, f"weights={path}"), file)
-    check_description(content, Description, f"weights={path}: what it says of itself is damaged.")
+    damaged = f"weights={path}: what it says of itself is damaged."
+    check_description(content, Description, damaged)
+    for part in BUILT:
+        check_names(content.get("settings", {}).get(part), damaged)
     return content
+
+
+def _find_file(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the file with the weights, and what the `config.json` of a folder of weights says of them."""
+    try:
+        config = config_of(path)
+        described = {} if config is None else read_config(config)
+        file = weights_file(path)
+        if not file.is_file():
+            raise InputError(f"weights={path}: there is no such file.")
+    except OSError as error:
+        raise InputError(f"weights={path}: can't be read: {error.strerror}.") from error
+    return file, described
 
 
 def _read_weights(path: Path) -> Any:

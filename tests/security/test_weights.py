@@ -31,15 +31,6 @@ FACTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, separate_command):
-    """A run of two steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    outcome = separate_command("experiment=debug", "metrics=none", "trainer.max_steps=2", f"output={folder / 'run'}")
-    assert outcome.status == 0, outcome.err
-    return folder / "run"
-
-
 def changed(trained, tmp_path, change):
     """Returns a copy of the run whose last checkpoint was changed."""
     run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
