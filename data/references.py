@@ -111,7 +111,7 @@ class StatisticsFile:
         except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             sentence = "expected an .npz file with mu and sigma, such as ADM's or one of task=statistics."
             raise self._error(sentence) from error
-        self.protocol = str(self.content.get("protocol", protocol))
+        self.protocol = self._text("protocol", protocol)
         archive = ArchivedImages(path) if "arr_0" in names else None
         self.images: Images | None = archive
         self.size: Sequence[int] | None = archive.shape[:2] if archive else None
@@ -134,6 +134,39 @@ class StatisticsFile:
             raise self._error(f"{name} in it is damaged; expected {count} positive integers.")
         return [int(value) for value in values]
 
+    def _text(self, name: str, otherwise: str) -> str:
+        """Returns a text in the file, or another one if it has none of this name."""
+        text = self.content.get(name, np.asarray(otherwise))
+        try:
+            if text.dtype.kind != "U" or text.size != 1:
+                raise ValueError(f"{text.dtype} {text.shape}")
+            return str(text.item())  # an error, for numbers that stand for no character
+        except (ValueError, SystemError) as error:
+            raise self._error(f"{name} in it is damaged; expected a text.") from error
+
+    def _features(self, name: str, width: int) -> Tensor:
+        """Returns features (n, D) of at least two images, in float32 as those of images are.
+
+        Raises:
+            InputError: for an array of other numbers.
+        """
+        features = self.content[name]
+        is_known = features.dtype.newbyteorder("=") in (
+            np.float16,
+            np.float32,
+            np.float64,
+        )  # in either order of the bytes
+        if not is_known or features.ndim != 2 or features.shape[1] != width or len(features) < 2:
+            raise self._error(
+                f"{name} in it is {features.dtype} {features.shape}; expected numbers such as float32 (n, {width}), n "
+                "at least 2."
+            )
+        with np.errstate(over="ignore"):
+            numbers = np.array(features, dtype=np.float32, order="C")
+        if not np.isfinite(numbers).all():
+            raise self._error(f"{name} in it holds NaN or infinite values.")
+        return torch.from_numpy(numbers)
+
     def _error(self, sentence: str) -> InputError:
         return InputError(f"reference.path={self.path}: {sentence}")
 
@@ -145,7 +178,7 @@ class StatisticsFile:
         Raises:
             InputError: for statistics of another feature network, and for a protocol without statistics or images.
         """
-        features_sha256 = str(self.content.get("features_sha256", network.sha256))
+        features_sha256 = self._text("features_sha256", network.sha256)
         if features_sha256 != network.sha256:
             raise self._error(
                 f"made with other features (sha256 {features_sha256[:8]}...); "
@@ -170,12 +203,10 @@ class StatisticsFile:
             score.metric.set_real_statistics(*self.statistics(prefix, score.view, network))
             return True
         is_own = bool(prefix) or protocol == self.protocol  # features of another protocol do not serve
-        features = self.content.get(f"{prefix}features") if is_own and score.view == "pool" else None
-        if not isinstance(score.metric, KeptFeatures) or features is None:
+        has_features = is_own and score.view == "pool" and f"{prefix}features" in self.content
+        if not isinstance(score.metric, KeptFeatures) or not has_features:
             return False
-        if features.ndim != 2 or features.shape[1] != network.widths["pool"]:
-            raise self._error(f"{prefix}features has shape {features.shape}.")
-        score.metric.real_features = [torch.from_numpy(features)]
+        score.metric.real_features = [self._features(f"{prefix}features", network.widths["pool"])]
         return True
 
     def statistics(self, prefix: str, view: str, network: FeatureNetwork) -> tuple[Tensor, Tensor]:

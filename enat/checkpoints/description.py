@@ -1,6 +1,7 @@
 """Checks what a file says of the weights in it. Nothing that it says is built or called here."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,18 @@ DESCRIPTIONS = ("settings", "net_sizes", "class_names", "tokenizer_file", "token
 
 PlainText = Annotated[str, AfterValidator(without_controls)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, StringConstraints(pattern=r"^[\w-][\w.-]*$")]
+MAX_NAME = 255  # bytes of a file's name, on all common file systems
+Options = dict[str, Any] | None
+
+
+def _short(name: str) -> str:
+    """Refuses a text that no file can have as its name."""
+    if len(name.encode()) > MAX_NAME:
+        raise ValueError(f"a file's name has at most {MAX_NAME} bytes")
+    return name
+
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[\w-][\w.-]*$"), AfterValidator(_short)]
 
 
 class TokenizerFile(TypedDict):
@@ -25,11 +37,33 @@ class TokenizerFile(TypedDict):
     sha256: str | None
 
 
+class Settings(TypedDict, total=False):
+    """The parts of a run's settings that others read; what is in these is checked where it is used."""
+
+    name: str
+    task: Options
+    module: Options
+    tokenizer: Options
+    sampler: Options
+    data: Options
+    metrics: Options
+    reference: Options
+    scores: Options
+    protocols: Options
+    callbacks: Options
+    trainer: Options
+    started_from: Options
+
+
+BUILT = ("module", "tokenizer", "sampler", "metrics", "reference", "scores", "protocols")  # parts of the settings
+
+
 class Description(TypedDict, total=False):
-    """What a checkpoint may say beside its weights; the settings are checked where they are used."""
+    """What a checkpoint may say beside its weights."""
 
     __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
 
+    settings: Settings
     net_sizes: dict[str, int]
     class_names: list[PlainText] | None
     tokenizer_file: TokenizerFile
@@ -54,6 +88,31 @@ def check_description(content: Any, kind: Any, what: str) -> None:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"{what} {place}: {first['msg']}.") from error
+
+
+def without_other_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of a file without `settings` that are of another program, and so have no parts of ours."""
+    settings = content.get("settings")
+    is_own = isinstance(settings, dict) and not {"module", "tokenizer"}.isdisjoint(settings)
+    return content if is_own else {name: value for name, value in content.items() if name != "settings"}
+
+
+def check_names(node: Any, what: str) -> None:
+    """Checks that the options in settings have names.
+
+    Args:
+        node: a part of the settings, which nests to a limit.
+        what: begins the sentence about the first thing that is wrong.
+
+    Raises:
+        InputError: for an option whose name is no text.
+    """
+    if isinstance(node, Mapping):
+        for name in node:
+            if not isinstance(name, str):
+                raise InputError(f"{what} settings: expected a text as the name of an option, and not {name!r}.")
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ():
+        check_names(value, what)
 
 
 def parse_json(text: str | bytes, path: str | Path) -> Any:

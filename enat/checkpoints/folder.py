@@ -125,7 +125,7 @@ def with_found_tokenizer(content: dict[str, Any], path: str | Path) -> dict[str,
             f"weights={path}: expected {written['name']} beside it, as task=export has written it; copy the whole "
             "folder."
         )
-    settings = content["settings"]
+    settings = content.get("settings") or {}
     if not isinstance(settings.get("tokenizer"), dict):
         raise InputError(f"weights={path}: its settings are damaged: tokenizer is {settings.get('tokenizer')}.")
     return {**content, "settings": {**settings, "tokenizer": {**settings["tokenizer"], "weights": str(file)}}}
@@ -138,12 +138,20 @@ def _with_moved_tokenizer(content: dict[str, Any], path: Path) -> dict[str, Any]
     if not isinstance(settings, dict) or not isinstance(tokenizer, dict):
         return content
     named = tokenizer.get("weights")
-    if not isinstance(named, str) or Path(named).exists() or len(path.absolute().parents) < 3:
+    if not isinstance(named, str) or _exists(named) or len(path.absolute().parents) < 3:
         return content
     moved = path.absolute().parents[2] / "tokenizer" / "checkpoints" / "last.ckpt"
     if Path(named).parts[-3:] != moved.parts[-3:] or not moved.is_file():
         return content
     return {**content, "settings": {**settings, "tokenizer": {**tokenizer, "weights": str(moved)}}}
+
+
+def _exists(path: str) -> bool:
+    """Says whether there is something at a path, which may be one that no file can have."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def _check_file(path: Path, sha256: str) -> None:

@@ -19,6 +19,7 @@ from enat.tokenizers.base import Tokenizer
 
 # Parts of the settings of a run that sampling, scoring and fine-tuning read; the others are of its machine.
 KEPT = ("name", "seed", "module", "tokenizer", "sampler", "metrics", "reference", "scores", "protocols")
+NEEDED = ("module.net", "tokenizer", "sampler")
 PASSED_ON = ("tokenizer_sha256", "licence", "recipe", "scores", "provenance")
 
 
@@ -47,14 +48,14 @@ def save_folder(
         InputError: if the settings are unknown, a weight is beyond the range of float16, or files can't be written.
     """
     settings = description.get("settings")
-    if not isinstance(settings, Mapping) or not {"module", "sampler", "tokenizer"} <= settings.keys():
+    if not isinstance(settings, Mapping) or not all(isinstance(_at(settings, part), Mapping) for part in NEEDED):
         raise InputError(f"{folder}: the settings of the pipeline are unknown; expected one that enat.load returned.")
     kept = {name: settings[name] for name in KEPT if name in settings}
     kept["tokenizer"] = {
         name: None if name in ("weights", "folder") else value for name, value in settings["tokenizer"].items()
     }
-    if "devices" in settings.get("trainer", {}):
-        kept["trainer"] = {"devices": settings["trainer"]["devices"]}
+    if devices := _at(settings, "trainer.devices"):
+        kept["trainer"] = {"devices": devices}
     files = {MODEL: save(stored(net.state_dict(), half), {"format": "pt"})}
     if tokenizer is not None and (state := tokenizer.stored_weights()):
         own = {"settings": json.dumps({"tokenizer": kept["tokenizer"]})}  # so that it can be used by itself
@@ -114,9 +115,9 @@ def stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
 def recipe_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns how a network was trained, as far as the settings of its run say it, in plain values."""
     recipe: dict[str, Any] = {name: settings[name] for name in ("name", "seed") if name in settings}
-    if "max_steps" in settings.get("trainer", {}):
-        recipe["steps"] = settings["trainer"]["max_steps"]
-    data = settings.get("data", {})
+    if steps := _at(settings, "trainer.max_steps"):
+        recipe["steps"] = steps
+    data = settings.get("data") or {}
     if "batch_size" in data:
         recipe["batch_size"] = data["batch_size"]
     if "_target_" in data:
@@ -124,11 +125,18 @@ def recipe_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("shards", "images"):
         if isinstance(data.get(name), str):
             recipe[name] = Path(data[name]).name
-    optimizer = settings["module"].get("optimizer", {})
-    if "_target_" in optimizer:
+    optimizer = _at(settings, "module.optimizer")
+    if isinstance(optimizer, Mapping) and "_target_" in optimizer:
         options = {name: value for name, value in optimizer.items() if not name.startswith("_")}
         recipe["optimizer"] = {"name": str(optimizer["_target_"]).rpartition(".")[2], **options}
     return recipe
+
+
+def _at(settings: Any, name: str) -> Any:
+    """Returns a part of settings, such as `module.net`; None if there is no such part."""
+    for key in name.split("."):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    return settings
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Reads weights from a file without running anything in it: a checkpoint, an official one, or safetensors."""
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -11,18 +9,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from enat.checkpoints.description import DESCRIPTIONS, Description, check_description, parse_json
+from enat.checkpoints.description import (
+    BUILT,
+    DESCRIPTIONS,
+    Description,
+    check_description,
+    check_names,
+    parse_json,
+    without_other_settings,
+)
 from enat.checkpoints.folder import config_of, read_config
 from enat.checkpoints.limits import has_numbers, refuse_claims
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, infer_sizes, is_official
+from enat.checkpoints.pickles import load_pickle
 from enat.errors import InputError
 from enat.files import MAX_SETTINGS, by_full_name, sha256_of, values_of, weights_file
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 
-# What checkpoints of other programs hold beside their weights: callbacks and options.
-OTHER_LIBRARIES = ("pytorch_lightning.", "lightning.", "omegaconf.", "typing.", "collections.")
 AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
 WEIGHTS_OF = {"ContextReuse": "NAT"}  # variants that take the weights of another one, whose name is the value
 COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
@@ -34,21 +39,33 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: if the file is missing, broken, or a pickle that wants to run code.
     """
-    config = config_of(path)
-    described = {} if config is None else read_config(config)
-    file = weights_file(path)
-    if not file.is_file():
-        raise InputError(f"weights={path}: there is no such file.")
+    file, described = _find_file(path)
     content = _read_weights(file)
     if not isinstance(content, dict):
         raise InputError(f"weights={path}: expected a dictionary of weights, found {type(content).__name__}.")
     if not all(isinstance(name, str) for name in content):
         raise InputError(f"weights={path}: expected a dictionary of weights by name, found other keys in it.")
-    content = {**content, **described}
+    content = without_other_settings({**content, **described})
     values_of(content.get("settings"), f"weights={path}", MAX_SETTINGS)
     refuse_claims(values_of(content, f"weights={path}"), file)
-    check_description(content, Description, f"weights={path}: what it says of itself is damaged.")
+    damaged = f"weights={path}: what it says of itself is damaged."
+    check_description(content, Description, damaged)
+    for part in BUILT:
+        check_names(content.get("settings", {}).get(part), damaged)
     return content
+
+
+def _find_file(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the file with the weights, and what the `config.json` of a folder of weights says of them."""
+    try:
+        config = config_of(path)
+        described = {} if config is None else read_config(config)
+        file = weights_file(path)
+        if not file.is_file():
+            raise InputError(f"weights={path}: there is no such file.")
+    except OSError as error:
+        raise InputError(f"weights={path}: can't be read: {error.strerror}.") from error
+    return file, described
 
 
 def _read_weights(path: Path) -> Any:
@@ -57,49 +74,12 @@ def _read_weights(path: Path) -> Any:
     Raises:
         InputError: if it is broken, or a pickle that wants to run code.
     """
+    if path.suffix != ".safetensors":
+        return load_pickle(path)
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        mapped = _can_be_mapped(path)  # then torch reads a weight when it is used
-        with torch.serialization.safe_globals(_stand_ins(path) if mapped else []):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except InputError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"weights={path}: refused, since it is no checkpoint or holds more than weights; nothing in it was run. "
-            "A program that you trust can save the weights alone: torch.save(model.state_dict(), FILE)."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        return _read_safetensors(path)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
-
-
-def _can_be_mapped(path: Path) -> bool:
-    """Says whether a file is an archive, as torch writes them now.
-
-    Raises:
-        InputError: for an archive with a compressed member, whose bytes torch would take for weights.
-    """
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise InputError(f"weights={path}: {member.filename} is compressed; expected a file of torch.save.")
-    return True
-
-
-class _Nothing:
-    """Stands in for a class of another library that a file names beside its weights."""
-
-    def __init__(self, *_: Any):
-        pass
-
-
-def _stand_ins(path: Path) -> list[Any]:
-    """Returns a stand-in for each class of Lightning or OmegaConf that a file names, so that no code of theirs runs."""
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(_Nothing, name) for name in names if name.startswith(OTHER_LIBRARIES)]
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

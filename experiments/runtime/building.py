@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from enat.errors import InputError
-from experiments.runtime.targets import import_target
+from experiments.runtime.targets import import_target, refuse_variables
 from experiments.runtime.type_hints import check_value, takes_partial
 
 MISSING = "???"  # as OmegaConf writes a value that has to be given
@@ -107,6 +107,7 @@ def _plan(value: Any, option: str, as_written: Any, root: Any) -> Any:
         called, is_partial = import_target(option, value["_target_"]), value.get("_partial_", False)
         check_value(f"{option}._partial_", is_partial, bool)
         hints = _hints_of_call(option, called, names, is_partial)
+        refuse_variables(option, value["_target_"], value)
     planned = {}
     for name in names:
         text = as_written.get(name) if isinstance(as_written, dict) else None

@@ -117,14 +117,14 @@ def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
         content = with_found_tokenizer(content, weights)
     settings = content.get("settings")
     parts = {*COPIED, "sampler", "scores", "protocols", "trainer", "name"}
-    if isinstance(settings, dict) and str(settings.get("task", {}).get("_target_")).endswith(".train_tokenizer"):
+    if isinstance(settings, dict) and str((settings.get("task") or {}).get("_target_")).endswith(".train_tokenizer"):
         raise InputError(f"weights={weights}: the checkpoint of a tokenizer; expected tokenizer.weights={weights}.")
     if not isinstance(settings, dict) or not parts <= settings.keys():
         raise InputError(
             f"weights={weights}: the file, which is an official one or of an older version, does not say its network; "
             "expected experiment=NAME beside it, such as experiment=enat_l_256 for ENAT-L."
         )
-    for name in ("module", "tokenizer", "sampler", "trainer"):
+    for name in sorted(parts - {"name"}):
         if not isinstance(settings[name], dict):
             raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
     check_settings(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols", "name")})
@@ -171,7 +171,7 @@ def _store_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     store.store(OF_CHECKPOINT, linked["scores"], "score", "scores")
     store.store(OF_CHECKPOINT, settings["protocols"], "protocol", "protocols")
     # The devices are this machine's: its GPUs, if it has any, and all of them if training used several.
-    devices = 1 if settings["trainer"]["devices"] == 1 else "auto"
+    devices = 1 if settings["trainer"].get("devices") == 1 else "auto"
     store.store(OF_CHECKPOINT, {"defaults": ["cpu", "_self_"], "accelerator": "auto", "devices": devices}, "trainer")
     store.store(OF_CHECKPOINT, {"name": settings["name"]}, "experiment", "_global_")
     lists = {"score": [OF_CHECKPOINT], "protocol": [OF_CHECKPOINT]}

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NotRequired, get_args
 
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from typing_extensions import TypedDict  # of typing, pydantic needs that of Python 3.12
 
 from data.image_module import ImageDataModule
 from data.module import TokenDataModule
+from enat.checkpoints.description import check_description
 from enat.checkpoints.limits import has_numbers
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError, printable
@@ -26,6 +28,28 @@ MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards"
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")  # as large as their weight
 LARGEST_RATE = 10  # times the configured learning rate, in a checkpoint
+
+
+class OfAverage(TypedDict, total=False):
+    """What the average of the weights has in a checkpoint."""
+
+    net: dict[str, Any]
+
+
+class OfCallbacks(TypedDict, total=False):
+    """The callbacks that have weights in a checkpoint."""
+
+    EMA: OfAverage
+
+
+class OfRun(TypedDict):
+    """What the checkpoint of a run has beside what others have."""
+
+    state_dict: dict[str, Any]
+    callbacks: NotRequired[OfCallbacks]
+    global_step: NotRequired[int]
+    world_size: NotRequired[int | None]
+    data_sha256: NotRequired[str | None]
 
 
 def fixed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +182,9 @@ def resume_point(
     readable: dict[Path, dict[str, Any]] = {}
     for path in files.values():
         try:
-            readable[path] = read_file(path)
+            content = read_file(path)
+            check_description(content, OfRun, f"weights={path}: this is no checkpoint of a run.")
+            readable[path] = content
         except InputError as error:
             rank_zero_only(print)(printable(f"{error} Taking another checkpoint."))
     if readable:

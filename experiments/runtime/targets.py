@@ -88,6 +88,8 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         ),
     }
 )
+# Classes that put variables of the environment, and a user's folder, in the place of `$NAME` and `~` in a path.
+EXPANDING = ("lightning.pytorch.loggers.TensorBoardLogger",)
 NOT_IMAGES = ("torchmetrics.text", "torchmetrics.audio", "torchmetrics.multimodal")
 
 
@@ -130,6 +132,20 @@ def import_target(option: str, target: Any) -> Any:
             ) from error
         raise InputError(f"{named}: there is nothing of this name to import.") from error
     return called
+
+
+def refuse_variables(option: str, target: str, options: Mapping[str, Any]) -> None:
+    """Refuses texts in which a class would put variables of the environment.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, value in options.items():
+        if target in EXPANDING and isinstance(value, str) and ("$" in value or value.startswith("~")):
+            raise InputError(
+                f"{option}.{name}={value}: this logger may not read the environment, whose values are secret at "
+                "times; expected a text that has no $ and does not begin with ~."
+            )
 
 
 def _import(target: str) -> Any:

@@ -87,7 +87,7 @@ def test_a_multirun_over_checkpoints_that_need_other_settings(command, run_folde
     [
         (lambda settings: "no settings", "does not say its network; expected experiment=NAME"),
         (lambda settings: {**settings, "module": None}, "its settings are damaged: module is None."),
-        (lambda settings: {**settings, "tokenizer": 3}, "its settings are damaged: tokenizer is 3."),
+        (lambda settings: {**settings, "tokenizer": 3}, "settings.tokenizer: Input should be a valid dictionary"),
     ],
 )
 def test_damaged_settings_of_a_checkpoint(command, run_folder, tmp_path, change, sentence):

@@ -20,6 +20,7 @@ from experiments.runtime.targets import TARGETS
 HEAD = "# @package _global_\ndefaults: [debug, _self_]\n"
 MKDIR = "{_target_: os.mkdir, _args_: [RAN]}"
 ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+TENSORBOARD = "_target_: lightning.pytorch.loggers.TensorBoardLogger"
 TRICKS = {  # a YAML file, and what the command says of it
     "aliases that hold one another": (f"a0: &a0 [x]\n{ALIASES}", "has more than 100,000 values"),
     "an alias that holds itself": ("a: &a [*a]", "shared.yaml: an alias in it holds itself."),
@@ -145,6 +146,18 @@ TRICKS = {  # a YAML file, and what the command says of it
     "a secret in an option": (
         'data: {shards: "http://127.0.0.1:1/${oc.env:WANDB_API_KEY}"}',
         "${oc.env:WANDB_API_KEY}: a configuration may not read the environment",
+    ),
+    "a secret in the name of a folder": (
+        f'logger: {{x: {{{TENSORBOARD}, save_dir: RAN, name: "a-$WANDB_API_KEY"}}}}',
+        "logger.x.name=a-$WANDB_API_KEY: this logger may not read the environment",
+    ),
+    "a secret in the name of a folder by reference": (
+        f'a: $\nlogger: {{x: {{{TENSORBOARD}, save_dir: RAN, sub_dir: "${{a}}{{WANDB_API_KEY}}"}}}}',
+        "logger.x.sub_dir=${WANDB_API_KEY}: this logger may not read the environment",
+    ),
+    "the folder of a user": (
+        f"logger: {{x: {{{TENSORBOARD}, save_dir: ~root/RAN}}}}",
+        "logger.x.save_dir=~root/",
     ),
 }
 

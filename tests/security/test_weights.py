@@ -23,20 +23,12 @@ NUMBERS = {
     "without content": lambda x: x.to("meta"),
     "quantised": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
 }
+REBUILT = "holds more than plain weights (torch._utils._rebuild_"  # by functions that may take more than the file has
 FACTS = {
     "net_sizes": ([1, 2], "net_sizes: Input should be a valid dictionary"),
     "class_names": ({"a": 1}, "class_names: Input should be a valid list"),
     "tokenizer_file": ({"name": "../../x", "sha256": "0"}, "tokenizer_file.name: String should match pattern"),
 }
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, separate_command):
-    """A run of two steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    outcome = separate_command("experiment=debug", "metrics=none", "trainer.max_steps=2", f"output={folder / 'run'}")
-    assert outcome.status == 0, outcome.err
-    return folder / "run"
 
 
 def changed(trained, tmp_path, change):
@@ -62,7 +54,7 @@ def test_weights_of_other_types(command, trained, tmp_path, kind):
     outcome = command("task=export", f"weights={path}", f"output={tmp_path / 'export'}")
     assert outcome.status == 1
     assert outcome.err.startswith("Error: ")
-    assert "weight position_embedding.weight" in outcome.err or "truncated or no checkpoint" in outcome.err
+    assert "weight position_embedding.weight" in outcome.err or REBUILT in outcome.err
     assert not (tmp_path / "export/model.safetensors").exists()
 
 
@@ -196,7 +188,7 @@ def test_going_on_with_an_average_of_another_kind(command, trained, tmp_path, ki
     outcome = command("experiment=debug", "metrics=none", "trainer.max_steps=3", f"output={tmp_path / 'run'}")
     assert outcome.status == 1
     sentence = f"{path}: position_embedding.weight of its EMA weights is sparse, quantised or without content"
-    assert sentence in outcome.err or "truncated or no checkpoint" in outcome.out
+    assert sentence in outcome.err or REBUILT in outcome.out
 
 
 OPTIMIZER = {
