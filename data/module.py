@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_convert
 from data.credentials import without_credentials
 from data.fetch import fetch, local_folder
 from data.manifest import Manifest
-from data.shards import ShardPacks, check_shards
+from data.shards import MappedPacks, ShardPacks, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
 from enat.errors import InputError
 from enat.images import blocks_of
@@ -188,7 +188,9 @@ class ShardsDataModule(TokenDataModule):
         check_shards(folder, manifest)
         for split, shards in manifest.splits.items():
             if shards:
-                self.reader(folder, manifest, split)  # `map_packs` unpacks the shards here, in a single process
+                packs = self.reader(folder, manifest, split)  # `map_packs` unpacks the shards here, in a single process
+                if isinstance(packs, MappedPacks):
+                    packs.check()
 
     def setup(self, stage: str) -> None:
         assert self.shards is not None

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, default_convert
 
 from data.fetch import fetch
 from data.manifest import Manifest
+from data.module import ShardsDataModule
 from data.shards import ShardPacks, check_shards, map_packs, token_dtype, write_shard
 from data.stream import StreamPositions, TokenStream
 from data.tokenization import plan_shards
@@ -161,6 +162,39 @@ def test_faults_are_named(folder, damage, sentence):
     damage(folder)
     with pytest.raises(InputError, match=sentence):
         check_shards(folder, Manifest.load(folder))
+
+
+def altered(content):
+    """A token of the last sample is another, and the file as long as before."""
+    return content[:-2] + bytes([content[-2] ^ 1, content[-1]])
+
+
+def of_another_shape(content):
+    return content.replace(b"(103,", b"(102,")
+
+
+DAMAGES = [altered, of_another_shape, lambda content: content[:-7], lambda content: content[:40]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["tokens", "classes"])
+def test_mapped_files_are_copies_of_the_shards(folder, damage, name):
+    """A run refuses others before it trains, and so does the check; a file that was removed is made anew."""
+    manifest = Manifest.load(folder)
+    packs = ShardsDataModule(tokenizer=None, batch_size=1, shards=str(folder), reader=map_packs)
+    packs.prepare_data()
+    check_shards(folder, manifest, deep=True)
+    (path,) = folder.glob(f"mapped/*-{name}.npy")
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    for check in (packs.prepare_data, lambda: check_shards(folder, manifest, deep=True)):
+        with pytest.raises(
+            InputError, match=rf"-{name}\.npy: it is no copy of the shards; remove it, and the next run"
+        ):
+            check()
+    path.unlink()
+    packs.prepare_data()
+    assert path.read_bytes() == content
 
 
 def test_label_outside_the_classes(folder):

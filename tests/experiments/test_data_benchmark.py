@@ -5,7 +5,6 @@ import numpy as np
 from data.shards import ShardPacks
 from experiments.data_benchmark import full_pass, synthetic_shards
 
-
 OPTIONS = ["samples=1000", "seconds=0.01", "side=4", "read_batch=64"]
 
 
