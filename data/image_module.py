@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from data.images import center_crop, find_images, load_rgb
+from data.images import find_images, load_rgb
 from data.module import held_out_blocks, training_loader
 from data.tokenization import split_numbers
 from enat.errors import InputError, printable
 from enat.files import sha256_if_readable
-from enat.images import Block
+from enat.images import Block, center_crop
 from enat.randomness import rng_for
 
 HASHED_BYTES = 2**32  # up to which the content of a folder of images is hashed

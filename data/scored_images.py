@@ -20,13 +20,13 @@ from annotated_types import Ge, Lt
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.images import ImageFiles, ImageList, center_crop, find_images, load_rgb
+from data.images import ImageFiles, ImageList, find_images, load_rgb
 from data.manifest import Manifest
 from data.shards import ShardPacks, check_shards, write_array
 from data.tokenization import split_numbers
 from enat.errors import InputError
 from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically
-from enat.images import Block, to_pil
+from enat.images import Block, center_crop, to_pil
 from enat.tokenizers.base import Tokenizer
 
 

@@ -24,6 +24,7 @@ from enat.files import write_atomically
 
 MASKED_COLOUR = (0.16, 0.22, 0.42)
 FACTS = "enat"  # the key of the text in a PNG file that says how its image was drawn
+MAX_STRETCH = 8  # ratio of an image's sides up to which a crop resizes the whole image
 MAX_NAME_BYTES = 100  # of a class or another word, in the names of files
 
 
@@ -69,6 +70,40 @@ def refuse_other_shape(mask: Image.Image, image_size: tuple[int, int], name: str
             f"{name}: the mask has {width} x {height} pixels and the image {image_size[0]} x {image_size[1]}; expected "
             "the same ratio of the sides."
         )
+
+
+def center_crop(image: Image.Image, side: int) -> Image.Image:
+    """Crops an image to a square of `side` pixels, as ADM does (docs/method.md, Data).
+
+    The image is halved with a box filter while its short side is at least twice `side`, then resized with a bicubic
+    filter until the short side is `side`; the centre of that is cut out.
+    """
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if max(image.size) > MAX_STRETCH * min(image.size):
+        image = _middle(image)
+    scale = side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    left = (size[0] - side) // 2
+    top = (size[1] - side) // 2
+    return image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Cuts the middle out of a very long image, so that the rest is not resized: it would fill the memory."""
+    short = min(image.size)
+    box = [0, 0, image.width, image.height]
+    axis = 0 if image.width > image.height else 1
+    start = (image.size[axis] - MAX_STRETCH * short) // 2
+    box[axis], box[axis + 2] = start, start + MAX_STRETCH * short
+    return image.crop((box[0], box[1], box[2], box[3]))
+
+
+def square_pixels(image: Image.Image, side: int, channels: int) -> Tensor:
+    """Crops an RGB image as `center_crop` does: (1, channels, side, side) in [0, 1], grey for one channel."""
+    cropped = center_crop(image, side).convert("L" if channels == 1 else "RGB")
+    pixels = np.atleast_3d(np.asarray(cropped, dtype=np.float32)) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def white_pixels(mask: Image.Image, side: int, name: str = "region") -> Tensor:

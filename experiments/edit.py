@@ -7,18 +7,17 @@ from itertools import count, product
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from callbacks.sample_grid import save_grid
-from data.images import center_crop, find_images, load_rgb
+from data.images import find_images, load_rgb
 from enat.editing import Editor, cost, mark_region, tokens_under
 from enat.errors import InputError
 from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names
-from enat.images import cut_word, file_name, refuse_other_shape, to_pil, white_pixels
+from enat.images import cut_word, file_name, refuse_other_shape, square_pixels, to_pil, white_pixels
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
@@ -109,9 +108,7 @@ def read_image(file: Path, tokenizer: Tokenizer, region: Region | None = None) -
     picture = load_rgb(file)
     if region is not None:
         region.refuse_other_shape(picture.size)
-    cropped = center_crop(picture, tokenizer.resolution).convert("L" if tokenizer.channels == 1 else "RGB")
-    pixels = np.atleast_3d(np.asarray(cropped, dtype=np.float32)) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return square_pixels(picture, tokenizer.resolution, tokenizer.channels)
 
 
 def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer, region: Region) -> dict[str, Tensor]:

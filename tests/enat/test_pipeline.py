@@ -12,6 +12,7 @@ from enat.building import BUILDABLE
 from enat.checkpoints.official import to_official
 from enat.errors import InputError
 from enat.generation import sample_classes
+from enat.images import center_crop
 from enat.net import ENAT
 from enat.tokenizers.vqgan import VQGAN
 
@@ -111,6 +112,15 @@ def test_editing_in_python():
     assert len({image.tobytes() for image in [*by_box, *other]}) == 4
     kept = (0, 0, 16, 32)
     assert all(image.crop(kept).tobytes() == picture.crop(kept).tobytes() for image in [*by_box, *other])
+
+
+@pytest.mark.parametrize("size", [(101, 67), (300, 310), (20, 33)])
+def test_an_image_is_cropped_as_in_training(size):
+    """Pixels that are kept with a hard blend are those that a network is trained on."""
+    model = enat.load(EMOJI).with_sampler(num_steps=2)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    edited = model.edit(image, "face", [0, 0, 0.5, 1], soft_blend=0)[0]
+    assert np.array_equal(np.asarray(edited)[:, 16:], np.asarray(center_crop(image, 32))[:, 16:])
 
 
 def test_bad_edits_end_in_a_sentence():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import center_crop, load_rgb
+from data.images import load_rgb
 from data.toy.digits import classify_digits, digit_images, digit_labels
 from enat.editing import box_region, draw_anew, tokens_under
+from enat.images import center_crop
 from enat.pipeline import load
 from experiments.edit import name_images, result_files
 
