@@ -47,10 +47,27 @@ def choose_some(is_drawn: Tensor, keep: float, generator: torch.Generator) -> Te
     return torch.zeros_like(is_drawn).scatter(0, chosen, True)
 
 
-def mix(first: Tensor, second: Tensor, weight: float, generator: torch.Generator) -> Tensor:
-    """Takes each token from one of two images, (L,), a share of `weight` from the second, at random positions."""
-    order = torch.randperm(len(first), generator=generator).to(first.device)
-    return first.scatter(0, order[: round(weight * len(first))], second[order[: round(weight * len(first))]])
+def mix(first: Tensor, second: Tensor, is_kept: Tensor, weight: float, generator: torch.Generator) -> Tensor:
+    """Takes a share of `weight` of the kept tokens from a second image, at random positions.
+
+    Args:
+        first, second: token ids of both images, (L,).
+        is_kept: which tokens are kept, (L,).
+        weight: the share.
+        generator: chooses the positions, on the CPU.
+
+    Raises:
+        InputError: if no token is kept.
+    """
+    places = is_kept.nonzero()[:, 0]
+    if not len(places):
+        raise InputError(
+            "other: no token is kept, so that none is of this image; expected region.keep=SHARE of more than 0, or a "
+            "region that leaves out a part of the image."
+        )
+    order = torch.randperm(len(places), generator=generator).to(places.device)
+    chosen = places[order[: round(weight * len(places))]]
+    return first.scatter(0, chosen, second[chosen])
 
 
 @torch.no_grad()
@@ -246,7 +263,8 @@ class Editor:
             drawn.append(choose_some(under, self.keep, chosen) if self.keep else under)
             mixed = token_ids
             if self.other is not None:
-                mixed = mix(token_ids, self.tokenizer.encode(self.other.to(device))[0], self.weight, chosen)
+                others = self.tokenizer.encode(self.other.to(device))[0]
+                mixed = mix(token_ids, others, ~drawn[-1], self.weight, chosen)
             kept.append(mixed)
         generators = [generator_for(device, "edit", seed, class_id, number) for seed, number in seeds]
         classes = torch.full((len(seeds),), class_id, device=device)
