@@ -1,12 +1,14 @@
 """Downloads remote shards. A URL may be of http(s) or of any other file system that fsspec can read."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from aiohttp import ClientError, ClientTimeout
 
+from data.credentials import without_credentials
 from data.manifest import Manifest
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
@@ -38,9 +40,10 @@ def fetch(folder_or_url: str, cache: Path) -> Path:
         path = folder / shard.name
         if path.exists() and sha256_of(path) == shard.sha256:
             continue
-        content = _download(f"{folder_or_url}/{shard.name}", shard.bytes)
+        content = _file_of(folder_or_url, shard.name, shard.bytes)
         if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise InputError(f"{folder_or_url}/{shard.name}: the shard was altered; its sha256 is not the manifest's.")
+            url = without_credentials(_url_of(folder_or_url, shard.name))
+            raise InputError(f"{url}: the shard was altered; its sha256 is not the manifest's.")
         write_atomically(path, content)
     return folder
 
@@ -52,11 +55,31 @@ def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
         return folder
     scheme = folder_or_url.partition(":")[0]
     if scheme not in SCHEMES:
-        raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
+        url = without_credentials(folder_or_url)
+        raise InputError(f"data.shards={url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", _download(f"{folder_or_url}/manifest.json", MAX_MANIFEST))
-    Manifest.load(folder)
+    copy = folder / "manifest.json"
+    write_atomically(copy, _file_of(folder_or_url, copy.name, MAX_MANIFEST))
+    try:
+        Manifest.load(folder)
+    except InputError as error:
+        url = without_credentials(_url_of(folder_or_url, copy.name))
+        raise InputError(str(error).replace(str(copy), url)) from error
     return folder
+
+
+def _url_of(url: str, name: str) -> str:
+    """Returns the URL of a file in the folder of a URL, which may end with a query, such as `?token=...`."""
+    place, *query = re.split(r"(?=[?#])", url, maxsplit=1) if url.startswith("http") else [url]
+    return "".join([place.rstrip("/"), "/", name, *query])
+
+
+def _file_of(url: str, name: str, at_most: int) -> bytes:
+    """Downloads a file of the folder of a URL; an error names it without passwords and access keys."""
+    try:
+        return _download(_url_of(url, name), at_most)
+    except InputError as error:
+        raise InputError(without_credentials(str(error))) from None
 
 
 def _download(url: str, at_most: int) -> bytes:

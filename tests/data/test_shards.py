@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -242,6 +243,42 @@ def test_http(folder, tmp_path):
         check_shards(place, Manifest.load(place), deep=True)
         with pytest.raises(InputError, match=r"nothing/manifest\.json: there is no such file on the server"):
             fetch(f"{url}/nothing", tmp_path / "cache")
+        server.shutdown()
+
+
+def test_an_access_key_in_a_url(folder, tmp_path):
+    """It is sent with each file, and no error has it."""
+
+    class Guarded(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            path, _, query = self.path.partition("?")
+            if query != "token=abc":
+                self.send_error(403)
+                return
+            self.path = path
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    (folder / "other").mkdir()
+    (folder / "other" / "manifest.json").write_text("{}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Guarded, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        place = fetch(f"{url}/?token=abc", tmp_path / "cache")
+        check_shards(place, Manifest.load(place))
+        damage_flipped_byte(folder)
+        for bad, sentence in [
+            ("/?token=abd", f"{url}/manifest.json?token= can't be read: 403"),
+            ("/none?token=abc", f"{url}/none/manifest.json?token= there is no such file on the server."),
+            ("/other?token=abc", f"{url}/other/manifest.json?token=: this is no manifest of token shards."),
+            ("?token=abc", f"{url}/train-00001.tar?token=: the shard was altered"),
+        ]:
+            with pytest.raises(InputError) as refused:
+                fetch(url + bad, tmp_path / "cache2")
+            assert str(refused.value).startswith(sentence)
+            assert not {"abc", "abd", "cache2"} & set(re.findall(r"\w+", str(refused.value)))
         server.shutdown()
 
 
