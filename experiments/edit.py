@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks.sample_grid import save_grid
 from data.images import find_images, load_rgb
 from enat.editing import Editor, cost, mark_region, tokens_under
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names
 from enat.images import cut_word, file_name, refuse_other_shape, square_pixels, to_pil, white_pixels
@@ -67,17 +67,23 @@ class Region:
         return mark_region(image, mask, self.box, self.scale)
 
 
-def list_images(images: str | Sequence[str] | None) -> list[Path]:
-    """Returns the image files that an option names: a file, several, or a folder of them.
+def list_images(images: str | Sequence[str] | None) -> tuple[list[Path], list[str]]:
+    """Lists the image files that an option names: a file, several, or a folder of them.
+
+    Returns:
+        The files, and the reasons why others in folders are left out.
 
     Raises:
         InputError: for no file at all.
     """
-    listed = [images] if isinstance(images, str) else list(images or [])
-    files = [file for name in listed for file in (find_images(Path(name))[0] if Path(name).is_dir() else [Path(name)])]
+    named = [Path(name) for name in ([images] if isinstance(images, str) else images or [])]
+    found = [find_images(path) if path.is_dir() else ([path], []) for path in named]
+    files = [file for listed, _ in found for file in listed]
+    skipped = [reason for _, reasons in found for reason in reasons]
     if not files:
-        raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images.")
-    return files
+        reasons = f"; {'; '.join(skipped)}" if skipped else ""
+        raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images{reasons}.")
+    return files, skipped
 
 
 def name_images(files: Sequence[Path]) -> list[str]:
@@ -111,10 +117,20 @@ def read_image(file: Path, tokenizer: Tokenizer, region: Region | None = None) -
     return square_pixels(picture, tokenizer.resolution, tokenizer.channels)
 
 
-def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer, region: Region) -> dict[str, Tensor]:
-    """Reads the images that an option names, see `read_image`, by names of which no two are equal."""
-    files = list_images(images)
-    return {name: read_image(file, tokenizer, region) for name, file in zip(name_images(files), files, strict=True)}
+def read_images(
+    images: str | Sequence[str] | None, tokenizer: Tokenizer, region: Region
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Reads the images that an option names, and prints what is left out.
+
+    Returns:
+        The images, see `read_image`, by names of which no two are equal; and the reasons why others are left out.
+    """
+    files, skipped = list_images(images)
+    for reason in skipped:
+        print(f"Skipped {printable(reason)}")
+    return {
+        name: read_image(file, tokenizer, region) for name, file in zip(name_images(files), files, strict=True)
+    }, skipped
 
 
 def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:
@@ -227,7 +243,8 @@ def edit(
         settings: the whole configuration.
 
     Returns:
-        `images`, the folder; `num_images`; `strip`, a PNG file with what is drawn and the results; the operations.
+        `images`, the folder; `num_images`; `strip`, a PNG file with what is drawn and the results; `skipped`, files
+        of a folder that are left out, with the reasons; the operations.
 
     Raises:
         InputError: for images or classes that there are not, and for a folder with other images.
@@ -238,7 +255,7 @@ def edit(
     names = check_class_names(checkpoint.class_names, net.num_classes)
     class_ids = choose_classes(classes, names, "results_per_image=N draws more results")
     names.append(UNCONDITIONAL)  # has the null class id
-    images = read_images(image, tokenizer, region)
+    images, skipped = read_images(image, tokenizer, region)
     editor = Editor(net, sampler, tokenizer, region, region.keep, read_other(other, tokenizer), weight, soft_blend)
     folder = Path(output) / "images"
     files = result_files(folder, images, class_ids, names, seed, results_per_image)
@@ -248,9 +265,9 @@ def edit(
     strip = save_strip(rows, folder.with_name("strip.png"))
     print(f"Picture: {strip}; {len(files):,} images in {folder}")
     return {
-        "images": str(folder),
-        "num_images": len(files),
+        **{"images": str(folder), "num_images": len(files)},
         "strip": str(strip),
+        "skipped": skipped,
         **costs(net, sampler, max(1, round((1 - region.keep) * num_tokens))),
         "classes": [names[class_id] for class_id in class_ids],
         "sampler": sampler_settings(settings),

@@ -59,6 +59,22 @@ def test_the_other_half_of_several_images(edit, pictures):
     assert np.array_equal(alone["red_class_0001_face_seed_0_0000"], edited["red_class_0001_face_seed_0_0000"])
 
 
+def test_what_is_no_image_in_a_folder_is_named(edit, pictures, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "lost.png").symlink_to("nowhere.png")
+    (folder / "notes.txt").touch()
+    reasons = [f"{folder}/lost.png: a link to a file that does not exist", f"{folder}: files .txt are no images: 1"]
+    outcome, edited = edit(f"image={folder}")
+    assert (outcome.status, edited) == (1, {})
+    assert f"or a folder of images; {'; '.join(reasons)}." in outcome.err
+    (folder / "red.png").symlink_to(pictures / "red.png")
+    outcome, edited = edit(f"image={folder}", "results_per_image=1")
+    assert outcome.results["skipped"] == reasons
+    assert all(f"Skipped {reason}\n" in outcome.out for reason in reasons)
+    assert len(edited) == 1
+
+
 def test_a_mask_says_the_same_as_a_box(edit, pictures, tmp_path):
     mask = np.zeros((48, 64), dtype=np.uint8)
     mask[24:] = 255
