@@ -6,6 +6,7 @@ Shapes: `B` images, `L = h*w` tokens of an image, `H` and `W` height and width i
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
@@ -143,13 +144,20 @@ def box_region(box: Sequence[float], height: int, width: int) -> Tensor:
     Raises:
         InputError: for a box that is empty or beyond the image.
     """
-    sides = list(box) if isinstance(box, Iterable) else [box]
+    shape = tuple(getattr(box, "shape", ()))
+    if len(shape) > 1:
+        raise InputError(
+            f"region: an array of shape {shape}; expected an image of Pillow, white where it is drawn, or a box of "
+            "four shares."
+        )
+    plain = box.tolist() if hasattr(box, "tolist") else box  # of NumPy or torch
+    sides = list(plain) if isinstance(plain, Iterable) else [plain]
     has_four = len(sides) == 4 and all(isinstance(side, Real) for side in sides)
     left, top, right, bottom = sides if has_four else (1.0, 1.0, 0.0, 0.0)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise InputError(
-            f"box={sides}: expected left, top, right and bottom as shares from 0 to 1, such as [0,0,0.5,1], the "
-            "left half."
+            f"box={reprlib.repr(sides)}: expected left, top, right and bottom as shares from 0 to 1, such as "
+            "[0,0,0.5,1], the left half."
         )
     region = torch.zeros(height, width, dtype=torch.bool)
     rows = slice(math.floor(top * height), math.ceil(bottom * height))

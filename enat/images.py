@@ -53,6 +53,28 @@ def refuse_deep(image: Image.Image, name: str | Path) -> None:
         raise InputError(f"{name}: more than 8 bits a channel (mode {image.mode}); convert it first.")
 
 
+def as_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
+    """Converts an image of Pillow, which may still have to be read from its file, to a mode such as RGB.
+
+    Args:
+        image: the image.
+        mode: of the result, with 8 bits a channel.
+        name: of its file or its argument, for errors.
+
+    Raises:
+        InputError: for more than 8 bits a channel, an image without pixels, and one that can't be read.
+    """
+    refuse_deep(image, name)
+    if not min(image.size):
+        raise InputError(f"{name}: {image.width} x {image.height} pixels; expected an image with some.")
+    try:
+        return image.convert(mode)
+    except Exception as error:  # whatever a plugin of Pillow raises on a damaged file
+        raise InputError(
+            f"{name}: can't be read: {str(error).rstrip('.')}; expected an image that is whole."
+        ) from error
+
+
 def refuse_other_shape(mask: Image.Image, image_size: tuple[int, int], name: str = "region") -> None:
     """Refuses a mask whose ratio of the sides is not that of the image, so that it would be cropped differently.
 
@@ -117,10 +139,9 @@ def white_pixels(mask: Image.Image, side: int, name: str = "region") -> Tensor:
         name: of the mask, for errors.
 
     Raises:
-        InputError: for more than 8 bits a channel.
+        InputError: for a mask that `as_mode` refuses.
     """
-    refuse_deep(mask, name)
-    with_alpha = mask.convert("RGBA")
+    with_alpha = as_mode(mask, "RGBA", name)
     is_white = (np.asarray(with_alpha.convert("L")) > 127) & (np.asarray(with_alpha.getchannel("A")) > 127)
     short = min(mask.size)
     left, top = (mask.width - short) // 2, (mask.height - short) // 2

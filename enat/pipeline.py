@@ -6,6 +6,7 @@ Shapes: `n` images, `L` tokens of an image.
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,25 @@ from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, s
 from enat.editing import Editor, mark_region
 from enat.errors import InputError, check_share, check_whole
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
-from enat.images import refuse_deep, refuse_other_shape, reveal, square_pixels, to_pil, white_pixels
+from enat.images import as_mode, refuse_other_shape, reveal, square_pixels, to_pil, white_pixels
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 
 
 def check_device(device: torch.device | str) -> None:
-    """Refuses a device that torch does not know or does not have here.
+    """Refuses a device that torch does not know or does not have here, and `meta`, which computes nothing.
 
     Raises:
         InputError: with torch's reason.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        found = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"device={device}: {reason}; expected one that is there, such as cpu.") from error
+    if found.is_meta:
+        raise InputError(f"device={device}: it computes nothing; expected one that does, such as cpu.")
 
 
 class Pipeline:
@@ -73,9 +76,12 @@ class Pipeline:
         """Moves network and tokenizer to a device, and casts them to a type of numbers; None leaves either as it is.
 
         Raises:
-            InputError: for a device that is not there, or a type without fractions.
+            InputError: for a device that is not there, or a type without fractions or with less than 16 bits.
         """
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        is_type = (
+            isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+        )  # layers lack float8
+        if dtype is not None and not is_type:
             raise InputError(f"dtype={dtype}: expected a type such as torch.bfloat16.")
         if device is not None:
             check_device(device)
@@ -149,8 +155,7 @@ class Pipeline:
         if not isinstance(image, Image.Image):
             raise InputError(f"image: expected an image of Pillow, and no {type(image).__name__}.")
         side = self.tokenizer.resolution
-        refuse_deep(image, "image")
-        pixels = square_pixels(image.convert("RGB"), side, self.tokenizer.channels)
+        pixels = square_pixels(as_mode(image, "RGB", "image"), side, self.tokenizer.channels)
         mask = None
         if isinstance(region, Image.Image):
             refuse_other_shape(region, image.size)
@@ -236,6 +241,9 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
         InputError: if a file is missing, holds something else, or does not say what it needs.
     """
     check_device(device)
+    for name, given in (("weights", weights), ("tokenizer", "" if tokenizer is None else tokenizer)):
+        if not isinstance(given, str | PathLike):
+            raise InputError(f"{name}={given}: expected the path of a file or a folder.")
     path = find_weights(weights)
     content = read_file(path) if tokenizer else with_found_tokenizer(read_file(path), path)
     state, kind = select_state(content)

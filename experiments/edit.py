@@ -243,8 +243,7 @@ def edit(
         settings: the whole configuration.
 
     Returns:
-        `images`, the folder; `num_images`; `strip`, a PNG file with what is drawn and the results; `skipped`, files
-        of a folder that are left out, with the reasons; the operations.
+        `images`, the folder; `num_images`; `strip`, a PNG file; `skipped`, why files are left out; the operations.
 
     Raises:
         InputError: for images or classes that there are not, and for a folder with other images.
@@ -265,8 +264,8 @@ def edit(
     strip = save_strip(rows, folder.with_name("strip.png"))
     print(f"Picture: {strip}; {len(files):,} images in {folder}")
     return {
-        **{"images": str(folder), "num_images": len(files)},
-        "strip": str(strip),
+        "images": str(folder),
+        **{"num_images": len(files), "strip": str(strip)},
         "skipped": skipped,
         **costs(net, sampler, max(1, round((1 - region.keep) * num_tokens))),
         "classes": [names[class_id] for class_id in class_ids],
