@@ -26,7 +26,7 @@ from data.fetch import fetch, local_folder
 from data.manifest import Manifest
 from data.shards import MappedPacks, ShardPacks, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.images import blocks_of
 from enat.tokenizers.base import Tokenizer
 
@@ -242,7 +242,8 @@ class ShardsDataModule(TokenDataModule):
         train, held_out = samples["train"], samples.get("held_out", 0)
         print(
             f"{without_credentials(self.shards)}: {train:,} training images and {held_out:,} held out, "
-            f"{self.num_classes} classes, {self.manifest.num_tokens} tokens of {self.manifest.resolution} px."
+            f"{counted(self.num_classes, 'class', 'classes')}, {self.manifest.num_tokens} tokens of "
+            f"{self.manifest.resolution} px."
         )
         if self.batch_size > train:
             print(

@@ -24,7 +24,7 @@ from data.images import ImageFiles, ImageList, find_images, load_rgb
 from data.manifest import Manifest
 from data.shards import ShardPacks, check_shards, write_array
 from data.tokenization import split_numbers
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically
 from enat.images import Block, center_crop, to_pil
 from enat.tokenizers.base import Tokenizer
@@ -49,7 +49,7 @@ class FolderImages:
             raise InputError(f"images={path}: expected a folder of images.")
         self.files, self.ignored = find_images(Path(path))
         if len(self.files) < 2:
-            raise InputError(f"images={path}: found {len(self.files)} images; expected at least 2.")
+            raise InputError(f"images={path}: found {counted(len(self.files), 'image')}; expected at least 2.")
         self.num_images = len(self.files)
         self.resolution = resolution
         self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
@@ -127,7 +127,9 @@ class ClassFolderImages(FolderImages):
         self.num_images = len(self.files)
         self.identity = {**self.identity, "part": part, "held_out": held_out, "seed": seed}
         if len(self.files) < 2:
-            raise InputError(f"images={path}: {len(self.files)} images of the part {part}; expected at least 2.")
+            raise InputError(
+                f"images={path}: {counted(len(self.files), 'image')} of the part {part}; expected at least 2."
+            )
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
         for block in super().read(places, device):

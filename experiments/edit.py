@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks.sample_grid import save_grid
 from data.images import find_images, load_rgb
 from enat.editing import Editor, cost, mark_region, tokens_under
-from enat.errors import InputError, printable
+from enat.errors import InputError, counted, printable
 from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names
 from enat.images import cut_word, file_name, refuse_other_shape, square_pixels, to_pil, white_pixels
@@ -262,7 +262,7 @@ def edit(
     folder.mkdir(parents=True, exist_ok=True)
     rows, num_tokens = draw_edits(editor, checkpoint.context, images, files, names, seed, batch_size)
     strip = save_strip(rows, folder.with_name("strip.png"))
-    print(f"Picture: {strip}; {len(files):,} images in {folder}")
+    print(f"Picture: {strip}; {counted(len(files), 'image')} in {folder}")
     return {
         "images": str(folder),
         **{"num_images": len(files), "strip": str(strip)},
