@@ -46,7 +46,10 @@ class FolderImages:
 
     def __init__(self, path: str | None, resolution: Annotated[int, Ge(1)] | None, num_workers: Annotated[int, Ge(0)]):
         if path is None or not Path(path).is_dir():
-            raise InputError(f"images={path}: expected a folder of images.")
+            raise InputError(
+                f"images={path}: there is no such folder; expected one of images, by metrics.images=DIR, "
+                "scored.path=DIR or reference.path=DIR."
+            )
         self.files, self.ignored = find_images(Path(path))
         if len(self.files) < 2:
             raise InputError(f"images={path}: found {counted(len(self.files), 'image')}; expected at least 2.")

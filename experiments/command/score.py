@@ -66,6 +66,8 @@ def _images(path: str, argument: str, resolution: int | None) -> Images:
     """Opens an `.npz` file of images or a folder of them; an error begins with the argument."""
     if path.endswith(".npz"):
         return ArchivedImages(path)
+    if not Path(path).is_dir():
+        raise InputError(f"{argument}: there is no such folder; expected one of images, or an .npz file of them.")
     try:
         return FolderImages(path, resolution, num_workers=0)
     except InputError as error:

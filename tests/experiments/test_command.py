@@ -35,7 +35,7 @@ def folder(make_pipeline, tmp_path):
             "large",
             "both/9.png: of another size (8x8 and 9x9); expected images of one size, or --resolution SIDE",
         ),
-        ("none", "large", "none: expected a folder of images."),
+        ("none", "large", "none: there is no such folder; expected one of images, or an .npz file of them."),
         ("one", "large", "one: found 1 image; expected at least 2."),
         ("small", "one", "--reference one: found 1 image; expected at least 2."),
     ],
@@ -195,7 +195,10 @@ WRONG = {
         ["score", "IMAGES", "--reference", "IMAGES", "--weights", "/none.pth"],
         "--weights /none.pth: there is no such file.",
     ),
-    "images": (["score", "/none", "--reference", "FOLDER"], "images=/none: expected a folder of images."),
+    "images": (
+        ["score", "/none", "--reference", "FOLDER"],
+        "/none: there is no such folder; expected one of images, or an .npz file",
+    ),
 }
 
 
