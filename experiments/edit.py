@@ -162,9 +162,11 @@ def costs(net: ENAT, sampler: Sampler, num_drawn: int) -> dict[str, Any]:
     return {"tokens_drawn": num_drawn, "tokens_kept": net.num_tokens - num_drawn, "cost": counted}
 
 
-def save_strip(rows: Mapping[str, Tensor], path: Path) -> Path:
-    """Saves the picture of the first rows, whose columns are the image, what is drawn, and results."""
-    titles = ["before", "to draw", *("" for _ in range(MAX_COLUMNS))][: len(next(iter(rows.values())))]
+def save_strip(rows: Mapping[str, Tensor], editor: Editor, path: Path) -> Path:
+    """Saves the picture of the first rows, whose columns are those of `draw_edits`."""
+    is_placed = isinstance(editor.region, Region) and editor.region.scale < 1
+    named = ["placed" if is_placed else "before", *(["other"] if editor.other is not None else []), "region"]
+    titles = [*named, *("" for _ in range(MAX_COLUMNS))][: len(next(iter(rows.values())))]
     return save_grid(torch.cat(list(rows.values())), list(rows), path, titles)
 
 
@@ -188,8 +190,8 @@ def draw_edits(
         batch_size: results that are drawn at a time.
 
     Returns:
-        The first rows of the picture, by their names: the image, what is drawn, results; and how many tokens lie under
-        the region.
+        The first rows of the picture, by their names: the image, the other one if any, the region, which is drawn but
+        for the tokens that are kept in it, and results; and how many tokens lie under the region.
     """
     rows: dict[str, Tensor] = {}
     class_ids = dict.fromkeys(class_id for _, class_id, _ in files)
@@ -209,7 +211,10 @@ def draw_edits(
                 progress.on_images(len(numbers))
             if len(rows) < MAX_ROWS:
                 covered = shown.masked_fill(drawn, COVERED)
-                rows[f"{name}, {class_names[class_id]}"] = torch.cat([shown, covered, *results])[:MAX_COLUMNS].cpu()
+                others = [] if editor.other is None else [editor.other.to(shown.device)]
+                rows[f"{name}, {class_names[class_id]}"] = torch.cat([shown, *others, covered, *results])[
+                    :MAX_COLUMNS
+                ].cpu()
     return rows, int(tokens_under(drawn, editor.tokenizer.grid).sum())
 
 
@@ -261,7 +266,7 @@ def edit(
     refuse_other_files(folder, set(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
     rows, num_tokens = draw_edits(editor, checkpoint.context, images, files, names, seed, batch_size)
-    strip = save_strip(rows, folder.with_name("strip.png"))
+    strip = save_strip(rows, editor, folder.with_name("strip.png"))
     print(f"Picture: {strip}; {counted(len(files), 'image')} in {folder}")
     return {
         "images": str(folder),
