@@ -159,6 +159,12 @@ def test_folders_of_images_that_are_not_there():
         FolderImages("none", None, 0)
 
 
+def test_a_job_of_a_multirun_that_is_shown_has_one_value_of_each_option():
+    assert prepare(["-m", "+sweep=steps", "seed=1", "--cfg", "job"]) == ["+sweep=steps", "seed=1", "--cfg", "job"]
+    with pytest.raises(InputError, match=r"seed=1,2: --cfg shows one job; expected one value of seed\."):
+        prepare(["-m", "+sweep=steps", "seed=1,2", "--cfg", "job"])
+
+
 def test_help_lists_the_tasks():
     listed = help_on(["run.py", "--help"]).splitlines()
     tasks = [line.split()[0] for line in listed if line.startswith("  ")]
