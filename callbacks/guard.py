@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from callbacks.training_log import logs_this_step
-from enat.errors import InputError
+from enat.errors import InputError, counted
 
 
 class NonFiniteGuard(L.Callback):
@@ -62,7 +62,7 @@ class NonFiniteGuard(L.Callback):
         self.skipped += bool(self.in_a_row)
         if self.in_a_row > self.max_skipped:
             raise InputError(
-                f"step {step}: the gradient is not finite, for {self.in_a_row} steps in a row; expected "
+                f"step {step}: the gradient is not finite, for {counted(self.in_a_row, 'step')} in a row; expected "
                 "at most callbacks.guard.max_skipped of them. A lower module.optimizer.lr or trainer.precision="
                 "32-true may help."
             )

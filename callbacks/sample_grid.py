@@ -35,7 +35,7 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     images = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     height, width, gap = images.shape[2], images.shape[3], 4
     picture = make_grid(images, nrow=columns, padding=gap, pad_value=1.0).permute(1, 2, 0)
-    row_names = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..." for name in map(_drawable, row_names)]
+    row_names = [shortened(_drawable(name)) for name in row_names]
     left = 16 + 9 * max(3, *map(len, row_names))  # pixels; a letter has fewer than nine
     top = 30 if column_names else 0
     dpi = 100
@@ -50,6 +50,12 @@ def _save(images: Tensor, columns: int, row_names: list[str], column_names: list
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, partial(figure.savefig, format="png"))
     return path
+
+
+def shortened(name: str) -> str:
+    """Leaves out the middle of a long name, for names often differ at their ends."""
+    half = MAX_NAME // 2
+    return name if len(name) <= MAX_NAME else f"{name[:half]}...{name[-half:]}"
 
 
 def _drawable(name: str) -> str:

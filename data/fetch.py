@@ -1,6 +1,7 @@
 """Downloads remote shards. A URL may be of http(s) or of any other file system that fsspec can read."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import IO, Any
 import fsspec
 from aiohttp import ClientError, ClientTimeout
 
+from data.credentials import without_credentials
 from data.manifest import Manifest, Shard
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
@@ -41,7 +43,7 @@ def fetch(folder_or_url: str, cache: Path) -> Path:
         path = folder / shard.name
         if path.exists() and sha256_of(path) == shard.sha256:
             continue
-        write_atomically(path, partial(_copy_shard, f"{folder_or_url}/{shard.name}", shard))
+        write_atomically(path, partial(_copy_shard, _url_of(folder_or_url, shard.name), shard))
     return folder
 
 
@@ -52,12 +54,24 @@ def fetch_manifest(folder_or_url: str, cache: Path) -> Path:
         return folder
     scheme = folder_or_url.partition(":")[0]
     if scheme not in SCHEMES:
-        raise InputError(f"data.shards={folder_or_url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
+        url = without_credentials(folder_or_url)
+        raise InputError(f"data.shards={url}: expected a folder, or a URL of {', '.join(SCHEMES)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    content = b"".join(_download(f"{folder_or_url}/manifest.json", MAX_MANIFEST))
-    write_atomically(folder / "manifest.json", content)
-    Manifest.load(folder)
+    copy = folder / "manifest.json"
+    content = b"".join(_download(_url_of(folder_or_url, copy.name), MAX_MANIFEST))
+    write_atomically(copy, content)
+    try:
+        Manifest.load(folder)
+    except InputError as error:
+        url = without_credentials(_url_of(folder_or_url, copy.name))
+        raise InputError(str(error).replace(str(copy), url)) from error
     return folder
+
+
+def _url_of(url: str, name: str) -> str:
+    """Returns the URL of a file in the folder of a URL, which may end with a query, such as `?token=...`."""
+    place, *query = re.split(r"(?=[?#])", url, maxsplit=1) if url.startswith("http") else [url]
+    return "".join([place.rstrip("/"), "/", name, *query])
 
 
 def _copy_shard(url: str, shard: Shard, file: IO[bytes]) -> None:
@@ -71,19 +85,20 @@ def _copy_shard(url: str, shard: Shard, file: IO[bytes]) -> None:
         digest.update(part)
         file.write(part)
     if digest.hexdigest() != shard.sha256:
-        raise InputError(f"{url}: the shard was altered; its sha256 is not the manifest's.")
+        raise InputError(f"{without_credentials(url)}: the shard was altered; its sha256 is not the manifest's.")
 
 
 def _download(url: str, at_most: int) -> Iterator[bytes]:
     """Yields the content of a URL in parts; a server may not take forever, nor send much more than `at_most` bytes.
 
     Raises:
-        InputError: if it can't be read, or is longer.
+        InputError: if it can't be read, or is longer; it names the URL without passwords and access keys.
     """
     options: dict[str, Any] = {}
     if url.startswith("http"):
         options["block_size"] = 0  # as a stream: of a range, fsspec takes all that the server sends
         options["client_kwargs"] = {"timeout": ClientTimeout(total=PATIENCE + at_most / SLOWEST, sock_read=PATIENCE)}
+    shown = without_credentials(url)
     try:
         taken = 0
         with fsspec.open(url, "rb", **options) as file:
@@ -91,9 +106,9 @@ def _download(url: str, at_most: int) -> Iterator[bytes]:
                 taken += len(part)
                 yield part
     except FileNotFoundError as error:
-        raise InputError(f"{url}: there is no such file on the server.") from error
+        raise InputError(f"{shown}: there is no such file on the server.") from error
     except (OSError, ImportError, ValueError, ClientError) as error:
-        reason = "the server is too slow" if isinstance(error, TimeoutError) else error
-        raise InputError(f"{url}: can't be read: {reason}.") from error
+        reason = "the server is too slow" if isinstance(error, TimeoutError) else without_credentials(str(error))
+        raise InputError(f"{shown}: can't be read: {reason}.") from None  # the error itself has the whole URL
     if taken > at_most:
-        raise InputError(f"{url}: more than {at_most:,} bytes, which is too long for this file.")
+        raise InputError(f"{shown}: more than {at_most:,} bytes, which is too long for this file.")

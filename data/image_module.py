@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from data.images import center_crop, find_images, load_rgb
+from data.images import find_images, load_rgb
 from data.module import held_out_blocks, training_loader
 from data.tokenization import split_numbers
-from enat.errors import InputError, printable
+from enat.errors import InputError, counted, printable
 from enat.files import sha256_if_readable
-from enat.images import Block
+from enat.images import Block, center_crop
 from enat.randomness import rng_for
 
 HASHED_BYTES = 2**32  # up to which the content of a folder of images is hashed
@@ -179,10 +179,12 @@ def split_folder(images: str | None, held_out: float, seed: int) -> tuple[list[P
     for reason in ignored:
         rank_zero_only(print)(f"Ignored: {printable(reason)}.")
     if len(files) < 2:
-        raise InputError(f"data.images={images}: found {len(files)} images; expected at least 2.")
+        raise InputError(f"data.images={images}: found {counted(len(files), 'image')}; expected at least 2.")
     in_folders = [file for file in files if file.parent != Path(images)]
     if in_folders and len(in_folders) < len(files):  # task=tokenize, too, takes those in class folders only
-        rank_zero_only(print)(f"Ignored: {images}: {len(files) - len(in_folders)} images beside the folders of images.")
+        rank_zero_only(print)(
+            f"Ignored: {images}: {counted(len(files) - len(in_folders), 'image')} beside the folders of images."
+        )
         files = in_folders
     numbers = split_numbers(len(files), held_out, seed)
     parts = {split: [files[number] for number in chosen] for split, chosen in numbers.items()}

@@ -18,7 +18,7 @@ from data.labels import read_labels
 from enat.errors import InputError, printable
 from enat.files import is_open
 from enat.generation import UNCONDITIONAL
-from enat.images import refuse_deep
+from enat.images import center_crop, refuse_deep
 
 Image.init()
 # All that Pillow reads, but for documents and containers, of which it reads no pixels by itself.
@@ -28,7 +28,6 @@ SUFFIXES -= {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".wmf", ".emf", "
 FORMATS = sorted({kind for suffix, kind in Image.registered_extensions().items() if suffix in SUFFIXES})
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 MAX_CLASSES = 100_000  # a larger number is a name, such as a date, and no class id
-MAX_STRETCH = 8  # ratio of an image's sides up to which a crop resizes the whole image
 
 
 def find_images(folder: Path) -> tuple[list[Path], list[str]]:
@@ -218,33 +217,6 @@ class ImageFiles(Dataset[np.ndarray | str]):
             return self.transform(load_rgb(self.folder / self.files[number]))
         except InputError as error:
             return str(error)
-
-
-def center_crop(image: Image.Image, side: int) -> Image.Image:
-    """Crops an image to a square of `side` pixels, as ADM does (docs/method.md, Data).
-
-    The image is halved with a box filter while its short side is at least twice `side`, then resized with a bicubic
-    filter until the short side is `side`; the centre of that is cut out.
-    """
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    if max(image.size) > MAX_STRETCH * min(image.size):
-        image = _middle(image)
-    scale = side / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    left = (size[0] - side) // 2
-    top = (size[1] - side) // 2
-    return image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    """Cuts the middle out of a very long image, so that the rest is not resized: it would fill the memory."""
-    short = min(image.size)
-    box = [0, 0, image.width, image.height]
-    axis = 0 if image.width > image.height else 1
-    start = (image.size[axis] - MAX_STRETCH * short) // 2
-    box[axis], box[axis + 2] = start, start + MAX_STRETCH * short
-    return image.crop((box[0], box[1], box[2], box[3]))
 
 
 class Views(Protocol):

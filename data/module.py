@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_convert
 from data.credentials import without_credentials
 from data.fetch import fetch, local_folder
 from data.manifest import Manifest
-from data.shards import ShardPacks, check_shards
+from data.shards import MappedPacks, ShardPacks, check_shards
 from data.stream import Packs, StreamPositions, TokenStream, per_device_batch
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.images import blocks_of
 from enat.tokenizers.base import Tokenizer
 
@@ -188,7 +188,9 @@ class ShardsDataModule(TokenDataModule):
         check_shards(folder, manifest)
         for split, shards in manifest.splits.items():
             if shards:
-                self.reader(folder, manifest, split)  # `map_packs` unpacks the shards here, in a single process
+                packs = self.reader(folder, manifest, split)  # `map_packs` unpacks the shards here, in a single process
+                if isinstance(packs, MappedPacks):
+                    packs.check()
 
     def setup(self, stage: str) -> None:
         assert self.shards is not None
@@ -240,7 +242,8 @@ class ShardsDataModule(TokenDataModule):
         train, held_out = samples["train"], samples.get("held_out", 0)
         print(
             f"{without_credentials(self.shards)}: {train:,} training images and {held_out:,} held out, "
-            f"{self.num_classes} classes, {self.manifest.num_tokens} tokens of {self.manifest.resolution} px."
+            f"{counted(self.num_classes, 'class', 'classes')}, {self.manifest.num_tokens} tokens of "
+            f"{self.manifest.resolution} px."
         )
         if self.batch_size > train:
             print(

@@ -20,13 +20,13 @@ from annotated_types import Ge, Lt
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.images import ImageFiles, ImageList, center_crop, find_images, load_rgb
+from data.images import ImageFiles, ImageList, find_images, load_rgb
 from data.manifest import Manifest
 from data.shards import ShardPacks, check_shards, write_array
 from data.tokenization import split_numbers
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.files import MARK, make_own_folder, remove_own_folder, write_atomically
-from enat.images import Block, to_pil
+from enat.images import Block, center_crop, to_pil
 from enat.tokenizers.base import Tokenizer
 
 
@@ -46,10 +46,13 @@ class FolderImages:
 
     def __init__(self, path: str | None, resolution: Annotated[int, Ge(1)] | None, num_workers: Annotated[int, Ge(0)]):
         if path is None or not Path(path).is_dir():
-            raise InputError(f"images={path}: expected a folder of images.")
+            raise InputError(
+                f"images={path}: there is no such folder; expected one of images, by metrics.images=DIR, "
+                "scored.path=DIR or reference.path=DIR."
+            )
         self.files, self.ignored = find_images(Path(path))
         if len(self.files) < 2:
-            raise InputError(f"images={path}: found {len(self.files)} images; expected at least 2.")
+            raise InputError(f"images={path}: found {counted(len(self.files), 'image')}; expected at least 2.")
         self.num_images = len(self.files)
         self.resolution = resolution
         self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
@@ -127,7 +130,9 @@ class ClassFolderImages(FolderImages):
         self.num_images = len(self.files)
         self.identity = {**self.identity, "part": part, "held_out": held_out, "seed": seed}
         if len(self.files) < 2:
-            raise InputError(f"images={path}: {len(self.files)} images of the part {part}; expected at least 2.")
+            raise InputError(
+                f"images={path}: {counted(len(self.files), 'image')} of the part {part}; expected at least 2."
+            )
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
         for block in super().read(places, device):

@@ -9,6 +9,7 @@ Shapes: `n` samples of a pack or shard, `V` views of a sample, `L` tokens of a v
 
 import hashlib
 import io
+import math
 import tarfile
 from collections.abc import Iterable
 from functools import partial
@@ -18,11 +19,13 @@ from typing import IO
 import numpy as np
 from webdataset import TarWriter
 
-from data.arrays import parse_npy
+from data.arrays import parse_npy, read_npy_header
 from data.manifest import ARRAYS, Manifest, Shard
 from data.stream import OnePack
 from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
+
+NO_COPY = "it is no copy of the shards; remove it, and the next run makes it anew."
 
 
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:
@@ -59,7 +62,7 @@ def write_shard(path: Path, token_ids: np.ndarray, class_ids: np.ndarray, source
 def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
     """Checks that every shard of a manifest exists and has the size and the sha256 that the manifest gives.
 
-    With `deep`, it also reads the packs, whose values `ShardPacks.read` checks.
+    With `deep`, it also reads the packs, whose values `ShardPacks.read` checks, and the files of `map_packs` if any.
 
     Raises:
         InputError: naming the shard.
@@ -77,6 +80,8 @@ def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
             packs = ShardPacks(folder, manifest, split)
             for pack in range(len(packs.sizes)):
                 packs.read(pack)
+            if all(path.exists() for path in mapped_files(folder, manifest, split)):
+                map_packs(folder, manifest, split).check()
 
 
 class ShardPacks:
@@ -200,27 +205,76 @@ def write_array(file: IO[bytes], dtype: type, shape: tuple[int, ...], parts: Ite
         file.write(part.astype(dtype).tobytes())
 
 
-def map_packs(folder: Path, manifest: Manifest, split: str) -> OnePack:
+def mapped_files(folder: Path, manifest: Manifest, split: str) -> list[Path]:
+    """Returns the files of `map_packs`, of token ids and of class ids, whether they are there or not."""
+    stem = f"{split}-{manifest.split_sha256(split)[:16]}"
+    return [folder / "mapped" / f"{stem}-{name}.npy" for name in ("tokens", "classes")]
+
+
+class MappedPacks(OnePack):
+    """Offers all samples of a split as a single pack, from files that are mapped into memory.
+
+    Args:
+        paths: of the token ids and the class ids.
+        samples: their arrays.
+        shards: what they were unpacked from.
+    """
+
+    def __init__(self, paths: list[Path], samples: Iterable[np.ndarray], shards: ShardPacks):
+        super().__init__(*samples)
+        self.paths = paths
+        self.shards = shards
+
+    def check(self) -> None:
+        """Compares all samples with those of the shards.
+
+        Raises:
+            InputError: naming the file that has others.
+        """
+        ends = self.shards.sizes.cumsum()
+        for pack, (size, end) in enumerate(zip(self.shards.sizes, ends, strict=True)):
+            for path, samples, wanted in zip(self.paths, self.samples, self.shards.read(pack), strict=True):
+                if not np.array_equal(samples[end - size : end], wanted):
+                    raise InputError(f"{path}: {NO_COPY}")
+
+
+def _map_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps a file that `write_array` wrote into memory; raises InputError for one that was cut or is another."""
+    try:
+        with path.open("rb") as file:
+            header = read_npy_header(file)
+            start = file.tell()
+        length = start + math.prod(shape) * np.dtype(dtype).itemsize
+        if header != (shape, False, np.dtype(dtype)) or path.stat().st_size != length:
+            raise ValueError("another array")
+        return np.asarray(np.memmap(path, dtype, "r", start, shape))
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {NO_COPY}") from error
+
+
+def map_packs(folder: Path, manifest: Manifest, split: str) -> MappedPacks:
     """Maps all samples of a split into memory that the processes of a machine share, as a single pack.
 
     The first call unpacks the shards to files in `mapped/` beside them. The operating system loads from these files
-    what is used and drops it when memory is short.
+    what is used and drops it when memory is short. Each call looks at their sizes; `MappedPacks.check` at all samples.
 
     Raises:
-        InputError: if the disk has no room for the files, or a shard is missing or damaged.
+        InputError: if the disk has no room for the files, or a shard or a file is missing or damaged.
     """
     packs = ShardPacks(folder, manifest, split)
     token_shape = (int(packs.sizes.sum()), len(manifest.views), manifest.num_tokens)
-    arrays: list[tuple[str, type, tuple[int, ...]]] = [
-        ("tokens", token_dtype(manifest.codebook_size), token_shape),
-        ("classes", np.int32, token_shape[:1]),
+    arrays: list[tuple[type, tuple[int, ...]]] = [
+        (token_dtype(manifest.codebook_size), token_shape),
+        (np.int32, token_shape[:1]),
     ]
+    paths = mapped_files(folder, manifest, split)
     mapped = []
-    for number, (name, dtype, shape) in enumerate(arrays):
-        path = folder / "mapped" / f"{split}-{manifest.split_sha256(split)[:16]}-{name}.npy"
+    for number, (path, (dtype, shape)) in enumerate(zip(paths, arrays, strict=True)):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             parts = (packs.read(pack)[number] for pack in range(len(packs.sizes)))
             write_atomically(path, partial(write_array, dtype=dtype, shape=shape, parts=parts))
-        mapped.append(np.asarray(np.load(path, mmap_mode="r")))
-    return OnePack(*mapped)
+        mapped.append(_map_array(path, dtype, shape))
+    return MappedPacks(paths, mapped, packs)

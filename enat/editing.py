@@ -6,6 +6,7 @@ Shapes: `B` images, `L = h*w` tokens of an image, `H` and `W` height and width i
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
@@ -47,10 +48,27 @@ def choose_some(is_drawn: Tensor, keep: float, generator: torch.Generator) -> Te
     return torch.zeros_like(is_drawn).scatter(0, chosen, True)
 
 
-def mix(first: Tensor, second: Tensor, weight: float, generator: torch.Generator) -> Tensor:
-    """Takes each token from one of two images, (L,), a share of `weight` from the second, at random positions."""
-    order = torch.randperm(len(first), generator=generator).to(first.device)
-    return first.scatter(0, order[: round(weight * len(first))], second[order[: round(weight * len(first))]])
+def mix(first: Tensor, second: Tensor, is_kept: Tensor, weight: float, generator: torch.Generator) -> Tensor:
+    """Takes a share of `weight` of the kept tokens from a second image, at random positions.
+
+    Args:
+        first, second: token ids of both images, (L,).
+        is_kept: which tokens are kept, (L,).
+        weight: the share.
+        generator: chooses the positions, on the CPU.
+
+    Raises:
+        InputError: if no token is kept.
+    """
+    places = is_kept.nonzero()[:, 0]
+    if not len(places):
+        raise InputError(
+            "other: no token is kept, so that none is of this image; expected region.keep=SHARE of more than 0, or a "
+            "region that leaves out a part of the image."
+        )
+    order = torch.randperm(len(places), generator=generator).to(places.device)
+    chosen = places[order[: round(weight * len(places))]]
+    return first.scatter(0, chosen, second[chosen])
 
 
 @torch.no_grad()
@@ -126,13 +144,20 @@ def box_region(box: Sequence[float], height: int, width: int) -> Tensor:
     Raises:
         InputError: for a box that is empty or beyond the image.
     """
-    sides = list(box) if isinstance(box, Iterable) else [box]
+    shape = tuple(getattr(box, "shape", ()))
+    if len(shape) > 1:
+        raise InputError(
+            f"region: an array of shape {shape}; expected an image of Pillow, white where it is drawn, or a box of "
+            "four shares."
+        )
+    plain = box.tolist() if hasattr(box, "tolist") else box  # of NumPy or torch
+    sides = list(plain) if isinstance(plain, Iterable) else [plain]
     has_four = len(sides) == 4 and all(isinstance(side, Real) for side in sides)
     left, top, right, bottom = sides if has_four else (1.0, 1.0, 0.0, 0.0)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise InputError(
-            f"box={sides}: expected left, top, right and bottom as shares from 0 to 1, such as [0,0,0.5,1], the "
-            "left half."
+            f"box={reprlib.repr(sides)}: expected left, top, right and bottom as shares from 0 to 1, such as "
+            "[0,0,0.5,1], the left half."
         )
     region = torch.zeros(height, width, dtype=torch.bool)
     rows = slice(math.floor(top * height), math.ceil(bottom * height))
@@ -246,7 +271,8 @@ class Editor:
             drawn.append(choose_some(under, self.keep, chosen) if self.keep else under)
             mixed = token_ids
             if self.other is not None:
-                mixed = mix(token_ids, self.tokenizer.encode(self.other.to(device))[0], self.weight, chosen)
+                others = self.tokenizer.encode(self.other.to(device))[0]
+                mixed = mix(token_ids, others, ~drawn[-1], self.weight, chosen)
             kept.append(mixed)
         generators = [generator_for(device, "edit", seed, class_id, number) for seed, number in seeds]
         classes = torch.full((len(seeds),), class_id, device=device)

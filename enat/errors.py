@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see, and texts of files that are safe to print."""
+"""The one exception that a user is meant to see, and texts as they are printed."""
 
 import re
 from numbers import Integral, Real
@@ -28,6 +28,11 @@ def check_share(name: str, value: object) -> None:
     """
     if not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise InputError(f"{name}={value}: expected a share from 0 to 1.")
+
+
+def counted(count: int, word: str, plural: str | None = None) -> str:
+    """Returns a number of things, such as `1 image` or `2,000 images`; a plural without `s` has to be given."""
+    return f"{count:,} {word if count == 1 else plural or f'{word}s'}"
 
 
 def printable(text: str) -> str:

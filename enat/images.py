@@ -24,6 +24,7 @@ from enat.files import write_atomically
 
 MASKED_COLOUR = (0.16, 0.22, 0.42)
 FACTS = "enat"  # the key of the text in a PNG file that says how its image was drawn
+MAX_STRETCH = 8  # ratio of an image's sides up to which a crop resizes the whole image
 MAX_NAME_BYTES = 100  # of a class or another word, in the names of files
 
 
@@ -52,6 +53,28 @@ def refuse_deep(image: Image.Image, name: str | Path) -> None:
         raise InputError(f"{name}: more than 8 bits a channel (mode {image.mode}); convert it first.")
 
 
+def as_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
+    """Converts an image of Pillow, which may still have to be read from its file, to a mode such as RGB.
+
+    Args:
+        image: the image.
+        mode: of the result, with 8 bits a channel.
+        name: of its file or its argument, for errors.
+
+    Raises:
+        InputError: for more than 8 bits a channel, an image without pixels, and one that can't be read.
+    """
+    refuse_deep(image, name)
+    if not min(image.size):
+        raise InputError(f"{name}: {image.width} x {image.height} pixels; expected an image with some.")
+    try:
+        return image.convert(mode)
+    except Exception as error:  # whatever a plugin of Pillow raises on a damaged file
+        raise InputError(
+            f"{name}: can't be read: {str(error).rstrip('.')}; expected an image that is whole."
+        ) from error
+
+
 def refuse_other_shape(mask: Image.Image, image_size: tuple[int, int], name: str = "region") -> None:
     """Refuses a mask whose ratio of the sides is not that of the image, so that it would be cropped differently.
 
@@ -71,6 +94,40 @@ def refuse_other_shape(mask: Image.Image, image_size: tuple[int, int], name: str
         )
 
 
+def center_crop(image: Image.Image, side: int) -> Image.Image:
+    """Crops an image to a square of `side` pixels, as ADM does (docs/method.md, Data).
+
+    The image is halved with a box filter while its short side is at least twice `side`, then resized with a bicubic
+    filter until the short side is `side`; the centre of that is cut out.
+    """
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if max(image.size) > MAX_STRETCH * min(image.size):
+        image = _middle(image)
+    scale = side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    left = (size[0] - side) // 2
+    top = (size[1] - side) // 2
+    return image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Cuts the middle out of a very long image, so that the rest is not resized: it would fill the memory."""
+    short = min(image.size)
+    box = [0, 0, image.width, image.height]
+    axis = 0 if image.width > image.height else 1
+    start = (image.size[axis] - MAX_STRETCH * short) // 2
+    box[axis], box[axis + 2] = start, start + MAX_STRETCH * short
+    return image.crop((box[0], box[1], box[2], box[3]))
+
+
+def square_pixels(image: Image.Image, side: int, channels: int) -> Tensor:
+    """Crops an RGB image as `center_crop` does: (1, channels, side, side) in [0, 1], grey for one channel."""
+    cropped = center_crop(image, side).convert("L" if channels == 1 else "RGB")
+    pixels = np.atleast_3d(np.asarray(cropped, dtype=np.float32)) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
 def white_pixels(mask: Image.Image, side: int, name: str = "region") -> Tensor:
     """Crops a mask to a square in the middle, and returns which of side x side pixels it marks, (side, side).
 
@@ -82,10 +139,9 @@ def white_pixels(mask: Image.Image, side: int, name: str = "region") -> Tensor:
         name: of the mask, for errors.
 
     Raises:
-        InputError: for more than 8 bits a channel.
+        InputError: for a mask that `as_mode` refuses.
     """
-    refuse_deep(mask, name)
-    with_alpha = mask.convert("RGBA")
+    with_alpha = as_mode(mask, "RGBA", name)
     is_white = (np.asarray(with_alpha.convert("L")) > 127) & (np.asarray(with_alpha.getchannel("A")) > 127)
     short = min(mask.size)
     left, top = (mask.width - short) // 2, (mask.height - short) // 2

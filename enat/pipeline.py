@@ -6,43 +6,43 @@ Shapes: `n` images, `L` tokens of an image.
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
 
 from enat.building import build_from_settings, check_parts, find_part, named
 from enat.checkpoints.folder import config_of, with_found_tokenizer
 from enat.checkpoints.hub import find_weights
 from enat.checkpoints.names import split_blocks
-from enat.checkpoints.official import infer_sizes
+from enat.checkpoints.official import official_settings
 from enat.checkpoints.saving import describe, save_folder
 from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state
 from enat.editing import Editor, mark_region
 from enat.errors import InputError, check_share, check_whole
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
-from enat.images import refuse_deep, refuse_other_shape, reveal, to_pil, white_pixels
+from enat.images import as_mode, refuse_other_shape, reveal, square_pixels, to_pil, white_pixels
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 
-OFFICIAL_DEPTHS = {24: (22, 2, 16), 16: (15, 1, 8)}  # of ENAT-L and ENAT-B: encoder, decoder, heads
-
 
 def check_device(device: torch.device | str) -> None:
-    """Refuses a device that torch does not know or does not have here.
+    """Refuses a device that torch does not know or does not have here, and `meta`, which computes nothing.
 
     Raises:
         InputError: with torch's reason.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        found = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"device={device}: {reason}; expected one that is there, such as cpu.") from error
+    if found.is_meta:
+        raise InputError(f"device={device}: it computes nothing; expected one that does, such as cpu.")
 
 
 class Pipeline:
@@ -76,9 +76,12 @@ class Pipeline:
         """Moves network and tokenizer to a device, and casts them to a type of numbers; None leaves either as it is.
 
         Raises:
-            InputError: for a device that is not there, or a type without fractions.
+            InputError: for a device that is not there, or a type without fractions or with less than 16 bits.
         """
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        is_type = (
+            isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+        )  # layers lack float8
+        if dtype is not None and not is_type:
             raise InputError(f"dtype={dtype}: expected a type such as torch.bfloat16.")
         if device is not None:
             check_device(device)
@@ -130,7 +133,7 @@ class Pipeline:
         """Draws a part of an image anew and keeps the rest (docs/editing.md).
 
         Args:
-            image: is cropped to a square in the middle, and scaled to the side of the network's images.
+            image: is cropped to a square in the middle, and scaled to the side of the network's images, as in training.
             classes: ids or names of the classes of the new tokens, or a single one, or `unconditional`.
             region: what is drawn: the white pixels of an image of the same shape, whose transparent pixels count as
                 black; or a box of left, top, right and bottom as shares; None for all of it.
@@ -152,9 +155,7 @@ class Pipeline:
         if not isinstance(image, Image.Image):
             raise InputError(f"image: expected an image of Pillow, and no {type(image).__name__}.")
         side = self.tokenizer.resolution
-        mode = "L" if self.tokenizer.channels == 1 else "RGB"
-        refuse_deep(image, "image")
-        pixels = to_tensor(ImageOps.fit(image.convert(mode), (side, side), Image.Resampling.BICUBIC))[None]
+        pixels = square_pixels(as_mode(image, "RGB", "image"), side, self.tokenizer.channels)
         mask = None
         if isinstance(region, Image.Image):
             refuse_other_shape(region, image.size)
@@ -240,12 +241,15 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
         InputError: if a file is missing, holds something else, or does not say what it needs.
     """
     check_device(device)
+    for name, given in (("weights", weights), ("tokenizer", "" if tokenizer is None else tokenizer)):
+        if not isinstance(given, str | PathLike):
+            raise InputError(f"{name}={given}: expected the path of a file or a folder.")
     path = find_weights(weights)
     content = read_file(path) if tokenizer else with_found_tokenizer(read_file(path), path)
     state, kind = select_state(content)
     settings = content.get("settings")
     if settings is None and kind == "official" and tokenizer is not None:
-        settings = _official_settings(state, path)
+        settings = official_settings(state, path)
     elif not isinstance(settings, dict):
         raise InputError(
             f"{path}: expected the checkpoint of a training run, or an official one with tokenizer=FILE, the VQGAN."
@@ -266,34 +270,3 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     described = describe(content, path)
     described |= {"settings": settings, "weights_kind": kind}
     return Pipeline(net.eval(), sampler, built_tokenizer, content.get("class_names"), described).to(device)
-
-
-def _official_settings(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Any]:
-    """Returns the settings of an official file, which has none (docs/method.md, Recipe)."""
-    sizes: dict[str, Any] = dict(infer_sizes(state))
-    depth = sizes.pop("depth")
-    if depth not in OFFICIAL_DEPTHS:
-        raise InputError(f"{path}: {depth} blocks; expected the 24 of ENAT-L or the 16 of ENAT-B.")
-    encoder_depth, decoder_depth, num_heads = OFFICIAL_DEPTHS[depth]
-    sizes |= {"encoder_depth": encoder_depth, "decoder_depth": decoder_depth, "num_heads": num_heads}
-    is_512 = sizes["num_tokens"] == 1024
-    schedules = {
-        "mask_schedule": "cosine",
-        "guidance_schedule": "rising",
-        "sampling_temperature_schedule": "falling",
-        "gumbel_temperature_schedule": "falling",
-    }
-    sampler = {
-        "_target_": "enat.sampler.Sampler",
-        "num_steps": 8,
-        "guidance_scale": 3.5 if is_512 else 2.5,
-        "sampling_temperature": 4.0 if is_512 else 6.0,
-        "gumbel_temperature": 1.5,
-        **{name: {"_target_": f"enat.schedules.{kind}", "_partial_": True} for name, kind in schedules.items()},
-    }
-    return {
-        "name": Path(path).stem,
-        "module": {"net": {"_target_": "enat.net.ENAT", **sizes}},
-        "sampler": sampler,
-        "tokenizer": {"_target_": "enat.tokenizers.vqgan.VQGAN", "resolution": 512 if is_512 else 256, "weights": None},
-    }

@@ -18,8 +18,11 @@ from torch.utils.data import DataLoader, default_convert
 from data.manifest import Manifest, Shard
 from data.shards import ShardPacks, check_shards, write_shard
 from data.stream import StreamPositions, TokenStream
+from enat.errors import InputError
+from enat.files import make_own_folder
 
 CODEBOOK_SIZE = 1024
+SYNTHETIC = hashlib.sha256(b"synthetic").hexdigest()  # in a manifest, in place of a tokenizer's
 VIEWS = 2
 
 
@@ -38,7 +41,7 @@ def synthetic_shards(
         shards.append(write_shard(folder / f"train-{len(shards):05d}.tar", tokens, numbers, numbers, pack_size))
     manifest = Manifest(
         tokenizer="none",
-        tokenizer_sha256=hashlib.sha256(b"synthetic").hexdigest(),
+        tokenizer_sha256=SYNTHETIC,
         resolution=16 * side,
         grid=[side, side],
         codebook_size=CODEBOOK_SIZE,
@@ -49,6 +52,19 @@ def synthetic_shards(
     )
     manifest.save(folder)
     return manifest
+
+
+def own_folder(output: Path) -> Path:
+    """Makes the folder of the synthetic shards, in which there are no files of anybody else.
+
+    Raises:
+        InputError: if the output folder holds shards of images, or the folder in it is of another program.
+    """
+    if (output / "manifest.json").exists() and Manifest.load(output).tokenizer_sha256 != SYNTHETIC:
+        raise InputError(f"output={output}: the folder holds shards of images; expected another output=DIR.")
+    folder = output / "shards"
+    make_own_folder(folder)
+    return folder
 
 
 def batches(packs: ShardPacks, batch_size: int, rank: int, ranks: int, workers: int) -> Iterator[Any]:
@@ -129,13 +145,13 @@ def data_benchmark(
         batch_size: the batch of a rank.
         seconds: how long the speed is measured.
         ranks, workers: the ranks, and the workers of each, that read all samples once.
-        output: the folder of the shards, which are left there.
+        output: has a folder `shards/` of the shards, which are left there.
 
     Returns:
         `bytes` on disk, `samples_per_second` of one worker and of plain webdataset with their ratio, `worker_mb`, the
         largest resident memory of a worker, and `each_sample_once`, whether each sample came once.
     """
-    folder = Path(output)
+    folder = own_folder(Path(output))
     manifest = synthetic_shards(folder, samples, side)
     start = time.perf_counter()
     check_shards(folder, manifest)

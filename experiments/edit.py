@@ -7,18 +7,17 @@ from itertools import count, product
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from callbacks.sample_grid import save_grid
-from data.images import center_crop, find_images, load_rgb
+from data.images import find_images, load_rgb
 from enat.editing import Editor, cost, mark_region, tokens_under
-from enat.errors import InputError
+from enat.errors import InputError, counted, printable
 from enat.files import write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names
-from enat.images import cut_word, file_name, refuse_other_shape, to_pil, white_pixels
+from enat.images import cut_word, file_name, refuse_other_shape, square_pixels, to_pil, white_pixels
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
@@ -68,17 +67,23 @@ class Region:
         return mark_region(image, mask, self.box, self.scale)
 
 
-def list_images(images: str | Sequence[str] | None) -> list[Path]:
-    """Returns the image files that an option names: a file, several, or a folder of them.
+def list_images(images: str | Sequence[str] | None) -> tuple[list[Path], list[str]]:
+    """Lists the image files that an option names: a file, several, or a folder of them.
+
+    Returns:
+        The files, and the reasons why others in folders are left out.
 
     Raises:
         InputError: for no file at all.
     """
-    listed = [images] if isinstance(images, str) else list(images or [])
-    files = [file for name in listed for file in (find_images(Path(name))[0] if Path(name).is_dir() else [Path(name)])]
+    named = [Path(name) for name in ([images] if isinstance(images, str) else images or [])]
+    found = [find_images(path) if path.is_dir() else ([path], []) for path in named]
+    files = [file for listed, _ in found for file in listed]
+    skipped = [reason for _, reasons in found for reason in reasons]
     if not files:
-        raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images.")
-    return files
+        reasons = f"; {'; '.join(skipped)}" if skipped else ""
+        raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images{reasons}.")
+    return files, skipped
 
 
 def name_images(files: Sequence[Path]) -> list[str]:
@@ -109,15 +114,23 @@ def read_image(file: Path, tokenizer: Tokenizer, region: Region | None = None) -
     picture = load_rgb(file)
     if region is not None:
         region.refuse_other_shape(picture.size)
-    cropped = center_crop(picture, tokenizer.resolution).convert("L" if tokenizer.channels == 1 else "RGB")
-    pixels = np.atleast_3d(np.asarray(cropped, dtype=np.float32)) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return square_pixels(picture, tokenizer.resolution, tokenizer.channels)
 
 
-def read_images(images: str | Sequence[str] | None, tokenizer: Tokenizer, region: Region) -> dict[str, Tensor]:
-    """Reads the images that an option names, see `read_image`, by names of which no two are equal."""
-    files = list_images(images)
-    return {name: read_image(file, tokenizer, region) for name, file in zip(name_images(files), files, strict=True)}
+def read_images(
+    images: str | Sequence[str] | None, tokenizer: Tokenizer, region: Region
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Reads the images that an option names, and prints what is left out.
+
+    Returns:
+        The images, see `read_image`, by names of which no two are equal; and the reasons why others are left out.
+    """
+    files, skipped = list_images(images)
+    for reason in skipped:
+        print(f"Skipped {printable(reason)}")
+    return {
+        name: read_image(file, tokenizer, region) for name, file in zip(name_images(files), files, strict=True)
+    }, skipped
 
 
 def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:
@@ -149,9 +162,11 @@ def costs(net: ENAT, sampler: Sampler, num_drawn: int) -> dict[str, Any]:
     return {"tokens_drawn": num_drawn, "tokens_kept": net.num_tokens - num_drawn, "cost": counted}
 
 
-def save_strip(rows: Mapping[str, Tensor], path: Path) -> Path:
-    """Saves the picture of the first rows, whose columns are the image, what is drawn, and results."""
-    titles = ["before", "to draw", *("" for _ in range(MAX_COLUMNS))][: len(next(iter(rows.values())))]
+def save_strip(rows: Mapping[str, Tensor], editor: Editor, path: Path) -> Path:
+    """Saves the picture of the first rows, whose columns are those of `draw_edits`."""
+    is_placed = isinstance(editor.region, Region) and editor.region.scale < 1
+    named = ["placed" if is_placed else "before", *(["other"] if editor.other is not None else []), "region"]
+    titles = [*named, *("" for _ in range(MAX_COLUMNS))][: len(next(iter(rows.values())))]
     return save_grid(torch.cat(list(rows.values())), list(rows), path, titles)
 
 
@@ -175,8 +190,8 @@ def draw_edits(
         batch_size: results that are drawn at a time.
 
     Returns:
-        The first rows of the picture, by their names: the image, what is drawn, results; and how many tokens lie under
-        the region.
+        The first rows of the picture, by their names: the image, the other one if any, the region, which is drawn but
+        for the tokens that are kept in it, and results; and how many tokens lie under the region.
     """
     rows: dict[str, Tensor] = {}
     class_ids = dict.fromkeys(class_id for _, class_id, _ in files)
@@ -196,7 +211,10 @@ def draw_edits(
                 progress.on_images(len(numbers))
             if len(rows) < MAX_ROWS:
                 covered = shown.masked_fill(drawn, COVERED)
-                rows[f"{name}, {class_names[class_id]}"] = torch.cat([shown, covered, *results])[:MAX_COLUMNS].cpu()
+                others = [] if editor.other is None else [editor.other.to(shown.device)]
+                rows[f"{name}, {class_names[class_id]}"] = torch.cat([shown, *others, covered, *results])[
+                    :MAX_COLUMNS
+                ].cpu()
     return rows, int(tokens_under(drawn, editor.tokenizer.grid).sum())
 
 
@@ -230,7 +248,7 @@ def edit(
         settings: the whole configuration.
 
     Returns:
-        `images`, the folder; `num_images`; `strip`, a PNG file with what is drawn and the results; the operations.
+        `images`, the folder; `num_images`; `strip`, a PNG file; `skipped`, why files are left out; the operations.
 
     Raises:
         InputError: for images or classes that there are not, and for a folder with other images.
@@ -241,19 +259,19 @@ def edit(
     names = check_class_names(checkpoint.class_names, net.num_classes)
     class_ids = choose_classes(classes, names, "results_per_image=N draws more results")
     names.append(UNCONDITIONAL)  # has the null class id
-    images = read_images(image, tokenizer, region)
+    images, skipped = read_images(image, tokenizer, region)
     editor = Editor(net, sampler, tokenizer, region, region.keep, read_other(other, tokenizer), weight, soft_blend)
     folder = Path(output) / "images"
     files = result_files(folder, images, class_ids, names, seed, results_per_image)
     refuse_other_files(folder, set(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
     rows, num_tokens = draw_edits(editor, checkpoint.context, images, files, names, seed, batch_size)
-    strip = save_strip(rows, folder.with_name("strip.png"))
-    print(f"Picture: {strip}; {len(files):,} images in {folder}")
+    strip = save_strip(rows, editor, folder.with_name("strip.png"))
+    print(f"Picture: {strip}; {counted(len(files), 'image')} in {folder}")
     return {
         "images": str(folder),
-        "num_images": len(files),
-        "strip": str(strip),
+        **{"num_images": len(files), "strip": str(strip)},
+        "skipped": skipped,
         **costs(net, sampler, max(1, round((1 - region.keep) * num_tokens))),
         "classes": [names[class_id] for class_id in class_ids],
         "sampler": sampler_settings(settings),

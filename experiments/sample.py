@@ -11,7 +11,7 @@ from annotated_types import Ge, MinLen
 
 from callbacks.sample_grid import save_grid, save_reveal
 from data.images import load_rgb
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.files import read_record, refuse_other_work, write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names, find_class_ids, sample_images
 from enat.images import file_name, to_pil
@@ -166,7 +166,7 @@ def sample(
     if checkpoint.processes.rank > 0:
         return {}
     grid, reveal = save_grid_and_reveal(checkpoint, sampler, files, names, seed, Path(output))
-    print(f"Pictures: {grid}, {reveal}; {len(files):,} images in {folder}")
+    print(f"Pictures: {grid}, {reveal}; {counted(len(files), 'image')} in {folder}")
     return {
         "images": str(folder),
         "num_images": len(files),

@@ -79,6 +79,11 @@ def similarity(
         raise InputError(
             f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible and masked tokens."
         )
+    if sampler.is_adaptive:
+        raise InputError(
+            "sampler.order: EntropyBound reveals other numbers of tokens in each image, so that their steps can't be "
+            "compared; expected another order, such as order@sampler.order=confidence."
+        )
     if math.isqrt(net.num_tokens) ** 2 != net.num_tokens:
         raise InputError(f"module.net.num_tokens={net.num_tokens}: expected a square, for distances on the grid.")
     source = load_weights(net, weights)
@@ -133,6 +138,7 @@ def changes(net: ENAT, states: Iterable[Tensor], class_ids: Tensor) -> Iterator[
     """Compares the features at consecutive steps, each computed from scratch: nothing is reused.
 
     A step that reveals nothing is left out, and so is the first one with visible tokens, which has none before it.
+    Tokens that a correction masks again are of no kind.
     Each step starts from the token ids in `states`, (B, L), [MASK] where masked.
     """
     modulations = net.modulations(class_ids)
@@ -141,19 +147,25 @@ def changes(net: ENAT, states: Iterable[Tensor], class_ids: Tensor) -> Iterator[
         is_masked = token_ids == net.mask_token_id
         order = is_masked.int().argsort(dim=1, stable=True)  # visible ones first
         visible, masked = order.tensor_split([int((~is_masked[0]).sum())], dim=1)
-        if before is not None and visible.shape[1] == before[0].shape[1]:
+        if before is not None and not (before[0] & ~is_masked).any():
             continue
         ordered = features(net, token_ids, visible, masked, modulations)
         by_position = torch.empty_like(ordered).scatter_(1, order.unsqueeze(2).expand_as(ordered), ordered)
-        if before is not None and before[0].shape[1]:
-            old_visible, was_masked, old = before
+        if before is not None and not before[0].all():
+            was_masked, old = before
             change = (1 - F.cosine_similarity(by_position.float(), old.float(), dim=2)).clamp(min=0)  # (B, L)
-            new = (was_masked & ~is_masked).nonzero()[:, 1].view(len(token_ids), -1)
+            new = _positions(was_masked & ~is_masked)
             distance = distance_to(new, token_ids.shape[1])
-            for kind, positions in zip(KINDS, (old_visible, masked), strict=True):
+            at_both = ~was_masked & ~is_masked, was_masked & is_masked
+            for kind, positions in zip(KINDS, map(_positions, at_both), strict=True):
                 yield Change(step, kind, positions, change.gather(1, positions), distance.gather(1, positions), new)
             yield Change(step, NEW, new, change.gather(1, new), distance.gather(1, new), new)
-        before = visible, is_masked, by_position
+        before = is_masked, by_position
+
+
+def _positions(chosen: Tensor) -> Tensor:
+    """Returns the positions of chosen tokens, (B, N), as many in each image."""
+    return chosen.nonzero()[:, 1].view(len(chosen), -1)
 
 
 def table_of(compared: Sequence[Change]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from data.manifest import Manifest
 from data.shards import check_shards
 from data.sources import ImageSource, Source, TokenCacheSource
 from data.tokenization import collect_shards, write_shards
-from enat.errors import InputError, printable
+from enat.errors import InputError, counted, printable
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import Accelerator, device_for
 from experiments.runtime.progress import COLUMNS
@@ -90,7 +90,7 @@ def tokenize(
     if check:
         manifest_there = Manifest.load(folder)
         check_shards(folder, manifest_there, deep=True)
-        print(f"{folder}: all {sum(map(len, manifest_there.splits.values()))} shards are intact.")
+        print(f"{folder}: {counted(len(manifest_there.all_shards()), 'shard')} and no fault: all shards are intact.")
         return summary(manifest_there)
     source = open_source(images, labels, classes, num_classes, views, batch_size, num_workers, tokenizer.channels == 1)
     rank, world_size, _ = processes()
@@ -131,7 +131,7 @@ def describe(source: Source, side: int, held_out: float) -> str:
     )
     if not num_held_out:
         share = f"held_out={held_out} holds none of them out to watch the training; a larger share would"
-    lines = [f"{source.size} images in {len(source.class_names)} classes; {share}."]
+    lines = [f"{counted(source.size, 'image')} in {counted(len(source.class_names), 'class', 'classes')}; {share}."]
     if isinstance(source, ImageSource):
         smallest, largest = source.images.short_sides()
         sides = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"

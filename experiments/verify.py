@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.images import center_crop
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import from_official, to_official
 from enat.checkpoints.weights import load_exactly
 from enat.errors import InputError
+from enat.images import center_crop
 from enat.loss import MaskedCrossEntropy
 from enat.masking import num_masked
 from enat.metrics.scores import FrechetDistance

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from enat.errors import counted
+
 MAX_NAMES = 50  # classes that a card names
 
 
@@ -76,9 +78,9 @@ def _classes(config: Mapping[str, Any]) -> str:
     if not count:
         return "no classes"
     if not names:
-        return f"{count} classes"
+        return counted(count, "class", "classes")
     shown = ", ".join(map(_plain, names[:MAX_NAMES]))
-    return f"{count} classes: {shown}{', and others' if len(names) > MAX_NAMES else ''}"
+    return f"{counted(count, 'class', 'classes')}: {shown}{', and others' if len(names) > MAX_NAMES else ''}"
 
 
 def _table(values: Mapping[str, Any], otherwise: str = "") -> list[str]:

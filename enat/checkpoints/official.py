@@ -6,6 +6,8 @@ Shapes: `L` tokens of an image, `D` width, `K` codebook size, `C` classes.
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +39,8 @@ _TO_OURS = dict(_NAMES)
 _TO_OFFICIAL = {ours: official for official, ours in _NAMES}
 _HEAD_BIAS = ("mlm_layer.bias", "head_bias")  # (1, 1, K+1) there, (K+1,) here
 _UNUSED = "prev_embedder."  # an MLP of the official files that the official program never calls
+
+OFFICIAL_DEPTHS = {24: (22, 2, 16), 16: (15, 1, 8)}  # of ENAT-L and ENAT-B: encoder, decoder, heads
 
 
 def _translate(name: str, names: Mapping[str, str]) -> str | None:
@@ -119,3 +123,38 @@ def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
     if "blocks" not in depths:
         sizes |= {"encoder_depth": depths["encoder"], "decoder_depth": depths["decoder"]}
     return sizes
+
+
+def official_settings(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Any]:
+    """Returns the settings of an official file, which has none (docs/method.md, Recipe).
+
+    Raises:
+        InputError: for a network of another depth.
+    """
+    sizes: dict[str, Any] = dict(infer_sizes(state))
+    depth = sizes.pop("depth")
+    if depth not in OFFICIAL_DEPTHS:
+        raise InputError(f"{path}: {depth} blocks; expected the 24 of ENAT-L or the 16 of ENAT-B.")
+    encoder_depth, decoder_depth, num_heads = OFFICIAL_DEPTHS[depth]
+    sizes |= {"encoder_depth": encoder_depth, "decoder_depth": decoder_depth, "num_heads": num_heads}
+    is_512 = sizes["num_tokens"] == 1024
+    schedules = {
+        "mask_schedule": "cosine",
+        "guidance_schedule": "rising",
+        "sampling_temperature_schedule": "falling",
+        "gumbel_temperature_schedule": "falling",
+    }
+    sampler = {
+        "_target_": "enat.sampler.Sampler",
+        "num_steps": 8,
+        "guidance_scale": 3.5 if is_512 else 2.5,
+        "sampling_temperature": 4.0 if is_512 else 6.0,
+        "gumbel_temperature": 1.5,
+        **{name: {"_target_": f"enat.schedules.{kind}", "_partial_": True} for name, kind in schedules.items()},
+    }
+    return {
+        "name": Path(path).stem,
+        "module": {"net": {"_target_": "enat.net.ENAT", **sizes}},
+        "sampler": sampler,
+        "tokenizer": {"_target_": "enat.tokenizers.vqgan.VQGAN", "resolution": 512 if is_512 else 256, "weights": None},
+    }

@@ -29,6 +29,10 @@ SAVING_SHARE = 0.05  # of the time is spent on saving the state, at most
 STATE = "state.pt"
 
 Metrics = Mapping[str, MetricCollection]  # the scores (`OnView`) of each protocol, by name
+RESOLUTIONS = (  # an error says so; a command with other options says it in another way
+    "scored.resolution=N and reference.resolution=N crop and scale images of a folder; with metrics.images=DIR, "
+    "tokenizer.resolution=N does"
+)
 
 
 @dataclass
@@ -81,9 +85,8 @@ def refuse_other_size(size: Sequence[int] | None, of_reference: Sequence[int] | 
     if size and of_reference and list(size) != list(of_reference):
         ours, theirs = (f"{width}x{height}" for height, width in (size, of_reference))
         raise InputError(
-            f"the images are {ours}, those of the reference {theirs}; expected the same size. scored.resolution=N and "
-            "reference.resolution=N crop and scale images of a folder; with metrics.images=DIR, "
-            "tokenizer.resolution=N does. Statistics have to be computed again."
+            f"the images are {ours}, those of the reference {theirs}; expected the same size. {RESOLUTIONS}. "
+            "Statistics have to be computed again."
         )
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from torch import nn
 from torchmetrics import MetricCollection
 
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.features.network import IMAGES, FeatureNetwork
 from enat.images import Images
 from enat.metrics.accumulation import Metrics, Progress, Record, accumulate, refuse_other_size
@@ -109,7 +109,9 @@ class Evaluation:
     def check_count(self, num_images: int) -> None:
         """Raises InputError if so many images are too few for the scores."""
         if num_images < max(2, self.splits):
-            raise InputError(f"{num_images} images: expected at least two, and one for each of {self.splits} splits.")
+            raise InputError(
+                f"{counted(num_images, 'image')}: expected at least two, and one for each of {self.splits} splits."
+            )
 
     def check_reference(self, resolution: int) -> None:
         """Checks, before images are made, that the reference can be compared with square images of this side.

@@ -142,7 +142,7 @@ class AveragedCodebook(_FromLibrary):
     """Finds the nearest of `K` entries, which are moving averages of their latents; unused entries start again.
 
     The averages are those of VQ-VAE-2 (arXiv 1906.00446). An entry that is used less than `restart_below` times in a
-    batch, on average, is replaced by a latent of the batch.
+    batch, on average, is replaced by a latent of the batch. A batch whose latents are not finite changes no entry.
 
     Args:
         codebook_size: `K`.
@@ -168,3 +168,20 @@ class AveragedCodebook(_FromLibrary):
     def codes(self, token_ids: Tensor) -> Tensor:
         codes: Tensor = self.inner.get_codes_from_indices(token_ids)
         return codes
+
+    def quantize_with_gradient(self, latents: Tensor) -> Quantized:
+        before = [buffer.clone() for buffer in self.inner.buffers()]
+        quantized = super().quantize_with_gradient(latents)
+        self._undo_unless_finite(before)
+        return quantized
+
+    @torch.no_grad()
+    def _undo_unless_finite(self, before: Sequence[Tensor]) -> None:
+        """Puts earlier averages back where one is not finite now, which no later batch would mend.
+
+        The averages are of the latents of all ranks, so that all ranks put them back. The device is not waited for.
+        """
+        buffers = list(self.inner.buffers())
+        is_finite = torch.stack([buffer.isfinite().all() for buffer in buffers]).all()
+        for buffer, earlier in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(is_finite, buffer, earlier))

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.images import read_facts, write_png
 
 
@@ -30,4 +30,4 @@ def write_images(files: Mapping[Path, Mapping[str, Any]], images: Sequence[Image
     folder.mkdir(parents=True, exist_ok=True)
     for (path, wanted), image in zip(files.items(), images, strict=True):
         write_png(path, image, wanted)
-    print(f"{len(images)} images in {folder}")
+    print(f"{counted(len(images), 'image')} in {folder}")

@@ -11,6 +11,7 @@ from enat.errors import InputError
 from enat.features import inception
 from enat.features.lite0 import Lite0Features
 from enat.images import Images
+from enat.metrics.accumulation import RESOLUTIONS
 from enat.metrics.evaluation import Evaluation
 from enat.metrics.scores import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
 from enat.metrics.view import OnView
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: for files that can't be read, and images that can't be compared.
     """
-    images = _images(arguments.images, arguments.resolution)
+    images = _images(arguments.images, arguments.images, arguments.resolution)
     evaluation = Evaluation(
         features=_features(arguments),
         reference=_reference(arguments),
@@ -50,18 +51,27 @@ def run(arguments: argparse.Namespace) -> None:
         block_size=BLOCK_SIZE,
         batch_size=BLOCK_SIZE,
     )
-    result = evaluation.score(images, arguments.device, Processes())
+    try:
+        result = evaluation.score(images, arguments.device, Processes())
+    except InputError as error:
+        sentence = str(error).replace(RESOLUTIONS, "--resolution SIDE crops and scales images of folders")
+        raise InputError(sentence.replace("or a resolution", "or --resolution SIDE")) from error
     notes = notes_on(result, evaluation.features.widths["pool"])
     print_scores({str(images.identity["kind"]): result.scores}, notes, result.skipped)
     about = {"images_sha256": result.sha256, "reference": result.reference, "features": evaluation.features.sha256}
     print(json.dumps({"scores": result.scores, **about, "notes": notes, "skipped": result.skipped}))
 
 
-def _images(path: str, resolution: int | None) -> Images:
-    """Opens an `.npz` file of images or a folder of them."""
+def _images(path: str, argument: str, resolution: int | None) -> Images:
+    """Opens an `.npz` file of images or a folder of them; an error begins with the argument."""
     if path.endswith(".npz"):
         return ArchivedImages(path)
-    return FolderImages(path, resolution, num_workers=0)
+    if not Path(path).is_dir():
+        raise InputError(f"{argument}: there is no such folder; expected one of images, or an .npz file of them.")
+    try:
+        return FolderImages(path, resolution, num_workers=0)
+    except InputError as error:
+        raise InputError(str(error).replace(f"images={path}", argument)) from error
 
 
 def _reference(arguments: argparse.Namespace) -> Any:
@@ -69,7 +79,7 @@ def _reference(arguments: argparse.Namespace) -> Any:
     path = arguments.reference
     if not Path(path).exists():
         raise InputError(f"--reference {path}: there is no such file or folder.")
-    return _images(path, arguments.resolution) if Path(path).is_dir() else StatisticsFile(path)
+    return _images(path, f"--reference {path}", arguments.resolution) if Path(path).is_dir() else StatisticsFile(path)
 
 
 def _features(arguments: argparse.Namespace) -> Any:

@@ -280,6 +280,6 @@ def plot_losses(study: Study) -> Figure | None:
         if name == "val/fid" and points["value"].max() > 10 * points["value"].min() > 0:
             axes.set_yscale("log")  # or the first score hides how the last ones differ
             axes.yaxis.set_major_formatter("{x:g}")
-    if len(study.groups) > len(labels):
-        figure.suptitle(f"the {len(labels)} groups of {len(study.groups)} with the lowest FID")
+    if len(study.groups) > MOST_NAMES and study.has("fid"):  # others may have no curves
+        figure.suptitle(f"the {MOST_NAMES} groups of {len(study.groups)} with the lowest FID")
     return figure

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from rich.console import Console
 from rich.table import Table
 
-from enat.errors import printable
+from enat.errors import counted, printable
 from enat.metrics.evaluation import Result, Scores
 
 OVER_SEEDS = "_std_over_seeds"  # beside a mean; `..._std` is over the splits or subsets of one set of images
@@ -41,7 +41,9 @@ def notes_on(result: Result, num_features: int) -> list[str]:
             )
     for facts in result.reference.values():
         if facts["num_images"] is not None and facts["num_images"] <= num_features:
-            notes.append(f"The reference has {facts['num_images']} images, no more than {num_features} features.")
+            notes.append(
+                f"The reference has {counted(facts['num_images'], 'image')}, no more than {num_features} features."
+            )
     if result.left_out:
         notes.append(f"Without {', '.join(result.left_out)}: the reference has no images or single features for that.")
     return list(dict.fromkeys([*notes, *result.notes]))

@@ -21,6 +21,7 @@ CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
 PATHS |= {"image", "other", "mask", "study", "save_dir", "default_root_dir"}
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
+MULTIRUN = {"-m", "--multirun"}
 ALL = "`python run.py --cfg job` prints all options"
 REFERENCE_ERRORS = (InterpolationResolutionError, GrammarParseError)  # of `${NAME}`
 PACKAGES = {  # that bring choices of Hydra's own groups
@@ -40,10 +41,26 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     Hydra must not be told of the multirun.
 
     Raises:
-        InputError: for an option that is written with dashes, and for SLURM where there is none.
+        InputError: for an option that is written with dashes, for SLURM where there is none, and for several values of
+            a multirun with `--cfg`.
     """
     shows = any(argument.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for argument in arguments)
-    return [_prepare(argument) for argument in arguments if not (shows and argument in ("-m", "--multirun"))]
+    prepared = [_prepare(argument) for argument in arguments]
+    if not shows or not MULTIRUN & set(prepared):
+        return prepared
+    if several := next((argument for argument in prepared if _has_several_values(argument)), None):
+        raise InputError(f"{several}: --cfg shows one job; expected one value of {several.partition('=')[0]}.")
+    return [argument for argument in prepared if argument not in MULTIRUN]
+
+
+def _has_several_values(argument: str) -> bool:
+    """Says whether an option has a value for each of several jobs, such as `seed=1,2`."""
+    if argument.startswith("-") or "=" not in argument:
+        return False
+    try:
+        return OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:
+        return False  # composition says what is wrong with it
 
 
 def _prepare(argument: str) -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.generation import UNCONDITIONAL
 from enat.pipeline import Pipeline
 
@@ -154,7 +154,10 @@ class Choices:
         ids = self.class_ids(classes)
         per_class = number("images per class", images_per_class, 1, MAX_IMAGES)
         if len(ids) * per_class > MAX_IMAGES:
-            raise InputError(f"{len(ids)} classes with {per_class} images each; expected at most {MAX_IMAGES} images.")
+            raise InputError(
+                f"{counted(len(ids), 'class', 'classes')} with {counted(per_class, 'image')} each; expected at most "
+                f"{MAX_IMAGES} images."
+            )
         options = {}
         for name, (label, _, _, whole) in NUMBERS.items():
             value = number(label, numbers.get(name), *self.range_of(name), whole)

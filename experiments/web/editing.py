@@ -2,14 +2,23 @@
 
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from enat.errors import InputError
 from enat.generation import UNCONDITIONAL
-from enat.images import pixels_sha256
+from enat.images import pixels_sha256, white_pixels
 from experiments.web.choices import MAX_IMAGES, MAX_SEED, Choices, number, one_of
 
 PAINTED, BOX, EVERYTHING = "what is painted", "a box", "everything"
+
+
+def as_drawn(image: Image.Image, side: int) -> Image.Image:
+    """Returns an image of the network, which the page has enlarged for the brush, in its own pixels; others stay."""
+    if image.width != image.height or image.width % side:
+        return image
+    small = image.resize((side, side), Image.Resampling.NEAREST)
+    is_enlarged = small.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes()
+    return small if is_enlarged else image
 
 
 def edit(
@@ -50,9 +59,9 @@ def edit(
     shares = [number(side, value, 0, 1, whole=False) for side, value in zip(sides, box, strict=True)]
     model = choices.model
     side = model.tokenizer.resolution
-    image, painted = (ImageOps.fit(picture, (side, side), Image.Resampling.BOX) for picture in given)  # exact pixels
-    mask = painted.point(lambda value: 255 if value else 0) if region == PAINTED else None
-    if mask is not None and mask.getbbox() is None:
+    image, painted = as_drawn(given[0], side), given[1]
+    mask = painted if region == PAINTED else None
+    if mask is not None and not white_pixels(mask, side).any():
         raise InputError("nothing is painted; expected a part of the image under the brush, or another choice.")
     options = {"keep": keep, "soft_blend": 0 if is_blended is True else None}
     corners = shares if region == BOX else None

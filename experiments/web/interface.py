@@ -16,7 +16,7 @@ from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.flops import sampling_steps
 from experiments.web import drawing, editing, pictures, uploads
 from experiments.web.choices import MAX_IMAGES, MAX_SEED, NUMBERS, Choices, number
@@ -92,11 +92,6 @@ class Page:
         images, facts = editing.edit(self.choices, given, region, box, class_id, keep, results, seed, is_blended)
         text = f"{counted(len(images), 'result')}, seed {facts[0]['seed']}"
         return pictures.status(text), pictures.downloads(images, facts)
-
-
-def counted(count: int, word: str) -> str:
-    """Returns a number of things, such as `1 image` or `2 images`."""
-    return f"{count} {word}{'s' if count != 1 else ''}"
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:

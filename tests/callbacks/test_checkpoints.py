@@ -174,7 +174,7 @@ def test_gradients_that_are_not_finite(command, monkeypatch, tmp_path, allowed, 
     run = [*TRAINING, "trainer.val_check_interval=4", f"callbacks.guard.max_skipped={allowed}", f"output={tmp_path}"]
     outcome = command(*run, f"module.optimizer.fused={fused}", f"trainer.log_every_n_steps={every}")
     if not allowed:
-        assert (outcome.status, "step 2: the gradient is not finite, for 1 steps in a row" in outcome.err) == (1, True)
+        assert (outcome.status, "step 2: the gradient is not finite, for 1 step in a row" in outcome.err) == (1, True)
         return
     assert outcome.status == 0
     assert all(tensor.isfinite().all() for tensor in learnt(tmp_path).values())

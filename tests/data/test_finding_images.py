@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from data.image_module import listing_sha256
-from data.images import SUFFIXES, ImageList, Plain, center_crop, find_images, load_rgb
+from data.images import SUFFIXES, ImageList, Plain, find_images, load_rgb
 from data.scored_images import FolderImages
 from data.sources import ImageSource
 from enat.errors import InputError
+from enat.images import center_crop
 
 TWELVE = [str(number) for number in range(12)]
 

@@ -109,7 +109,7 @@ def test_images_beside_the_class_folders_are_left_out(folder, capsys):
     split_folder.cache_clear()
     Image.new("RGB", (20, 14)).save(folder / "0.png")
     assert split_folder(str(folder), 0.25, 3) == before
-    assert f"Ignored: {folder}: 1 images beside the folders of images." in capsys.readouterr().out
+    assert f"Ignored: {folder}: 1 image beside the folders of images." in capsys.readouterr().out
 
 
 def test_a_replaced_image_of_the_same_size_has_another_hash(folder):

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.images import ImageList, Plain, PlainAndFlipped, TenCrop, center_crop, load_rgb
+from data.images import ImageList, Plain, PlainAndFlipped, TenCrop, load_rgb
 from enat.errors import InputError
+from enat.images import center_crop
 
 
 @pytest.fixture

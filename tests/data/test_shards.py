@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, default_convert
 
 from data.fetch import fetch
 from data.manifest import Manifest
+from data.module import ShardsDataModule
 from data.shards import ShardPacks, check_shards, map_packs, token_dtype, write_shard
 from data.stream import StreamPositions, TokenStream
 from data.tokenization import plan_shards
@@ -163,6 +165,39 @@ def test_faults_are_named(folder, damage, sentence):
         check_shards(folder, Manifest.load(folder))
 
 
+def altered(content):
+    """A token of the last sample is another, and the file as long as before."""
+    return content[:-2] + bytes([content[-2] ^ 1, content[-1]])
+
+
+def of_another_shape(content):
+    return content.replace(b"(103,", b"(102,")
+
+
+DAMAGES = [altered, of_another_shape, lambda content: content[:-7], lambda content: content[:40]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["tokens", "classes"])
+def test_mapped_files_are_copies_of_the_shards(folder, damage, name):
+    """A run refuses others before it trains, and so does the check; a file that was removed is made anew."""
+    manifest = Manifest.load(folder)
+    packs = ShardsDataModule(tokenizer=None, batch_size=1, shards=str(folder), reader=map_packs)
+    packs.prepare_data()
+    check_shards(folder, manifest, deep=True)
+    (path,) = folder.glob(f"mapped/*-{name}.npy")
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    for check in (packs.prepare_data, lambda: check_shards(folder, manifest, deep=True)):
+        with pytest.raises(
+            InputError, match=rf"-{name}\.npy: it is no copy of the shards; remove it, and the next run"
+        ):
+            check()
+    path.unlink()
+    packs.prepare_data()
+    assert path.read_bytes() == content
+
+
 def test_label_outside_the_classes(folder):
     manifest = Manifest.load(folder)
     manifest.class_names = ["a", "b", "c"]
@@ -208,6 +243,42 @@ def test_http(folder, tmp_path):
         check_shards(place, Manifest.load(place), deep=True)
         with pytest.raises(InputError, match=r"nothing/manifest\.json: there is no such file on the server"):
             fetch(f"{url}/nothing", tmp_path / "cache")
+        server.shutdown()
+
+
+def test_an_access_key_in_a_url(folder, tmp_path):
+    """It is sent with each file, and no error has it."""
+
+    class Guarded(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            path, _, query = self.path.partition("?")
+            if query != "token=abc":
+                self.send_error(403)
+                return
+            self.path = path
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    (folder / "other").mkdir()
+    (folder / "other" / "manifest.json").write_text("{}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Guarded, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        place = fetch(f"{url}/?token=abc", tmp_path / "cache")
+        check_shards(place, Manifest.load(place))
+        damage_flipped_byte(folder)
+        for bad, sentence in [
+            ("/?token=abd", f"{url}/manifest.json?token= can't be read: 403"),
+            ("/none?token=abc", f"{url}/none/manifest.json?token= there is no such file on the server."),
+            ("/other?token=abc", f"{url}/other/manifest.json?token=: this is no manifest of token shards."),
+            ("?token=abc", f"{url}/train-00001.tar?token=: the shard was altered"),
+        ]:
+            with pytest.raises(InputError) as refused:
+                fetch(url + bad, tmp_path / "cache2")
+            assert str(refused.value).startswith(sentence)
+            assert not {"abc", "abd", "cache2"} & set(re.findall(r"\w+", str(refused.value)))
         server.shutdown()
 
 

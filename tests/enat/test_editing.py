@@ -1,14 +1,28 @@
 """Editing: what is kept stays, bit for bit; what is drawn is where it was asked for."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from known_net import make
 
-from enat.editing import blend, box_region, choose_some, cost, draw_anew, mix, place, tokens_under
+from enat.editing import (
+    Editor,
+    blend,
+    box_region,
+    choose_some,
+    cost,
+    draw_anew,
+    mark_region,
+    mix,
+    place,
+    tokens_under,
+)  # fmt: skip
 from enat.errors import InputError
 from enat.flops import sampling_flops
+from enat.tokenizers.pixels import PixelTokenizer
 from enat.variants import NAT
 
 
@@ -32,10 +46,29 @@ def test_a_share_of_the_region_is_kept(count, keep, seed):
 
 
 def test_a_mixture_has_its_share_of_both():
-    first, second = torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
+    """Of the tokens that are kept; the others are drawn anyway."""
+    first, second = torch.zeros(40, dtype=torch.long), torch.ones(40, dtype=torch.long)
+    is_kept = torch.arange(40) % 5 < 2
     for weight, expected in [(0.0, 0), (0.25, 4), (1.0, 16)]:
-        assert mix(first, second, weight, generator()).sum() == expected
-    assert not torch.equal(mix(first, second, 0.5, generator(0)), mix(first, second, 0.5, generator(1)))
+        mixed = mix(first, second, is_kept, weight, generator())
+        assert (mixed[is_kept].sum(), mixed[~is_kept].sum()) == (expected, 0)
+    assert not torch.equal(
+        mix(first, second, is_kept, 0.5, generator(0)), mix(first, second, is_kept, 0.5, generator(1))
+    )
+
+
+def test_half_of_what_an_edit_keeps_is_of_another_image(small_net, monkeypatch):
+    """So it is in each result: of 16 tokens, 8 are drawn, 4 are of the image, and 4 of the other one."""
+    monkeypatch.setattr("enat.editing.draw_anew", lambda *parts: parts[2].masked_fill(parts[3], 5))
+    image, other = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    tokenizer = PixelTokenizer(12, 4)
+    everything = partial(mark_region, mask=None, box=None, scale=1)
+    editor = Editor(small_net, make(), tokenizer, everything, keep=0.5, other=other, weight=0.5)
+    results = tokenizer.encode(editor(image, 0, [(0, 0), (0, 1), (1, 0)])[2])
+    assert [row.bincount(minlength=12).tolist() for row in results] == [[4, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 4]] * 3
+    editor.keep = 0.0
+    with pytest.raises(InputError, match=r"other: no token is kept, .* expected region\.keep=SHARE of more than 0"):
+        editor(image, 0, [(0, 0)])
 
 
 def test_kept_tokens_are_kept(small_net):

@@ -1,5 +1,6 @@
 """A checkpoint alone draws images, and what its settings name is taken from a closed list."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from enat.building import BUILDABLE
 from enat.checkpoints.official import to_official
 from enat.errors import InputError
 from enat.generation import sample_classes
+from enat.images import center_crop
 from enat.net import ENAT
 from enat.tokenizers.vqgan import VQGAN
 
@@ -113,6 +115,23 @@ def test_editing_in_python():
     assert all(image.crop(kept).tobytes() == picture.crop(kept).tobytes() for image in [*by_box, *other])
 
 
+@pytest.mark.parametrize("size", [(101, 67), (300, 310), (20, 33)])
+def test_an_image_is_cropped_as_in_training(size):
+    """Pixels that are kept with a hard blend are those that a network is trained on."""
+    model = enat.load(EMOJI).with_sampler(num_steps=2)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    edited = model.edit(image, "face", [0, 0, 0.5, 1], soft_blend=0)[0]
+    assert np.array_equal(np.asarray(edited)[:, 16:], np.asarray(center_crop(image, 32))[:, 16:])
+
+
+BOXES = [[0, 0, 0.5, 1], np.array([0, 0, 0.5, 1]), torch.tensor([0, 0, 0.5, 1])]
+
+
+def closed(image):
+    image.close()
+    return image
+
+
 def test_bad_edits_end_in_a_sentence():
     model = enat.load(EMOJI)
     picture = Image.new("RGB", (40, 30))
@@ -129,6 +148,13 @@ def test_bad_edits_end_in_a_sentence():
         ({"keep": "a"}, "keep=a: expected a share from 0 to 1"),
         ({"scale": 0.99}, r"scale=0\.99: this leaves no pixel of 32 around the image; expected 0\.969 or less"),
         ({"region": ["a", 0, 1, 1]}, r"box=\['a', 0, 1, 1\]: expected left, top"),
+        ({"region": np.ones((32, 32), bool)}, r"region: an array of shape \(32, 32\); expected an image of Pillow"),
+        ({"region": torch.ones(1, 32, 32)}, r"region: an array of shape \(1, 32, 32\)"),
+        ({"region": np.array([0, 0, 2, 1])}, r"box=\[0, 0, 2, 1\]: expected left, top"),
+        ({"region": list(range(1000))}, r"box=\[0, 1, 2, 3, 4, 5, \.\.\.\]: expected left, top"),
+        ({"region": Image.new("L", (0, 10))}, "region: "),
+        ({"region": Image.new("L", (0, 0))}, "region: 0 x 0 pixels; expected an image with some"),
+        ({"region": closed(Image.new("L", (40, 30)))}, "region: can't be read: .*; expected an image that is whole"),
         ({"region": 3}, r"box=\[3\]: expected left, top"),
         ({"results_per_class": 1.5}, r"results_per_class=1\.5: expected an integer of at least 1"),
         ({"seed": -1}, "seed=-1: expected an integer of at least 0"),
@@ -141,6 +167,32 @@ def test_bad_edits_end_in_a_sentence():
             model.edit(Image.new(mode, (32, 32)))
     with pytest.raises(InputError, match="image: expected an image of Pillow, and no str"):
         model.edit("a.png")
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(file, format="PNG")
+    damaged = Image.open(io.BytesIO(file.getvalue()[:900]))
+    for bad, sentence in [
+        (closed(Image.new("RGB", (32, 32))), "image: can't be read: .*; expected an image that is whole"),
+        (damaged, "image: can't be read: .*; expected an image that is whole"),
+        (Image.new("RGB", (0, 10)), "image: 0 x 10 pixels; expected an image with some"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            model.edit(bad)
+
+
+def test_a_box_may_be_an_array():
+    model = enat.load(EMOJI).with_sampler(num_steps=2)
+    results = [model.edit(Image.new("RGB", (40, 30)), region=box)[0] for box in BOXES]
+    assert len({result.tobytes() for result in results}) == 1
+
+
+def test_weights_that_are_no_path():
+    for arguments, sentence in [
+        ((None,), "weights=None: expected the path of a file or a folder"),
+        ((3,), "weights=3: expected the path"),
+        ((EMOJI, 3), "tokenizer=3: expected the path"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            enat.load(*arguments)
 
 
 def test_integers_of_numpy_and_wrong_arguments(make_pipeline):
@@ -170,6 +222,9 @@ def test_devices_and_types_that_are_not_there(make_pipeline):
         ({"device": "cuda:77"}, "device=cuda:77: .*; expected one that is there, such as cpu"),
         ({"device": "toaster"}, "device=toaster: "),
         ({"dtype": torch.int64}, r"dtype=torch\.int64: expected a type such as torch\.bfloat16"),
+        ({"dtype": torch.float8_e4m3fn}, r"dtype=torch\.float8_e4m3fn: expected a type such as torch\.bfloat16"),
+        ({"device": "meta"}, "device=meta: it computes nothing; expected one that does, such as cpu"),
+        ({"device": [3]}, r"device=\[3\]: .*; expected one that is there, such as cpu"),
     ]:
         with pytest.raises(InputError, match=sentence):
             make_pipeline().to(**options)

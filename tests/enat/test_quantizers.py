@@ -96,3 +96,17 @@ def test_unused_entries_start_again():
     for _ in range(20):
         used = without.quantize_with_gradient(latents).token_ids.unique()
     assert len(used) < 8
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_changes_no_entry(quantizer, bad):
+    """The guard skips the step of such a batch; no later batch would mend averages of it."""
+    before = deepcopy(quantizer.state_dict())
+    latents = latents_for(quantizer).detach()
+    latents[0, 0, 0] = bad
+    quantized = quantizer.quantize_with_gradient(latents)
+    assert all(torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items())
+    if isinstance(quantizer, AveragedCodebook | Codebook):
+        assert not (quantized.codes.sum() + quantized.loss).isfinite()  # by which the guard knows it
+    quantizer.quantize_with_gradient(latents_for(quantizer))
+    assert quantizer(latents_for(quantizer)).unique().numel() > 1

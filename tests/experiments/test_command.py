@@ -1,6 +1,7 @@
 """The command `enat`: what it draws and scores is what the library and the tasks do, and bad input is one sentence."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,32 @@ START = "import sys; from experiments.command.main import main; sys.exit(main())
 def folder(make_pipeline, tmp_path):
     make_pipeline().save(tmp_path / "folder")
     return tmp_path / "folder"
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "sentence"),
+    [
+        ("small", "large", "the images are 8x8, those of the reference 9x9; expected the same size. --resolution SIDE"),
+        (
+            "both",
+            "large",
+            "both/9.png: of another size (8x8 and 9x9); expected images of one size, or --resolution SIDE",
+        ),
+        ("none", "large", "none: there is no such folder; expected one of images, or an .npz file of them."),
+        ("one", "large", "one: found 1 image; expected at least 2."),
+        ("small", "one", "--reference one: found 1 image; expected at least 2."),
+    ],
+)
+def test_scores_refuse_in_the_words_of_the_command(capsys, monkeypatch, tmp_path, images, reference, sentence):
+    monkeypatch.chdir(tmp_path)
+    for folder, sides in {"small": [8, 8], "large": [9, 9], "both": [8, 9], "one": [9]}.items():
+        Path(folder).mkdir()
+        for number, side in enumerate(sides):
+            Image.new("RGB", (side, side)).save(f"{folder}/{side if folder == 'both' else number}.png")
+    assert main(["score", images, "--reference", reference, "--features", "lite0"]) == 2
+    err = capsys.readouterr().err
+    assert f"enat: error: {sentence}" in err
+    assert not re.search(r"\w=", err)
 
 
 def test_images_are_those_of_the_library_with_their_settings_inside(folder, tmp_path, capsys):
@@ -168,7 +195,10 @@ WRONG = {
         ["score", "IMAGES", "--reference", "IMAGES", "--weights", "/none.pth"],
         "--weights /none.pth: there is no such file.",
     ),
-    "images": (["score", "/none", "--reference", "FOLDER"], "images=/none: expected a folder of images."),
+    "images": (
+        ["score", "/none", "--reference", "FOLDER"],
+        "/none: there is no such folder; expected one of images, or an .npz file",
+    ),
 }
 
 
@@ -228,3 +258,8 @@ def test_an_operation_that_apple_gpus_lack(folder, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(enat, "load", lacking)
     assert main(["sample", str(folder), "--output", str(tmp_path / "out")]) == 2
     assert "for the MPS device; expected --device cpu, or PYTORCH_ENABLE_MPS_FALLBACK=1." in capsys.readouterr().err
+
+
+def test_one_image_is_told_of_as_one(folder, tmp_path, capsys):
+    assert main(["sample", str(folder), "--classes", "bee", "--output", str(tmp_path / "x")]) == 0
+    assert f"1 image in {tmp_path / 'x'}" in capsys.readouterr().out

@@ -5,15 +5,34 @@ import numpy as np
 from data.shards import ShardPacks
 from experiments.data_benchmark import full_pass, synthetic_shards
 
+OPTIONS = ["samples=1000", "seconds=0.01", "side=4", "read_batch=64"]
+
 
 def test_small_benchmark(command, tmp_path):
-    options = ["samples=1000", "seconds=0.01", "side=4", "read_batch=64", f"output={tmp_path}"]
+    options = [*OPTIONS, f"output={tmp_path}"]
     outcome = command("task=data_benchmark", *options)
     assert outcome.status == 0, outcome.err
     results = outcome.results
     assert results["each_sample_once"]
     assert results["ratio"] == results["samples_per_second"] / results["plain_samples_per_second"]
-    assert results["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("train-*.tar"))
+    assert results["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("shards/train-*.tar"))
+    (tmp_path / "results.json").unlink()
+    assert command("task=data_benchmark", *options).status == 0  # again
+
+
+def test_shards_of_somebody_else_stay(command, tmp_path):
+    manifest = synthetic_shards(tmp_path, samples=10, side=2)
+    (tmp_path / "shards").mkdir()
+    synthetic_shards(tmp_path / "shards", samples=10, side=2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.tar")}
+    outcome = command("task=data_benchmark", *OPTIONS, f"output={tmp_path}")
+    assert f"{tmp_path}/shards: this exists already and is of another program" in outcome.err
+    manifest.tokenizer_sha256 = "abc"
+    manifest.save(tmp_path)
+    outcome = command("task=data_benchmark", *OPTIONS, f"output={tmp_path}")
+    assert outcome.status == 1
+    assert f"output={tmp_path}: the folder holds shards of images; expected another output=DIR." in outcome.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.tar")} == before
 
 
 def test_a_lost_sample_would_be_seen(tmp_path):

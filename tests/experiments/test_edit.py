@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import center_crop, load_rgb
+from callbacks.sample_grid import shortened
+from data.images import load_rgb
 from data.toy.digits import classify_digits, digit_images, digit_labels
 from enat.editing import box_region, draw_anew, tokens_under
+from enat.images import center_crop
 from enat.pipeline import load
 from experiments.edit import name_images, result_files
 
@@ -56,6 +58,46 @@ def test_the_other_half_of_several_images(edit, pictures):
         assert len({pixels[:, 16:].tobytes() for pixels in own}) == 4
     _, alone = edit(f"image='{pictures / 'red.png'}'", *half, "classes=face", "results_per_image=1", output="alone")
     assert np.array_equal(alone["red_class_0001_face_seed_0_0000"], edited["red_class_0001_face_seed_0_0000"])
+
+
+def test_what_is_no_image_in_a_folder_is_named(edit, pictures, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "lost.png").symlink_to("nowhere.png")
+    (folder / "notes.txt").touch()
+    reasons = [f"{folder}/lost.png: a link to a file that does not exist", f"{folder}: files .txt are no images: 1"]
+    outcome, edited = edit(f"image={folder}")
+    assert (outcome.status, edited) == (1, {})
+    assert f"or a folder of images; {'; '.join(reasons)}." in outcome.err
+    (folder / "red.png").symlink_to(pictures / "red.png")
+    outcome, edited = edit(f"image={folder}", "results_per_image=1")
+    assert outcome.results["skipped"] == reasons
+    assert all(f"Skipped {reason}\n" in outcome.out for reason in reasons)
+    assert len(edited) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "titles"),
+    [
+        (["region.keep=0.5"], ["before", "region"]),
+        (["region.scale=0.5"], ["placed", "region"]),
+        (["region.keep=0.5", "other={red}"], ["before", "other", "region"]),
+    ],
+)
+def test_the_columns_of_the_picture_are_named(edit, pictures, monkeypatch, options, titles):
+    saved = []
+    monkeypatch.setattr("experiments.edit.save_grid", lambda *parts: saved.append(parts) or parts[2])
+    red = pictures / "red.png"
+    edit(f"image={red}", "results_per_image=2", *(option.format(red=red) for option in options))
+    ((images, names, _, columns),) = saved
+    assert columns == [*titles, "", ""]
+    assert len(images) == len(columns)
+    assert names == ["red, unconditional"]
+
+
+def test_long_names_of_rows_keep_their_ends():
+    assert shortened("face") == "face"
+    assert shortened("class_0001_face_seed_0_0000, face") == "class_0001...0000, face"
 
 
 def test_a_mask_says_the_same_as_a_box(edit, pictures, tmp_path):

@@ -93,6 +93,25 @@ def test_steps_that_reveal_nothing_are_left_out(states):
         assert torch.equal(one.change, other.change)
 
 
+def test_tokens_that_are_masked_again_are_of_no_kind():
+    """The second comparison is of a step that masks as many tokens as it reveals."""
+    visible = [[], [0, 1, 2, 3], [0, 1, 3, 4, 5], [0, 1, 4, 5, 6]]
+    full = torch.full((1, SIDE**2), 9)
+    states = [full.scatter(1, torch.tensor([positions], dtype=torch.long), 0) for positions in visible]
+    compared = list(changes(Neighbours(), states, torch.tensor([0])))
+    assert [(one.step, one.kind, one.positions[0].tolist()) for one in compared] == [
+        (2, "visible", [0, 1, 3]), (2, "masked", list(range(6, 25))), (2, "new", [4, 5]),
+        (3, "visible", [0, 1, 4, 5]), (3, "masked", [2, *range(7, 25)]), (3, "new", [6]),
+    ]  # fmt: skip
+
+
+def test_an_order_of_other_numbers_in_each_image(command, tmp_path):
+    options = ["task=similarity", "weights=examples/emoji", "num_images=2", "order@sampler.order=entropy_bound"]
+    outcome = command(*options, f"output={tmp_path}")
+    assert outcome.status == 1
+    assert "sampler.order: EntropyBound reveals other numbers of tokens in each image" in outcome.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["nat", "key_values"])
 def test_variants(command, tmp_path, variant):

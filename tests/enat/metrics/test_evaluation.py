@@ -200,7 +200,7 @@ def test_nan_and_too_few_images():
     broken[33] = float("nan")
     with pytest.raises(InputError, match="1 of 7 hold NaN or infinite values, the first of them image 33"):
         evaluation(real).score(TensorImages(broken), CPU, Processes())
-    with pytest.raises(InputError, match="1 images: expected at least two"):
+    with pytest.raises(InputError, match="1 image: expected at least two"):
         evaluation(real).score(TensorImages(broken[:1]), CPU, Processes())
     with pytest.raises(InputError, match="3 images: expected at least two, and one for each of 10 splits"):
         evaluation(real, {"inception_score": OnView("logits", InceptionScore(10))}, num_images=3)

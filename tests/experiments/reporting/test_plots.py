@@ -4,6 +4,7 @@ import pytest
 
 from experiments.reporting.figures import save
 from experiments.reporting.plots import (
+    MOST_NAMES,
     MOST_POINTS,
     plot_fid_over,
     plot_losses,
@@ -86,6 +87,17 @@ def test_curves_are_means_over_seeds_with_a_band(tmp_path, make_job):
     axes = plot_losses(read_study(tmp_path)).axes[2]
     assert axes.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 2.0], [3, 2.0]]
     assert set(axes.collections[0].get_paths()[0].vertices[:, 1]) == {1.0, 3.0}
+
+
+def test_the_title_of_losses_says_which_groups_it_leaves_out(tmp_path, make_job):
+    """A group without curves, such as of an unfinished run, is none that was left out for its FID."""
+    make_job(tmp_path / "few", 2, ["a=0"], fid=1.0, steps=3)
+    make_job(tmp_path / "few", 3, ["a=1"], fid=2.0)
+    assert plot_losses(read_study(tmp_path / "few")).get_suptitle() == ""
+    for number in range(30):
+        make_job(tmp_path / "many", number, [f"a={number}"], fid=1.0 + number, steps=3)
+    title = plot_losses(read_study(tmp_path / "many")).get_suptitle()
+    assert title == f"the {MOST_NAMES} groups of 30 with the lowest FID"
 
 
 def test_training_losses_are_means_over_a_tenth_of_the_steps(tmp_path, make_job):

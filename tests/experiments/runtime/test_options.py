@@ -1,5 +1,6 @@
 """Misspelt options, groups and choices are told at once, with a suggestion; values are quoted where that is needed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.scored_images import FolderImages
 from enat.errors import InputError
-from experiments.runtime.options import help_on, prepare
+from experiments.runtime.options import CONF, help_on, prepare
 
 ROOT = Path(__file__).parents[3]
 
@@ -143,6 +145,24 @@ def test_ablations_of_an_experiment_without_their_networks(command):
 def test_dashes_are_refused():
     with pytest.raises(InputError, match="--lr=3: options have no dashes; expected lr=3"):
         prepare(["--lr=3"])
+
+
+def test_commands_of_the_help_have_quotes():
+    """A shell reads [3,7] as a pattern of file names."""
+    for file in CONF.rglob("*.yaml"):
+        for line in re.findall(r"^#.*python run\.py.*", file.read_text(), re.MULTILINE):
+            assert not re.search(r"(?<![\"'\w.])[\w.@/]+=\[", line), f"{file}: {line}"
+
+
+def test_folders_of_images_that_are_not_there():
+    with pytest.raises(InputError, match=r"images=none: there is no such folder; .* by metrics\.images=DIR, scored"):
+        FolderImages("none", None, 0)
+
+
+def test_a_job_of_a_multirun_that_is_shown_has_one_value_of_each_option():
+    assert prepare(["-m", "+sweep=steps", "seed=1", "--cfg", "job"]) == ["+sweep=steps", "seed=1", "--cfg", "job"]
+    with pytest.raises(InputError, match=r"seed=1,2: --cfg shows one job; expected one value of seed\."):
+        prepare(["-m", "+sweep=steps", "seed=1,2", "--cfg", "job"])
 
 
 def test_help_lists_the_tasks():

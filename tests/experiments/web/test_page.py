@@ -13,7 +13,7 @@ from PIL import Image
 import enat
 import experiments.page
 from enat.errors import InputError
-from enat.images import MASKED_COLOUR, png_bytes
+from enat.images import MASKED_COLOUR, center_crop, png_bytes
 from experiments.command.main import main
 from experiments.web import drawing, editing, uploads
 from experiments.web.choices import NUMBERS, Choices
@@ -178,6 +178,20 @@ def test_an_edit_is_that_of_the_library(choices):
     assert [one.tobytes() for one in by_box] == [one.tobytes() for one in expected]
     everything, _ = editing.edit(*base, editing.EVERYTHING, [0, 0, 1, 1], 5, 0, 1, 5, False)
     assert everything[0].tobytes() == model.edit(image, seed=5)[0].tobytes()
+
+
+@pytest.mark.parametrize("size", [(101, 67), (24, 24), (48, 48)])
+def test_an_upload_is_cropped_as_in_training(choices, size):
+    """The page, the library and training have one crop; the page alone takes back what it has enlarged."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    painted = Image.new("L", size)
+    painted.paste(255, (0, 0, size[0] // 2, size[1]))
+    results, _ = editing.edit(choices, (image, painted), editing.PAINTED, [0, 0, 1, 1], 4, 0, 1, 5, True)
+    expected = choices.model.edit(image, "emu", painted, seed=5, soft_blend=0)
+    assert results[0].tobytes() == expected[0].tobytes()
+    assert np.array_equal(np.asarray(results[0])[:, 4:], np.asarray(center_crop(image, 8))[:, 4:])
+    large = image.resize((3 * size[0], 3 * size[1]), Image.Resampling.NEAREST)
+    assert editing.as_drawn(large, size[0]).tobytes() == (image if size[0] == size[1] else large).tobytes()
 
 
 def test_the_weights_own_sampler_is_offered(make_pipeline):
