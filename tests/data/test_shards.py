@@ -270,8 +270,8 @@ def test_an_access_key_in_a_url(folder, tmp_path):
         check_shards(place, Manifest.load(place))
         damage_flipped_byte(folder)
         for bad, sentence in [
-            ("/?token=abd", f"{url}/manifest.json?token= can't be read: 403"),
-            ("/none?token=abc", f"{url}/none/manifest.json?token= there is no such file on the server."),
+            ("/?token=abd", f"{url}/manifest.json?token=: can't be read: 403"),
+            ("/none?token=abc", f"{url}/none/manifest.json?token=: there is no such file on the server."),
             ("/other?token=abc", f"{url}/other/manifest.json?token=: this is no manifest of token shards."),
             ("?token=abc", f"{url}/train-00001.tar?token=: the shard was altered"),
         ]:

@@ -110,7 +110,7 @@ def test_the_table_has_fid_by_every_protocol(tmp_path, make_job):
         ([{"a": a, "b": b, "c": c} for a in (0, 1) for b in (0, 1) for c in (0, 1)], "a"),
         ([{"a": a, "b": b} for a in (0, 1) for b in (0, 1, 2)], "b"),
         ([{"a": a, "b": b, "c": b} for a in (0, 1) for b in (0, 1)], "a"),
-        ([{"a": a, "b": b} for a in range(11) for b in range(11)], None),  # too many lines
+        ([{"a": a, "b": b} for a in range(21) for b in range(21)], None),  # too many lines
     ],
 )
 def test_what_is_over_an_axis(tmp_path, make_job, options, axis):
