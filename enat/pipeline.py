@@ -37,11 +37,11 @@ def check_device(device: torch.device | str) -> None:
         InputError: with torch's reason.
     """
     try:
-        found = torch.empty(0, device=device)
+        empty = torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"device={device}: {reason}; expected one that is there, such as cpu.") from error
-    if found.is_meta:
+    if empty.is_meta:
         raise InputError(f"device={device}: it computes nothing; expected one that does, such as cpu.")
 
 
@@ -78,10 +78,8 @@ class Pipeline:
         Raises:
             InputError: for a device that is not there, or a type without fractions or with less than 16 bits.
         """
-        is_type = (
-            isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
-        )  # layers lack float8
-        if dtype is not None and not is_type:
+        is_known = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1  # no float8
+        if dtype is not None and not is_known:
             raise InputError(f"dtype={dtype}: expected a type such as torch.bfloat16.")
         if device is not None:
             check_device(device)

@@ -212,9 +212,8 @@ def draw_edits(
             if len(rows) < MAX_ROWS:
                 covered = shown.masked_fill(drawn, COVERED)
                 others = [] if editor.other is None else [editor.other.to(shown.device)]
-                rows[f"{name}, {class_names[class_id]}"] = torch.cat([shown, *others, covered, *results])[
-                    :MAX_COLUMNS
-                ].cpu()
+                columns = torch.cat([shown, *others, covered, *results])[:MAX_COLUMNS]
+                rows[f"{name}, {class_names[class_id]}"] = columns.cpu()
     return rows, int(tokens_under(drawn, editor.tokenizer.grid).sum())
 
 
@@ -244,8 +243,7 @@ def edit(
         classes: ids or names of the classes of the new tokens, or `unconditional`.
         results_per_image, batch_size: how often each image is edited for each class, and how many are drawn at a time.
         seed: of the noise.
-        output: the folder of the pictures.
-        settings: the whole configuration.
+        output, settings: the folder of the pictures, and the whole configuration.
 
     Returns:
         `images`, the folder; `num_images`; `strip`, a PNG file; `skipped`, why files are left out; the operations.
@@ -270,7 +268,8 @@ def edit(
     print(f"Picture: {strip}; {counted(len(files), 'image')} in {folder}")
     return {
         "images": str(folder),
-        **{"num_images": len(files), "strip": str(strip)},
+        "num_images": len(files),
+        "strip": str(strip),
         "skipped": skipped,
         **costs(net, sampler, max(1, round((1 - region.keep) * num_tokens))),
         "classes": [names[class_id] for class_id in class_ids],

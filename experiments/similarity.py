@@ -75,17 +75,7 @@ def similarity(
         `near`: for each kind of token, the share that is within distance 1 of a new one, and its share of all change;
         `change`: for each kind, rows of `change_by` over the distance; the files, and where the weights come from.
     """
-    if len({left for left in sampler.mask_counts(net.num_tokens) if 0 < left < net.num_tokens}) < 2:
-        raise InputError(
-            f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible and masked tokens."
-        )
-    if sampler.is_adaptive:
-        raise InputError(
-            "sampler.order: EntropyBound reveals other numbers of tokens in each image, so that their steps can't be "
-            "compared; expected another order, such as order@sampler.order=confidence."
-        )
-    if math.isqrt(net.num_tokens) ** 2 != net.num_tokens:
-        raise InputError(f"module.net.num_tokens={net.num_tokens}: expected a square, for distances on the grid.")
+    check_steps(net, sampler)
     source = load_weights(net, weights)
     device = device_for(accelerator)
     net.to(device).eval()
@@ -132,6 +122,26 @@ def features(net: ENAT, token_ids: Tensor, visible: Tensor, masked: Tensor, modu
     encoded = net.encode(token_ids.gather(1, visible), visible, modulations)
     encoded = encoded[..., : net.width]  # keys and values follow in KeyValueReuse
     return torch.cat([encoded, net.decode(encoded, masked, modulations)], dim=1)
+
+
+def check_steps(net: ENAT, sampler: Sampler) -> None:
+    """Checks that the steps of a sampler can be compared.
+
+    Raises:
+        InputError: for too few steps, for an order whose numbers of tokens depend on the image, and for tokens that are
+            not those of a square.
+    """
+    if len({left for left in sampler.mask_counts(net.num_tokens) if 0 < left < net.num_tokens}) < 2:
+        raise InputError(
+            f"sampler.num_steps={sampler.num_steps}: expected at least 3, two of them with visible and masked tokens."
+        )
+    if sampler.is_adaptive:
+        raise InputError(
+            "sampler.order: EntropyBound reveals other numbers of tokens in each image, so that their steps can't be "
+            "compared; expected another order, such as order@sampler.order=confidence."
+        )
+    if math.isqrt(net.num_tokens) ** 2 != net.num_tokens:
+        raise InputError(f"module.net.num_tokens={net.num_tokens}: expected a square, for distances on the grid.")
 
 
 def changes(net: ENAT, states: Iterable[Tensor], class_ids: Tensor) -> Iterator[Change]:
