@@ -1,6 +1,7 @@
 """Jobs of a multirun: each keeps its overrides and how it ended, so that the same sweep again runs what is missing."""
 
 import json
+import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable
@@ -76,6 +77,7 @@ def run_job(
     """
     from lightning.pytorch.utilities import rank_zero_only  # here, since it takes seconds to import
 
+    start_processes_as_usual()
     overrides = without_credentials(list(HydraConfig.get().overrides.task))
     name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
     sha256 = sha256_of(weights_file(weights)) if weights and weights_file(weights).is_file() else None
@@ -108,6 +110,15 @@ def run_job(
         raise JobError(
             f"{output}: {sentence} The other jobs went on; the same command runs what is missing."
         ) from error
+
+
+def start_processes_as_usual() -> None:
+    """Lets the process of a job start others in the platform's way.
+
+    A process of joblib starts them in a way of its own, in which the workers of a DataLoader fail.
+    """
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method(None, force=True)
 
 
 def read_job_record(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from experiments.runtime.held_out_seeds import best_jobs
 from experiments.runtime.multirun import fixed_options, objectives
@@ -172,6 +173,19 @@ def _split(values: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
+
+
+@pytest.mark.slow
+def test_jobs_of_joblib_read_data_in_workers(separate_command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    for number in range(10):
+        Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    small = ["tokenizer.channels=32", "tokenizer.multipliers=[1,1]", "tokenizer.resolution=16", "trainer.max_steps=1"]
+    options = [*small, f"data.images={tmp_path}", "data.held_out=0.2", "data.batch_size=2", "data.num_workers=1"]
+    jobs = ["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}/sweep"]
+    outcome = separate_command("-m", "experiment=tokenizer", *options, *jobs)
+    assert outcome.status == 0, outcome.err
+    assert len(list((tmp_path / "sweep").glob("*/results.json"))) == 2
 
 
 def test_objectives():
