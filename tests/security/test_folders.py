@@ -212,7 +212,7 @@ WRONG = {
     "settings": (lambda config: config.update(settings=[]), "settings: Input should be a valid dictionary"),
     "no network": (lambda config: config["settings"].pop("module"), "module.net is None"),
     "a network": (lambda config: config["settings"]["module"].update(net=3), "module.net is 3"),
-    "a sampler": (lambda config: config["settings"].update(sampler="x"), "sampler is x"),
+    "a sampler": (lambda config: config["settings"].update(sampler="x"), "settings.sampler: Input should be"),
     "a number": (lambda config: config["settings"]["sampler"].update(num_steps="3"), "num_steps=3: Input should be"),
     "a bool": (lambda config: config["settings"]["module"]["net"].update(width=True), "have width True, and its"),
     "a list": (lambda config: config["settings"]["tokenizer"].update(multipliers=2), "multipliers=2: Input should be"),
