@@ -228,3 +228,15 @@ def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_pat
     again = separate_command(*search, f"hydra.sweep.dir={tmp_path}/search")  # finds all of it there
     assert f"which are the ones to quote: {folder}" in again.out
     assert (folder / "results.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_trainings_of_a_multirun_begin_anew(sweep, tmp_path):
+    options = [*NO_SCORES, "metrics=none", "seed=0", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=job"]
+    for start in ([], ["resume=false"]):
+        outcome = sweep(*options, *start)
+        assert outcome.status == 0, outcome.err
+    for folder in (tmp_path / "job", tmp_path / "job" / "before_1"):
+        assert json.loads((folder / "results.json").read_text())["steps"] == 2
+        assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert "done already" in sweep(*options).out
