@@ -19,7 +19,7 @@ from experiments.runtime.lock import LOCK, lock
 from experiments.runtime.ranks import is_first
 
 JOB = "job.json"  # in the folder of a job
-FREE = {"resume", "debug", "trainer", "logger"}  # options that may change when a job is run again
+FREE = {"resume", "debug", "trainer", "logger", "held_out_seeds"}  # options that may change when a job is run again
 RECORDED = {"weights", "sweep", "study"}  # options that the record of a job has by themselves
 CHOICES = "another hydra.sweep.dir=DIR, or resume=false to run its jobs anew"
 
