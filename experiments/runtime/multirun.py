@@ -5,7 +5,7 @@ import multiprocessing
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
 from enat.files import EXPECTED, read_record, refuse_other_work, sha256_of, weights_file, write_atomically
+from experiments.runtime.job_data import data_sha256
 from experiments.runtime.lock import LOCK, lock
 from experiments.runtime.ranks import is_first
 
@@ -62,8 +63,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Runs a job, unless its results are in its folder already.
 
-    The folder's `job.json` has the job's number, overrides and study, the sha256 of its weights, and its error if any.
-    It is written only while this process holds the folder.
+    The folder's `job.json` has the job's number, overrides and study, the sha256 of its weights and its data, and its
+    error if any. It is written only while this process holds the folder.
 
     Args:
         output, resume: the folder of the job, and whether earlier results in it are used.
@@ -76,16 +77,18 @@ def run_job(
         The results.
 
     Raises:
-        InputError: if the folder is another job's, or has results of other weights.
+        InputError: if the folder is another job's, or has results of other weights or data.
         JobError: for any error of the work, and if another process is at work in the folder.
     """
     start_processes_as_usual()
     overrides = without_credentials(list(HydraConfig.get().overrides.task))
     name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
     sha256 = sha256_of(weights_file(weights)) if weights and weights_file(weights).is_file() else None
+    data = data_sha256(HydraConfig.get().overrides.task)
     record = output / JOB
     if resume:
         refuse_other_jobs(record, overrides, name)
+        refuse_other_data(record, data)
         refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if study else [record], sha256)
         if is_done(output) and read_record(record).get("error") is None:
             _print_on_first(f"{output}: done already.")
@@ -93,7 +96,7 @@ def run_job(
 
     def keep(error: str | None) -> None:
         content = {"number": HydraConfig.get().job.num, "overrides": overrides, "study": name, "error": error}
-        content["weights_sha256"] = sha256
+        content |= {"weights_sha256": sha256, "data_sha256": data}
         if is_first():
             write_atomically(record, json.dumps(content, indent=1).encode())
 
@@ -223,6 +226,27 @@ def refuse_other_weights(records: list[Path], sha256: str | None) -> None:
         if (record.parent / "results.json").exists():
             earlier = {"weights.sha256": read_record(record).get("weights_sha256")}
             refuse_other_work(record.parent, earlier, {"weights.sha256": sha256}, "results of other weights", CHOICES)
+
+
+def refuse_other_data(record: Path, data: Mapping[str, str]) -> None:
+    """Refuses to take results of other data, which may have the same path, for those of a job.
+
+    Data whose hash is not known, then or now, are not compared.
+
+    Args:
+        record: of the job in the folder.
+        data: the hashes of the data that this job names.
+
+    Raises:
+        InputError: naming the options.
+    """
+    if not (record.exists() and record.with_name("results.json").exists()):
+        return
+    recorded = read_record(record).get("data_sha256")
+    earlier = recorded if isinstance(recorded, dict) else {}
+    known = earlier.keys() & data.keys()
+    before, now = ({name: hashes[name] for name in known} for hashes in (earlier, data))
+    refuse_other_work(record.parent, before, now, "results of other data", CHOICES)
 
 
 def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tuple[float, ...] | None:

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from enat.errors import InputError
-from experiments.runtime.multirun import JobError, refuse_other_jobs, refuse_other_weights, run_job
+from experiments.runtime.multirun import JobError, refuse_other_data, refuse_other_jobs, refuse_other_weights, run_job
 
 CHOICES = "expected the same settings, another hydra.sweep.dir=DIR, or resume=false to run its jobs anew."
 
@@ -121,3 +121,25 @@ def test_a_job_that_ended_well_has_no_error(job):
     (job.folder / "job.json").write_text(json.dumps({**record, "error": "a process is at work in this folder"}))
     assert job(2) == {"fid": 1}
     assert read(job.folder / "job.json") == record
+
+
+@pytest.mark.parametrize("kind", ["images", "shards", "file"])
+def test_results_of_other_data_are_refused(job, tmp_path, kind):
+    """Other files under the same path; where they are not there any more, what is done stays done."""
+    place = tmp_path / "the data"
+    changed = {"images": place / "class" / "0.png", "shards": place / "manifest.json", "file": place}[kind]
+    changed.parent.mkdir(parents=True, exist_ok=True)
+    changed.write_text("a")
+    name = "data.shards" if kind == "shards" else "scored.path"
+    HydraConfig.get().overrides.task = ["seed=0", f"{name}='{place}'"]
+    assert job(1) == job(2) == {"fid": 1}
+    changed.write_text("b")
+    with pytest.raises(InputError, match=f"holds results of other data \\({name}.sha256: .*{CHOICES}"):
+        job(2)
+    assert job(2, resume=False) == job(3) == {"fid": 2}
+    changed.unlink()
+    assert job(4) == {"fid": 2}
+
+
+def test_records_of_older_versions_say_nothing_of_data(record):
+    refuse_other_data(record, {"scored.path.sha256": "ab12"})
