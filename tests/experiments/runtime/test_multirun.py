@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from enat.errors import InputError
+from experiments.reporting.runs import find_runs
 from experiments.runtime.multirun import JobError, refuse_other_data, refuse_other_jobs, refuse_other_weights, run_job
 
 CHOICES = "expected the same settings, another hydra.sweep.dir=DIR, or resume=false to run its jobs anew."
@@ -84,6 +85,7 @@ def test_a_job_begun_anew_keeps_what_was_there(job):
         assert read(before / "results.json") == {"fid": fid}
         assert (before / "checkpoints").is_dir()
         assert read(before / "job.json")["error"] is None
+    assert find_runs(job.folder.parent) == [job.folder]  # what a report shows
     assert job(4) == {"fid": 4}
     assert read(job.folder / "job.json")["error"] is None
 
