@@ -4,9 +4,7 @@ This module and those that it imports must import neither torch nor Lightning, w
 told at once, and so is a completion of the shell.
 """
 
-import hashlib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
 from enat.files import weights_file
-from experiments.runtime.multirun import JobError, fixed_options, is_job
+from experiments.runtime.job_names import job_name, options, short
+from experiments.runtime.multirun import JobError, is_job
 from experiments.runtime.options import CONF, explain_option
 from experiments.runtime.ranks import processes
 
 RESUMABLE = ("train", "tokenize", "download", "sample", "evaluate", "score", "statistics")  # tasks
-MAX_NAME = 150  # bytes of a folder's name
 
 
 def _run_folder(folder: str, resume: bool) -> str:
@@ -63,34 +61,8 @@ def _changes() -> str:
     """Returns what tells this command from others of its task, as the end of a folder's name; nothing by default."""
     if not HydraConfig.initialized():
         return ""
-    text = _short(_options("task", "output", "experiment"))
+    text = short(options("task", "output", "experiment"))
     return f"-{text}" if text else ""
-
-
-def _job_name(*left_out: str) -> str:
-    """Returns the name of a job's folder: its options, but for those named and those that change no result."""
-    return _short(_options(*left_out, "data.shards")) or "job"
-
-
-def _options(*left_out: str) -> list[str]:
-    """Returns the overrides of this command that change its results, in the order of their names."""
-    overrides = dict(text.lstrip("+").partition("=")[::2] for text in HydraConfig.get().overrides.task)
-    options = fixed_options(list(HydraConfig.get().overrides.task))
-    if "weights" in overrides:
-        path = Path(overrides["weights"].strip("'"))
-        options["weights"] = path.stem if path.stem != "last" else ""
-        if is_job():  # of several checkpoints, perhaps, which may all be called last.ckpt
-            options["weights"] = f"{path.parents[1].name}_{path.stem}" if len(path.parents) > 2 else path.stem
-    return [f"{name}={value}" for name, value in sorted(options.items()) if name not in left_out and value != ""]
-
-
-def _short(options: Sequence[str]) -> str:
-    """Joins options to a name that is safe for a file system, and not too long for it."""
-    text = re.sub(r"[^\w.,=+@{}:-]", "", ",".join(options).replace("/", "_"))
-    if len(text.encode()) > MAX_NAME:
-        begin = text.encode()[: MAX_NAME - 9].decode(errors="ignore")
-        text = f"{begin}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return text
 
 
 def _refuse_environment(*names: str) -> None:
@@ -102,7 +74,7 @@ def _refuse_environment(*names: str) -> None:
 
 
 OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
-OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 OmegaConf.register_new_resolver("run_of", _run_of, replace=True)
 OmegaConf.register_new_resolver("changes", _changes, replace=True)
 OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)

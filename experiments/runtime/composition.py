@@ -57,6 +57,8 @@ def primary_config(arguments: Sequence[str]) -> str:
         _replace(defaults, {name: choice for name, choice in choices.items() if name not in given})
     if shards:
         _store_shards(defaults, str(shards), given)
+        for other in filter(None, _values_of(arguments, "data.shards")):
+            _refuse_other_sizes(str(shards), str(other), given)
     tokenizer = None if "tokenizer" in given or files else given.get("tokenizer.weights")
     has_settings = tokenizer is not None and _store_tokenizer(defaults, str(tokenizer))
     if not files and not shards and not has_settings:
@@ -236,11 +238,31 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     Raises:
         InputError: for a folder without a manifest, or with one that can't be read.
     """
+    if "experiment" not in given and given.get("task", "train") == "train":
+        _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
+    sizes, tokenizer = _said_by(shards, given)
+    store = ConfigStore.instance()
+    content: dict[str, Any] = {"module": {"net": sizes}}
+    if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
+        content["callbacks"] = {"sample_grid": {"class_ids": None}}
+    if tokenizer and "tokenizer" not in given:
+        content["tokenizer"] = tokenizer  # also after an experiment that changes some of its options
+        store.store(OF_SHARDS, tokenizer, "tokenizer")
+        defaults.append({"override /tokenizer": OF_SHARDS})  # of this list, it comes before those of experiments
+    store.store(f"sizes_{OF_SHARDS}", OmegaConf.create(content), package="_global_")
+    is_override = [isinstance(entry, dict) and next(iter(entry)).startswith("override") for entry in defaults]
+    defaults.insert(is_override.index(True), f"sizes_{OF_SHARDS}")  # after the experiment; overrides come last
+
+
+def _said_by(shards: str, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """Returns the sizes of a network for a folder of shards, and the settings of their tokenizer.
+
+    Raises:
+        InputError: for a folder without a manifest, or with one that can't be read.
+    """
     from data.fetch import fetch_manifest  # here, since they import torch
     from data.manifest import Manifest
 
-    if "experiment" not in given and given.get("task", "train") == "train":
-        _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
     folder = Path(shards)
     if "://" in shards:
         cache = given.get("data.cache", yaml.safe_load((CONF / "data" / "shards.yaml").read_text())["cache"])
@@ -253,16 +275,20 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     manifest = Manifest.load(folder)
     sizes = {"codebook_size": manifest.codebook_size, "num_tokens": manifest.num_tokens}
     sizes["num_classes"] = len(manifest.class_names)
-    tokenizer = manifest.tokenizer_settings
-    check_settings(str(path), {"tokenizer_settings": tokenizer})
-    store = ConfigStore.instance()
-    content: dict[str, Any] = {"module": {"net": sizes}}
-    if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
-        content["callbacks"] = {"sample_grid": {"class_ids": None}}
-    if tokenizer and "tokenizer" not in given:
-        content["tokenizer"] = tokenizer  # also after an experiment that changes some of its options
-        store.store(OF_SHARDS, tokenizer, "tokenizer")
-        defaults.append({"override /tokenizer": OF_SHARDS})  # of this list, it comes before those of experiments
-    store.store(f"sizes_{OF_SHARDS}", OmegaConf.create(content), package="_global_")
-    is_override = [isinstance(entry, dict) and next(iter(entry)).startswith("override") for entry in defaults]
-    defaults.insert(is_override.index(True), f"sizes_{OF_SHARDS}")  # after the experiment; overrides come last
+    check_settings(str(path), {"tokenizer_settings": manifest.tokenizer_settings})
+    return sizes, manifest.tokenizer_settings
+
+
+def _refuse_other_sizes(first: str, other: str, given: Mapping[str, Any]) -> None:
+    """Refuses a multirun over shards of other sizes: all of its jobs have those of the first.
+
+    Raises:
+        InputError: naming a size in which they differ.
+    """
+    before, now = (_said_by(shards, given)[0] for shards in (first, other))
+    for name, size in before.items():
+        if now[name] != size:
+            raise InputError(
+                f"data.shards={first},{other}: {name} is {size} in the one and {now[name]} in the other; expected a "
+                "command for each."
+            )

@@ -55,21 +55,42 @@ def score_again(
 ) -> list[Path]:
     """Scores the best settings of a search with other seeds, in `FOLDER-held_out_seeds/JOB`; returns these folders.
 
-    Scores that are there already are not computed again.
+    Scores that are there already are not computed again. Those of other weights or settings stay, and the new ones get
+    a folder beside them, such as `JOB-2`.
     """
     scored = []
     for job in best_jobs(folder, objective, directions):
         overrides = read_job_record(job / JOB)["overrides"]
-        left_out = {"objective", "held_out_seeds", "seed", *RECORDED}
+        left_out = {"objective", "held_out_seeds", "seed", "resume", *RECORDED}
         options = [text for text in overrides if text.lstrip("+").partition("=")[0] not in left_out]
-        output = folder.with_name(f"{folder.name}-held_out_seeds") / job.name
+        found = read_record(job / "results.json")
+        output = folder_for(folder.with_name(f"{folder.name}-held_out_seeds") / job.name, found, seeds)
         common = ["task=evaluate", f"weights={weights}", f"output={output}", f"seeds=[{','.join(map(str, seeds))}]"]
-        if is_scored(output, seeds) or run_command([*options, *common]) == 0:
+        if is_scored(output, found, seeds) or run_command([*options, *common]) == 0:
             scored.append(output)
     return scored
 
 
-def is_scored(output: Path, seeds: Sequence[int]) -> bool:
-    """Says whether a folder has scores with these seeds; a search refuses to go on with other weights."""
-    results = output / "results.json"
-    return results.exists() and read_record(results).get("seeds") == list(seeds)
+def folder_for(folder: Path, found: dict[str, Any], seeds: Sequence[int]) -> Path:
+    """Returns the first of FOLDER, FOLDER-2 ... that has the scores of a job with other seeds, or no scores yet."""
+    number = 1
+    free = folder
+    while (free / "results.json").exists() and not is_scored(free, found, seeds):
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def is_scored(output: Path, found: dict[str, Any], seeds: Sequence[int]) -> bool:
+    """Says whether a folder has scores with these seeds, of the same weights and settings as a job of the search.
+
+    Args:
+        output: the folder.
+        found: the results of the job. Their `settings` have the sha256 of the weights, and all that scores depend on.
+        seeds: of the noise.
+    """
+    path = output / "results.json"
+    if not path.exists():
+        return False
+    results = read_record(path)
+    return results.get("seeds") == list(seeds) and results.get("settings") == found.get("settings")

@@ -14,6 +14,7 @@ from enat.errors import InputError
 from enat.files import MAX_SETTINGS, values_of
 from experiments.runtime.hydra_settings import check_hydra, check_overrides, check_texts
 from experiments.runtime.hydra_writes import hide_credentials
+from experiments.runtime.job_names import remember_command
 
 load = OmegaConf.load
 
@@ -70,6 +71,7 @@ class CheckedLoader(ConfigLoaderImpl):
                 control characters.
         """
         hide_credentials()  # in the process of a job as well
+        remember_command(self.arguments)
         OmegaConf.load = load_bounded  # type: ignore[assignment,method-assign]
         try:
             config = super().load_configuration(config_name, overrides, run_mode, *arguments, **options)

@@ -2,9 +2,10 @@
 
 import json
 import multiprocessing
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from hydra.types import RunMode
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
 from enat.files import EXPECTED, read_record, refuse_other_work, sha256_of, weights_file, write_atomically
+from experiments.runtime.job_data import data_sha256
+from experiments.runtime.lock import LOCK, lock
+from experiments.runtime.ranks import is_first
 
 JOB = "job.json"  # in the folder of a job
-FREE = {"resume", "debug", "trainer", "logger"}  # options that may change when a job is run again
+FREE = {"resume", "debug", "trainer", "logger", "held_out_seeds"}  # options that may change when a job is run again
 RECORDED = {"weights", "sweep", "study"}  # options that the record of a job has by themselves
 CHOICES = "another hydra.sweep.dir=DIR, or resume=false to run its jobs anew"
 
@@ -59,7 +63,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Runs a job, unless its results are in its folder already.
 
-    The folder's `job.json` has the job's number, overrides and study, the sha256 of its weights, and its error if any.
+    The folder's `job.json` has the job's number, overrides and study, the sha256 of its weights and its data, and its
+    error if any. It is written only while this process holds the folder.
 
     Args:
         output, resume: the folder of the job, and whether earlier results in it are used.
@@ -72,32 +77,55 @@ def run_job(
         The results.
 
     Raises:
-        InputError: if the folder is another job's, or has results of other weights.
-        JobError: for any error of the work.
+        InputError: if the folder is another job's, or has results of other weights or data.
+        JobError: for any error of the work, and if another process is at work in the folder.
     """
-    from lightning.pytorch.utilities import rank_zero_only  # here, since it takes seconds to import
-
     start_processes_as_usual()
     overrides = without_credentials(list(HydraConfig.get().overrides.task))
     name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
     sha256 = sha256_of(weights_file(weights)) if weights and weights_file(weights).is_file() else None
+    data = data_sha256(HydraConfig.get().overrides.task)
     record = output / JOB
-    results = output / "results.json"
     if resume:
         refuse_other_jobs(record, overrides, name)
+        refuse_other_data(record, data)
         refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if study else [record], sha256)
-        if record.exists() and results.exists():
-            rank_zero_only(print)(f"{output}: done already.")
-            return read_record(results)
+        if is_done(output) and read_record(record).get("error") is None:
+            _print_on_first(f"{output}: done already.")
+            return read_record(output / "results.json")
 
-    @rank_zero_only
     def keep(error: str | None) -> None:
         content = {"number": HydraConfig.get().job.num, "overrides": overrides, "study": name, "error": error}
-        content["weights_sha256"] = sha256
-        write_atomically(record, json.dumps(content, indent=1).encode())
+        content |= {"weights_sha256": sha256, "data_sha256": data}
+        if is_first():
+            write_atomically(record, json.dumps(content, indent=1).encode())
 
+    try:
+        with lock(output):  # another process may be at work in the folder, and its files stay as they are
+            return _run_in_own_folder(output, resume, work, explain, keep)
+    except InputError as error:
+        raise _told(output, str(error)) from error
+
+
+def _run_in_own_folder(
+    output: Path,
+    resume: bool,
+    work: Callable[[], dict[str, Any]],
+    explain: Callable[[BaseException], str | None],
+    keep: Callable[[str | None], None],
+) -> dict[str, Any]:
+    """Runs a job in a folder that this process holds; `keep` writes the record of the job with its error.
+
+    Raises:
+        JobError: for any error of the work.
+    """
+    if resume and is_done(output):  # by another process meanwhile
+        keep(None)
+        _print_on_first(f"{output}: done already.")
+        return read_record(output / "results.json")
+    if is_first():
+        set_aside(output, resume)
     keep(None)
-    rank_zero_only(results.unlink)(missing_ok=True)  # of an earlier run, which no longer counts
     try:
         return work()
     except Exception as error:
@@ -106,10 +134,51 @@ def run_job(
             print(printable(traceback.format_exc()), file=sys.stderr)
             sentence = f"{type(error).__name__}: {error}"
         keep(" ".join(sentence.split()))
-        rank_zero_only(print)(printable(f"{output}: failed: {sentence}"), file=sys.stderr)
-        raise JobError(
-            f"{output}: {sentence} The other jobs went on; the same command runs what is missing."
-        ) from error
+        raise _told(output, sentence) from error
+
+
+def _told(output: Path, sentence: str) -> JobError:
+    """Prints why a job failed, and returns the error to raise."""
+    if is_first():
+        print(printable(f"{output}: failed: {sentence}"), file=sys.stderr)
+    return JobError(f"{output}: {sentence} The other jobs went on; the same command runs what is missing.")
+
+
+def _print_on_first(text: str) -> None:
+    if is_first():
+        print(text)
+
+
+def is_done(output: Path) -> bool:
+    """Says whether the folder of a job has its results."""
+    return (output / JOB).exists() and (output / "results.json").exists()
+
+
+def set_aside(output: Path, resume: bool) -> None:
+    """Sets aside, before a job begins, what is in its folder and doesn't count any more. Nothing is deleted.
+
+    For a job that begins anew, all that an earlier run of the job has left is moved into a new folder `before_1`,
+    `before_2` ... in the job's. Reports pass over runs in the folder of a job.
+
+    Args:
+        output: the folder of the job.
+        resume: whether the job goes on with what is there; then only results of a command that was no job are moved.
+    """
+    results = output / "results.json"
+    if resume or not (output / JOB).exists():
+        if results.exists():
+            results.replace(output / "results_before.json")
+        return
+    earlier = [path for path in output.iterdir() if path.name != LOCK and not re.fullmatch(r"before_\d+", path.name)]
+    if [path.name for path in earlier] == [JOB]:  # it failed before it wrote anything
+        return
+    number = 1
+    while (output / f"before_{number}").exists():
+        number += 1
+    aside = output / f"before_{number}"
+    aside.mkdir()
+    for path in sorted(earlier, key=lambda path: (path != results, path.name == JOB)):  # the record last
+        path.rename(aside / path.name)
 
 
 def start_processes_as_usual() -> None:
@@ -157,6 +226,27 @@ def refuse_other_weights(records: list[Path], sha256: str | None) -> None:
         if (record.parent / "results.json").exists():
             earlier = {"weights.sha256": read_record(record).get("weights_sha256")}
             refuse_other_work(record.parent, earlier, {"weights.sha256": sha256}, "results of other weights", CHOICES)
+
+
+def refuse_other_data(record: Path, data: Mapping[str, str]) -> None:
+    """Refuses to take results of other data, which may have the same path, for those of a job.
+
+    Data whose hash is not known, then or now, are not compared.
+
+    Args:
+        record: of the job in the folder.
+        data: the hashes of the data that this job names.
+
+    Raises:
+        InputError: naming the options.
+    """
+    if not (record.exists() and record.with_name("results.json").exists()):
+        return
+    recorded = read_record(record).get("data_sha256")
+    earlier = recorded if isinstance(recorded, dict) else {}
+    known = earlier.keys() & data.keys()
+    before, now = ({name: hashes[name] for name in known} for hashes in (earlier, data))
+    refuse_other_work(record.parent, before, now, "results of other data", CHOICES)
 
 
 def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tuple[float, ...] | None:

@@ -71,7 +71,8 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
     config.output = str(output)
     if not is_job():
         try:
-            results = _results(config, output)
+            with lock(output):
+                results = _results(config, output)
         finally:
             rank_zero_only(_remove_if_empty)(output)  # Hydra has made it before a wrong option was found
         if not results.get("passed", True):
@@ -129,7 +130,7 @@ def _check_shards(config: DictConfig) -> None:
 
 
 def _results(config: DictConfig, output: Path) -> dict[str, Any]:
-    """Checks the options, runs the task, and writes and prints its results.
+    """Checks the options, runs the task in a folder that this process holds, and writes and prints its results.
 
     Raises:
         InputError: if the folder has results of other settings or weights, which would be replaced.
@@ -142,10 +143,9 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     L.seed_everything(config.seed, verbose=False)
     extra = {"settings": settings, "composition": composition}
     parameters = inspect.signature(task.called).parameters
-    with lock(output):
-        arguments = build(task.arguments)
-        arguments |= {name: value for name, value in extra.items() if name in parameters}
-        results: dict[str, Any] = task.called(**arguments)
+    arguments = build(task.arguments)
+    arguments |= {name: value for name, value in extra.items() if name in parameters}
+    results: dict[str, Any] = task.called(**arguments)
     origin = {"seed": config.seed, **provenance()}
     results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own
     if composition.get("check"):  # of shards: their results stay those of the command that made them

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from experiments.runtime import held_out_seeds
 from experiments.runtime.held_out_seeds import best_jobs
 from experiments.runtime.multirun import fixed_options, objectives
 
@@ -108,6 +109,7 @@ def test_a_job_may_go_on_otherwise():
     others = ["seed=0", "+sweep=steps", "weights=/b.ckpt", "logger=wandb", "logger.wandb.offline=true", "resume=true"]
     assert fixed_options(overrides) == fixed_options(others) == {"seed": "0"}
     assert fixed_options([*overrides, "trainer=gpu", "~logger.csv"]) == fixed_options(overrides)
+    assert fixed_options([*overrides, "held_out_seeds=[7,8]"]) == fixed_options(overrides)
     assert fixed_options([*overrides, "trainer.max_steps=3"]) != fixed_options(overrides)
     assert fixed_options([*overrides, "~callbacks.ema"]) != fixed_options(overrides)
 
@@ -209,6 +211,31 @@ def test_the_best_of_a_search(tmp_path):
     assert [job.name for job in best_jobs(tmp_path, ["fid"], ["maximize"])] == ["a"]
 
 
+def test_scores_of_other_weights_are_not_those_of_a_search(tmp_path, monkeypatch):
+    """They stay, and the settings are scored again beside them."""
+    commands = []
+    monkeypatch.setattr(held_out_seeds, "run_command", lambda command: commands.append(command) or 0)
+    job = tmp_path / "search" / "0"
+    job.mkdir(parents=True)
+    overrides = ["sampler.num_steps=2", "+sweep=tune", "resume=false", "held_out_seeds=[7,8]"]
+    (job / "job.json").write_text(json.dumps({"overrides": overrides}))
+    settings = {"sha256": "ab12", "sampler": {"num_steps": 2}}
+    (job / "results.json").write_text(json.dumps({"fid": 1.0, "settings": settings}))
+    held_out = tmp_path / "search-held_out_seeds"
+    earlier = {"0": {**settings, "sha256": "cd34"}, "0-2": {**settings, "sampler": {"num_steps": 4}}}
+    for name, other in earlier.items():
+        (held_out / name).mkdir(parents=True)
+        (held_out / name / "results.json").write_text(json.dumps({"seeds": [7, 8], "settings": other}))
+    arguments = (tmp_path / "search", ["fid"], ["minimize"], [7, 8], "a.ckpt")
+    assert held_out_seeds.score_again(*arguments) == [held_out / "0-3"]
+    own = ["task=evaluate", "weights=a.ckpt", f"output={held_out}/0-3", "seeds=[7,8]"]
+    assert commands == [["sampler.num_steps=2", *own]]
+    (held_out / "0-3").mkdir()
+    (held_out / "0-3" / "results.json").write_text(json.dumps({"seeds": [7, 8], "settings": settings}))
+    assert held_out_seeds.score_again(*arguments) == [held_out / "0-3"]
+    assert len(commands) == 1
+
+
 @pytest.mark.slow
 def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_path):
     assert separate_command("experiment=debug", "metrics=none", f"output={tmp_path}/run").status == 0
@@ -228,3 +255,15 @@ def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_pat
     again = separate_command(*search, f"hydra.sweep.dir={tmp_path}/search")  # finds all of it there
     assert f"which are the ones to quote: {folder}" in again.out
     assert (folder / "results.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_trainings_of_a_multirun_begin_anew(sweep, tmp_path):
+    options = [*NO_SCORES, "metrics=none", "seed=0", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=job"]
+    for start in ([], ["resume=false"]):
+        outcome = sweep(*options, *start)
+        assert outcome.status == 0, outcome.err
+    for folder in (tmp_path / "job", tmp_path / "job" / "before_1"):
+        assert json.loads((folder / "results.json").read_text())["steps"] == 2
+        assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert "done already" in sweep(*options).out

@@ -8,7 +8,8 @@ import pytest
 import wandb.errors
 
 from enat.errors import InputError
-from experiments.runtime.command_line import _short, explain
+from experiments.runtime.command_line import explain
+from experiments.runtime.job_names import short
 from experiments.runtime.launch import device_for
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +35,7 @@ def test_an_operation_that_apple_gpus_lack():
 
 def test_a_folder_named_by_options_fits_a_file_system():
     """Where names have 255 bytes at most, and a letter may have three or four."""
-    names = {_short([f"classes={letter * 200}"]) for letter in ("a", "長", "𝄞")}
+    names = {short([f"classes={letter * 200}"]) for letter in ("a", "長", "𝄞")}
     assert len(names) == 3
     assert all(len(name.encode()) <= 150 for name in names)
 

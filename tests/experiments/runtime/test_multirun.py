@@ -2,11 +2,18 @@
 
 import json
 import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from enat.errors import InputError
-from experiments.runtime.multirun import refuse_other_jobs, refuse_other_weights
+from experiments.reporting.runs import find_runs
+from experiments.runtime.multirun import JobError, refuse_other_data, refuse_other_jobs, refuse_other_weights, run_job
 
 CHOICES = "expected the same settings, another hydra.sweep.dir=DIR, or resume=false to run its jobs anew."
 
@@ -38,3 +45,103 @@ def test_results_of_other_weights_are_refused(record):
         refuse_other_weights([record], "cd34")
     record.with_name("results.json").unlink()
     refuse_other_weights([record], "cd34")  # nothing was computed with the others
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Runs a job of the options `seed=0` in a folder, which holds what it gave."""
+    config = OmegaConf.create({"job": {"num": 0}, "overrides": {"task": ["seed=0"]}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: config)
+    folder = tmp_path / "job"
+
+    def run(value, resume=True):
+        def work():
+            if isinstance(value, Exception):
+                raise value
+            (folder / "checkpoints").mkdir()  # which fails beside those of another run
+            (folder / "results.json").write_text(json.dumps({"fid": value}))
+            return {"fid": value}
+
+        return run_job(folder, resume, None, None, work, str)
+
+    run.folder = folder
+    return run
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_job_begun_anew_keeps_what_was_there(job):
+    assert job(1) == job(2) == {"fid": 1}  # is done already
+    assert job(3, resume=False) == {"fid": 3}
+    with pytest.raises(JobError, match="no disk"):
+        job(ValueError("no disk"), resume=False)
+    with pytest.raises(JobError, match="no disk"):  # when there is nothing to set aside
+        job(ValueError("no disk"), resume=False)
+    assert sorted(path.name for path in job.folder.iterdir()) == ["before_1", "before_2", "job.json"]
+    for number, fid in ((1, 1), (2, 3)):
+        before = job.folder / f"before_{number}"
+        assert read(before / "results.json") == {"fid": fid}
+        assert (before / "checkpoints").is_dir()
+        assert read(before / "job.json")["error"] is None
+    assert find_runs(job.folder.parent) == [job.folder]  # what a report shows
+    assert job(4) == {"fid": 4}
+    assert read(job.folder / "job.json")["error"] is None
+
+
+def test_results_of_no_job_stay(job):
+    job.folder.mkdir()
+    (job.folder / "results.json").write_text(json.dumps({"fid": 1}))
+    (job.folder / "photo.png").touch()
+    assert job(2, resume=False) == {"fid": 2}
+    assert read(job.folder / "results_before.json") == {"fid": 1}
+    assert (job.folder / "photo.png").exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_job_that_is_under_way_stays_as_it_is(job, resume):
+    """A second multirun marks no job of the first as failed."""
+    job.folder.mkdir()
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    began = int(Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    holder = {"host": socket.gethostname(), "process": sleeper.pid, "job": None, "began": began}
+    (job.folder / "in_use.json").write_text(json.dumps(holder))
+    (job.folder / "job.json").write_text(json.dumps({"overrides": ["seed=0"], "study": None, "error": None}))
+    before = {path: path.read_text() for path in job.folder.iterdir()}
+    with pytest.raises(JobError, match="is at work in this folder"):
+        job(1, resume)
+    assert {path: path.read_text() for path in job.folder.iterdir()} == before
+    sleeper.communicate(b"\n")
+    assert job(2) == {"fid": 2}
+
+
+def test_a_job_that_ended_well_has_no_error(job):
+    """An earlier version has marked it as failed, when the multirun was started twice."""
+    job(1)
+    record = read(job.folder / "job.json")
+    (job.folder / "job.json").write_text(json.dumps({**record, "error": "a process is at work in this folder"}))
+    assert job(2) == {"fid": 1}
+    assert read(job.folder / "job.json") == record
+
+
+@pytest.mark.parametrize("kind", ["images", "shards", "file"])
+def test_results_of_other_data_are_refused(job, tmp_path, kind):
+    """Other files under the same path; where they are not there any more, what is done stays done."""
+    place = tmp_path / "the data"
+    changed = {"images": place / "class" / "0.png", "shards": place / "manifest.json", "file": place}[kind]
+    changed.parent.mkdir(parents=True, exist_ok=True)
+    changed.write_text("a")
+    name = "data.shards" if kind == "shards" else "scored.path"
+    HydraConfig.get().overrides.task = ["seed=0", f"{name}='{place}'"]
+    assert job(1) == job(2) == {"fid": 1}
+    changed.write_text("b")
+    with pytest.raises(InputError, match=f"holds results of other data \\({name}.sha256: .*{CHOICES}"):
+        job(2)
+    assert job(2, resume=False) == job(3) == {"fid": 2}
+    changed.unlink()
+    assert job(4) == {"fid": 2}
+
+
+def test_records_of_older_versions_say_nothing_of_data(record):
+    refuse_other_data(record, {"scored.path.sha256": "ab12"})
