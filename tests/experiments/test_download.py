@@ -7,6 +7,7 @@ from threading import Thread
 
 import pytest
 
+from data import download
 from data.download import download_file
 from enat.errors import InputError
 
@@ -187,3 +188,40 @@ def test_addresses_and_answers_that_are_odd(server, tmp_path):
     with pytest.raises(InputError, match="sends an empty file"):
         download_file(url, tmp_path / "file")
     assert not (tmp_path / "file").exists()
+
+
+def test_two_downloads_of_a_file_at_once(server, tmp_path):
+    """The second one starts when the first one has written a part, and leaves it alone."""
+    _, url = server
+    refusals = []
+
+    def start_another(done, total):
+        with pytest.raises(InputError, match="another process is downloading it") as refusal:
+            download_file(url, tmp_path / "file")
+        refusals.append(refusal)
+
+    assert download_file(url, tmp_path / "file", on_progress=start_another) == SHA256
+    assert refusals
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_without_locks(server, tmp_path, monkeypatch):
+    """What another process has written to the part shows in its size, and the file does not get its name."""
+    _, url = server
+    monkeypatch.setattr(download, "fcntl", None)
+
+    def write_more(done, total):
+        with (tmp_path / "file.partial").open("ab") as file:
+            file.write(b"of another process")
+
+    with pytest.raises(InputError, match="since another process writes to it, too; it was removed"):
+        download_file(url, tmp_path / "file", on_progress=write_more)
+    assert not (tmp_path / "file").exists()
+    assert download_file(url, tmp_path / "file") == SHA256
+
+
+def test_a_download_that_fails_leaves_no_empty_part(tmp_path):
+    with pytest.raises(InputError, match="can't be reached"):
+        download_file("http://127.0.0.1:9/file", tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
