@@ -71,7 +71,7 @@ def print_start(started_from: Mapping[str, Any], data: TokenDataModule) -> None:
         print(printable(change))
     before, now = started_from["class_names"], data.known_class_names()
     if before and now and len(before) == len(now) and list(before) != list(now):
-        change = f"{before[0]} becomes {now[0]}"
+        change = next(f"{old} becomes {new}" for old, new in zip(before, now, strict=True) if old != new)
         print(printable(f"The embedding of classes is kept, though the classes have other names: {change}."))
 
 
