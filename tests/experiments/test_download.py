@@ -10,6 +10,7 @@ import pytest
 from data import download
 from data.download import download_file
 from enat.errors import InputError
+from experiments.download import download as download_task
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -225,3 +226,36 @@ def test_a_download_that_fails_leaves_no_empty_part(tmp_path):
     with pytest.raises(InputError, match="can't be reached"):
         download_file("http://127.0.0.1:9/file", tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_public_file_of_the_users(command, server, tmp_path):
+    """Without a sha256, nothing is checked; without an address or a name, there is nothing to fetch."""
+    _, url = server
+    options = ["task=download", f"output={tmp_path}/o", f"folder={tmp_path}/assets", "files=[mine]"]
+    fetched = command(*options, f"+public_files.mine.url={url}", "+public_files.mine.file=a.pth")
+    assert fetched.status == 0, fetched.err
+    assert fetched.results["files"]["mine"]["sha256"] == SHA256
+    refused = command(*options, f"+public_files.mine.url={url}")
+    expected = "public_files.mine: expected public_files.mine.file, the name that the file gets."
+    assert refused.err == f"Error: {expected}\n"
+
+
+@pytest.mark.parametrize("entry", [None, 3, "http://a/b", {}, {"file": "a"}, {"file": "a", "url": None}])
+def test_a_public_file_without_an_address(tmp_path, entry):
+    with pytest.raises(InputError, match=r"^public_files\.mine: expected public_files\.mine\.url, the address of the"):
+        download_task(["mine"], {"mine": entry}, str(tmp_path))
+
+
+def test_an_empty_file_is_fetched_again(server, tmp_path, capsys):
+    _, url = server
+    (tmp_path / "a.pth").touch()
+    public_files = {"mine": {"url": url, "file": "a.pth"}}
+    assert download_task(["mine"], public_files, str(tmp_path))["files"]["mine"]["sha256"] == SHA256
+    assert "a.pth is empty; it is fetched again." in capsys.readouterr().err
+    assert (tmp_path / "a.pth").read_bytes() == CONTENT
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "a.pth").mkdir()
+    with pytest.raises(InputError, match=r"a\.pth: this is no file; expected it to be removed"):
+        download_task(["mine"], {"mine": {"url": "http://a/b", "file": "a.pth"}}, str(tmp_path))
