@@ -1,6 +1,8 @@
 """Downloads a single file over http(s), which goes on where it was stopped."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +12,11 @@ from urllib.request import Request, urlopen
 
 from enat.errors import InputError
 from enat.files import sha256_of
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20  # bytes
@@ -39,7 +46,7 @@ def download_file(
         The file's sha256.
 
     Raises:
-        InputError: if the file can't be fetched, is a web page, or has another sha256.
+        InputError: if the file can't be fetched, is a web page, has another sha256, or another process downloads it.
     """
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{url}: expected an address of http or https.")
@@ -48,8 +55,72 @@ def download_file(
     version = path.with_name(f"{path.name}.version")  # the server's mark of the version that the part is of
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_links(partial, version)
+    with _held(partial, url) as file:
+        _fetch(url, address, partial, version, file, on_progress)
+        _refuse_page(url, partial)
+        digest = sha256_of(partial)
+        version.unlink()
+        if sha256 is not None and not digest.startswith(sha256.lower()):
+            partial.unlink()
+            raise InputError(f"{url}: the sha256 of the file is {digest}; expected {sha256}. It was removed.")
+        partial.replace(path)
+    return digest
+
+
+@contextmanager
+def _held(partial: Path, url: str) -> Iterator[BinaryIO]:
+    """Opens the part of a file to append to it, and holds it for this process; an empty part is removed at the end.
+
+    Raises:
+        InputError: if another process holds it, or it can't be opened.
+    """
+    try:
+        file = partial.open("ab")
+    except OSError as error:
+        raise InputError(f"{partial}: can't be written: {error.strerror}.") from error
+    with file:
+        if not _lock(file) or not _is_at(file, partial):  # or else another process has just renamed or removed it
+            raise InputError(f"{url}: another process is downloading it to {partial}; wait until it is done.")
+        try:
+            yield file
+        finally:
+            if _is_at(file, partial) and not partial.stat().st_size:
+                partial.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Locks a file until it is closed; returns whether no other process has locked it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the disk knows no locks; `_check_size` notices what a second process has written
+        return True
+    return True
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Says whether an open file is the one that a path leads to."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def _fetch(
+    url: str,
+    address: str,
+    partial: Path,
+    version: Path,
+    file: BinaryIO,
+    on_progress: Callable[[int, int | None], None],
+) -> None:
+    """Fetches what is missing of a file and appends it to the part that is there, which is open as `file`.
+
+    Raises:
+        InputError: if the file can't be fetched, or only a part of it.
+    """
     known = version.read_text() if version.exists() else ""  # without a mark, a part can't be told from another's
-    done = partial.stat().st_size if partial.exists() and known else 0
+    done = partial.stat().st_size if known else 0
     headers = {"Range": f"bytes={done}-", "If-Range": known} if done else {}
     try:
         with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as response:
@@ -58,8 +129,9 @@ def download_file(
             length = _bytes_of(response.headers.get("Content-Length"))
             total = None if length is None else done + length
             version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
-            with partial.open("ab" if done else "wb") as file:
-                done = _copy(response, file, done, total, on_progress)
+            file.truncate(done)
+            done = _copy(response, file, done, total, on_progress)
+            file.flush()
     except HTTPError as error:
         if error.code != RANGE_NOT_SATISFIABLE or not done:
             raise InputError(f"{url}: the server answers {error.code} ({error.reason}).") from error
@@ -73,16 +145,24 @@ def download_file(
         raise InputError(f"{url}: can't be reached ({getattr(error, 'reason', error)}).") from error
     except (OSError, HTTPException) as error:
         raise InputError(f"{url}: the download stopped ({error}); the same command continues it.") from error
-    if total is not None and done < total:
-        raise InputError(f"{url}: the download stopped at {done:,} of {total:,} bytes; the same command continues it.")
-    _refuse_page(url, partial)
-    digest = sha256_of(partial)
-    version.unlink()
-    if sha256 is not None and not digest.startswith(sha256.lower()):
-        partial.unlink()
-        raise InputError(f"{url}: the sha256 of the file is {digest}; expected {sha256}. It was removed.")
-    partial.replace(path)
-    return digest
+    _check_size(url, partial, done, total)
+
+
+def _check_size(url: str, partial: Path, done: int, total: int | None) -> None:
+    """Compares the size of a file on the disk with what was written and with what the server says.
+
+    Raises:
+        InputError: if it has another size; a file that another process has written to is removed.
+    """
+    size = partial.stat().st_size if partial.exists() else 0
+    if size != done:
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"{url}: {partial} has {size:,} bytes instead of {done:,}, since another process writes to it, too; it was "
+            "removed. Start the same command again, once."
+        )
+    if total is not None and size < total:
+        raise InputError(f"{url}: the download stopped at {size:,} of {total:,} bytes; the same command continues it.")
 
 
 def _remove_links(*paths: Path) -> None:

@@ -85,7 +85,10 @@ def _copy_shard(url: str, shard: Shard, file: IO[bytes]) -> None:
         digest.update(part)
         file.write(part)
     if digest.hexdigest() != shard.sha256:
-        raise InputError(f"{without_credentials(url)}: the shard was altered; its sha256 is not the manifest's.")
+        raise InputError(
+            f"{without_credentials(url)}: the shard was altered; its sha256 is not the manifest's. The same command "
+            "fetches it again; if that does not help, expected the shard that the manifest names on the server."
+        )
 
 
 def _download(url: str, at_most: int) -> Iterator[bytes]:

@@ -26,6 +26,7 @@ from enat.errors import InputError
 from enat.files import sha256_of, write_atomically
 
 NO_COPY = "it is no copy of the shards; remove it, and the next run makes it anew."
+AGAIN = "run the task=tokenize that wrote the shards again, or copy the shard again from where it came"
 
 
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:
@@ -71,11 +72,11 @@ def check_shards(folder: Path, manifest: Manifest, deep: bool = False) -> None:
         for shard in shards:
             path = folder / shard.name
             if not path.is_file():
-                raise InputError(f"{path}: the shard is missing.")
+                raise InputError(f"{path}: the shard is missing; {AGAIN}.")
             if path.stat().st_size != shard.bytes:
-                raise InputError(f"{path}: {path.stat().st_size} bytes; the manifest says {shard.bytes}.")
+                raise InputError(f"{path}: {path.stat().st_size} bytes; the manifest says {shard.bytes}; {AGAIN}.")
             if sha256_of(path) != shard.sha256:
-                raise InputError(f"{path}: the shard was altered; its sha256 is not the manifest's.")
+                raise InputError(f"{path}: the shard was altered; its sha256 is not the manifest's; {AGAIN}.")
         if deep and shards:
             packs = ShardPacks(folder, manifest, split)
             for pack in range(len(packs.sizes)):

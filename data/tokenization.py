@@ -21,7 +21,7 @@ from data.shards import token_dtype, write_shard
 from data.sources import Source
 from enat.checkpoints.description import check_description
 from enat.errors import InputError
-from enat.files import read_record, refuse_other_work, write_atomically
+from enat.files import read_record, refuse_other_work, sha256_of, write_atomically
 from enat.tokenizers.base import Tokenizer
 
 NAMES = "images"  # a hash of their names and sizes, or of some rows, in the record of a folder's settings
@@ -115,14 +115,19 @@ def _write_shard(
     pack_size: int,
     on_images: Callable[[int], None],
 ) -> None:
-    """Encodes and writes a shard, unless it is finished and its samples are still the same."""
+    """Encodes and writes a shard, unless it is finished, its samples are still the same, and it was not altered."""
     path, record = folder / plan.name, _record(folder, plan)
     content = source.content(plan.numbers)
     if record.exists() and path.exists():
-        if read_record(record).get("content", content) == content:
+        facts = read_record(record)
+        check_description(facts, ShardRecord, f"{record}:")
+        has_same_images = facts.get("content", content) == content
+        if has_same_images and _is_intact(path, Shard(**facts["shard"])):
             on_images(len(plan.numbers))
             return
-        print(f"{path}: its images have changed, so that they are encoded again.")
+        altered = "the shard was altered, so that its images"
+        changed = "its images have changed, so that they"
+        print(f"{path}: {altered if has_same_images else changed} are encoded again.")
         record.unlink()
         (folder / "manifest.json").unlink(missing_ok=True)
     encoded = source.encode(plan.numbers, tokenizer, on_images)
@@ -130,6 +135,11 @@ def _write_shard(
     shard = write_shard(path, token_ids, encoded.class_ids, encoded.sources, pack_size)
     facts = {"shard": asdict(shard), "skipped": encoded.skipped, "content": content}
     write_atomically(record, json.dumps(facts).encode())
+
+
+def _is_intact(path: Path, shard: Shard) -> bool:
+    """Says whether a file has the size and the sha256 of a shard."""
+    return path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
 
 
 def _record(folder: Path, plan: ShardPlan) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -17,7 +17,15 @@ class PublicFile(TypedDict):
 
     url: str
     file: str
-    sha256: str | None
+    sha256: NotRequired[str | None]
+
+
+def check_entry(name: str, public: Any) -> None:
+    """Raises InputError for an entry of the public files that lacks the address of the file or its name."""
+    for key, what in {"url": "the address of the file", "file": "the name that the file gets"}.items():
+        value = public.get(key) if isinstance(public, Mapping) else None
+        if not isinstance(value, str) or not value:
+            raise InputError(f"public_files.{name}: expected public_files.{name}.{key}, {what}.")
 
 
 def download(files: list[str] | str | None, public_files: Mapping[str, PublicFile], folder: str) -> dict[str, Any]:
@@ -43,20 +51,26 @@ def download(files: list[str] | str | None, public_files: Mapping[str, PublicFil
     for name in files:
         if name not in public_files:
             raise InputError(f"files={name}: there is no such file; there are {names}.")
+        check_entry(name, public_files[name])
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     fetched = {}
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for name in files:
             public = public_files[name]
             path = Path(folder) / public["file"]
-            expected = None if public["sha256"] is None else str(public["sha256"]).lower()
+            sha256 = public.get("sha256")
+            expected = None if sha256 is None else str(sha256).lower()
             bar = progress.add_task(public["file"], total=None)
-            if path.exists():
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: this is no file; expected it to be removed, or another folder=DIR.")
+            if path.exists() and path.stat().st_size:
                 progress.console.print(f"{path} is there already.", soft_wrap=True)
                 digest = sha256_of(path)
                 if expected and not digest.startswith(expected):
                     raise InputError(f"{path}: its sha256 is {digest}; expected {expected}. Remove it first.")
             else:
+                if path.exists():
+                    progress.console.print(f"{path} is empty; it is fetched again.", soft_wrap=True)
                 update = lambda done, total, bar=bar: progress.update(bar, completed=done, total=total)  # noqa: E731
                 digest = download_file(public["url"], path, expected, update)
             fetched[name] = {"path": str(path), "sha256": digest}

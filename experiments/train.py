@@ -67,17 +67,18 @@ def score_all(
 def print_start(started_from: Mapping[str, Any], data: TokenDataModule) -> None:
     """Prints which weights a new run starts from, and what is changed of them."""
     print(printable(f"Training starts from {started_from['weights']} ({started_from['kind']} weights)."))
-    for change in started_from["changes"]:
+    for change in [*started_from["changes"], *started_from["notes"]]:
         print(printable(change))
     before, now = started_from["class_names"], data.known_class_names()
     if before and now and len(before) == len(now) and list(before) != list(now):
-        change = f"{before[0]} becomes {now[0]}"
+        change = next(f"{old} becomes {new}" for old, new in zip(before, now, strict=True) if old != new)
         print(printable(f"The embedding of classes is kept, though the classes have other names: {change}."))
 
 
 def find_start(
     module: MaskedTokenModule,
     data: TokenDataModule,
+    tokenizer: Tokenizer,
     settings: Mapping[str, Any],
     folder: Path,
     weights: str | None,
@@ -92,7 +93,7 @@ def find_start(
     start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
     if start is not None:
         return start, refuse_other_start(folder, weights, start[1]["settings"])
-    return None, {} if weights is None else warm_start(module.net, weights)
+    return None, {} if weights is None else warm_start(module.net, weights, tokenizer)
 
 
 def check_references(
@@ -188,7 +189,7 @@ def train(
     folder = Path(output)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     check_references(evaluation, callbacks, tokenizer, module.net, data)
-    start, started_from = find_start(module, data, settings, folder, weights, resume, changed_on_resume)
+    start, started_from = find_start(module, data, tokenizer, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):

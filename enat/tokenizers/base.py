@@ -58,9 +58,13 @@ class Tokenizer(nn.Module, ABC):
         """
         return dict(self.state_dict())
 
-    def fingerprint(self) -> str:
-        """Returns the sha256 of kind, sizes and weights: equal ids stand for equal images only where it is equal."""
-        digest = hashlib.sha256(f"{type(self).__name__} {self.codebook_size} {self.resolution}".encode())
+    def fingerprint(self, resolution: int | None = None) -> str:
+        """Returns the sha256 of kind, sizes and weights: equal ids stand for equal images only where it is equal.
+
+        With a `resolution`, it is that of the same tokenizer for images of another size, whose codes are the same.
+        """
+        resolution = self.resolution if resolution is None else resolution
+        digest = hashlib.sha256(f"{type(self).__name__} {self.codebook_size} {resolution}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy has no bfloat16

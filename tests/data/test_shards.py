@@ -152,9 +152,9 @@ def damage_no_manifest(folder):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (damage_missing, r"train-00001\.tar: the shard is missing"),
+        (damage_missing, r"train-00001\.tar: the shard is missing; run the task=tokenize that wrote"),
         (damage_truncated_at_a_member, r"train-00001\.tar: 6144 bytes; the manifest says"),
-        (damage_flipped_byte, r"train-00001\.tar: the shard was altered"),
+        (damage_flipped_byte, r"altered; its sha256 is not the manifest's; run the task=tokenize that wrote"),
         (damage_foreign_manifest, r"manifest\.json: this is no manifest"),
         (damage_no_manifest, r"there is no manifest\.json"),
     ],

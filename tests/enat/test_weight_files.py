@@ -7,6 +7,7 @@ from enat.checkpoints.warm_start import warm_start
 from enat.checkpoints.weights import load_exactly, load_weights, read_file, select_state
 from enat.errors import InputError
 from enat.reuse import AllTokensReuse
+from enat.tokenizers.pixels import PixelTokenizer
 from enat.tokenizers.vqgan import VQGAN
 from enat.variants import NAT, ContextReuse
 
@@ -117,7 +118,7 @@ def test_advice_fits_the_fault(small_net, make_net, tmp_path):
     with pytest.raises(InputError, match=r"holds NaN or infinite values\.$"):
         load_weights(make_net(), str(path))
     with pytest.raises(InputError, match=r"holds NaN or infinite values\.$"):
-        warm_start(make_net(), str(path))
+        warm_start(make_net(), str(path), PixelTokenizer(12, 4))
     torch.save({name: tensor for name, tensor in state.items() if name != "head.1.weight"}, path)
     with pytest.raises(InputError, match=r"head\.1\.weight is missing\. Choose the variant it was trained with\.$"):
         load_weights(make_net(), str(path))

@@ -7,8 +7,10 @@ from threading import Thread
 
 import pytest
 
+from data import download
 from data.download import download_file
 from enat.errors import InputError
+from experiments.download import download as download_task
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -187,3 +189,73 @@ def test_addresses_and_answers_that_are_odd(server, tmp_path):
     with pytest.raises(InputError, match="sends an empty file"):
         download_file(url, tmp_path / "file")
     assert not (tmp_path / "file").exists()
+
+
+def test_two_downloads_of_a_file_at_once(server, tmp_path):
+    """The second one starts when the first one has written a part, and leaves it alone."""
+    _, url = server
+    refusals = []
+
+    def start_another(done, total):
+        with pytest.raises(InputError, match="another process is downloading it") as refusal:
+            download_file(url, tmp_path / "file")
+        refusals.append(refusal)
+
+    assert download_file(url, tmp_path / "file", on_progress=start_another) == SHA256
+    assert refusals
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_without_locks(server, tmp_path, monkeypatch):
+    """What another process has written to the part shows in its size, and the file does not get its name."""
+    _, url = server
+    monkeypatch.setattr(download, "fcntl", None)
+
+    def write_more(done, total):
+        with (tmp_path / "file.partial").open("ab") as file:
+            file.write(b"of another process")
+
+    with pytest.raises(InputError, match="since another process writes to it, too; it was removed"):
+        download_file(url, tmp_path / "file", on_progress=write_more)
+    assert not (tmp_path / "file").exists()
+    assert download_file(url, tmp_path / "file") == SHA256
+
+
+def test_a_download_that_fails_leaves_no_empty_part(tmp_path):
+    with pytest.raises(InputError, match="can't be reached"):
+        download_file("http://127.0.0.1:9/file", tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_public_file_of_the_users(command, server, tmp_path):
+    """Without a sha256, nothing is checked; without an address or a name, there is nothing to fetch."""
+    _, url = server
+    options = ["task=download", f"output={tmp_path}/o", f"folder={tmp_path}/assets", "files=[mine]"]
+    fetched = command(*options, f"+public_files.mine.url={url}", "+public_files.mine.file=a.pth")
+    assert fetched.status == 0, fetched.err
+    assert fetched.results["files"]["mine"]["sha256"] == SHA256
+    refused = command(*options, f"+public_files.mine.url={url}")
+    expected = "public_files.mine: expected public_files.mine.file, the name that the file gets."
+    assert refused.err == f"Error: {expected}\n"
+
+
+@pytest.mark.parametrize("entry", [None, 3, "http://a/b", {}, {"file": "a"}, {"file": "a", "url": None}])
+def test_a_public_file_without_an_address(tmp_path, entry):
+    with pytest.raises(InputError, match=r"^public_files\.mine: expected public_files\.mine\.url, the address of the"):
+        download_task(["mine"], {"mine": entry}, str(tmp_path))
+
+
+def test_an_empty_file_is_fetched_again(server, tmp_path, capsys):
+    _, url = server
+    (tmp_path / "a.pth").touch()
+    public_files = {"mine": {"url": url, "file": "a.pth"}}
+    assert download_task(["mine"], public_files, str(tmp_path))["files"]["mine"]["sha256"] == SHA256
+    assert "a.pth is empty; it is fetched again." in capsys.readouterr().err
+    assert (tmp_path / "a.pth").read_bytes() == CONTENT
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "a.pth").mkdir()
+    with pytest.raises(InputError, match=r"a\.pth: this is no file; expected it to be removed"):
+        download_task(["mine"], {"mine": {"url": "http://a/b", "file": "a.pth"}}, str(tmp_path))

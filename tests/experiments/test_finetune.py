@@ -1,11 +1,13 @@
 """Training that starts from a checkpoint, and a run that goes on with another learning rate."""
 
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from enat.checkpoints.weights import read_file
+from experiments.train import print_start
 
 DEBUG = ["experiment=debug", "metrics=none", "callbacks.sample_grid=null"]
 
@@ -71,6 +73,14 @@ def test_a_checkpoint_and_shards_alone_are_finetuning(command, separate_command,
     assert tuned.status == 0, tuned.err
     assert "kept, though the classes have other names: astronaut becomes chelsea." in tuned.out
     assert tuned.results["started_from"]["changes"] == []
+    assert tuned.results["started_from"]["notes"] == []
+
+
+def test_the_first_class_of_another_name_is_named(capsys):
+    started_from = {"weights": "a.ckpt", "kind": "EMA", "changes": [], "notes": [], "class_names": ["cat", "dog"]}
+    data = SimpleNamespace(known_class_names=lambda: ("cat", "bird"))
+    print_start(started_from, data)
+    assert "though the classes have other names: dog becomes bird." in capsys.readouterr().out
 
 
 def test_training_starts_where_the_file_is(command, trained, tmp_path):
@@ -121,6 +131,7 @@ def test_an_official_file_with_the_network_that_it_has(command, trained, tmp_pat
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert f"Training starts from {official} (official weights)." in outcome.out
+    assert "The embedding of tokens is kept; the file does not say whether its tokenizer is the same." in outcome.out
 
 
 def test_after_a_rate_that_has_fallen_to_zero(command, tmp_path):

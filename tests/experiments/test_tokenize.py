@@ -97,6 +97,34 @@ def test_replaced_images_are_encoded_again(command, photos, tmp_path):
     assert second == read_set(tmp_path / "fresh")
 
 
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(content)
+
+
+def test_altered_shards_are_written_again(photos, tmp_path, capsys):
+    """Of the same size, of another size, or gone; the others are left alone."""
+    source = ImageSource(ImageList.find(photos), PlainAndFlipped(32), batch_size=32, num_workers=0)
+    options = (source, TINY, tmp_path, 0.1, 8, 3, 0)
+    write_shards(*options)
+    first = read_set(tmp_path)
+    intact = tmp_path / SHARDS[4]
+    identity = (intact.stat().st_ino, intact.stat().st_mtime_ns)
+    alter(tmp_path / SHARDS[1])
+    (tmp_path / SHARDS[2]).write_bytes(first[SHARDS[2]][:-512])
+    (tmp_path / SHARDS[3]).unlink()
+    counts = []
+    write_shards(*options, on_images=counts.append)
+    assert read_set(tmp_path) == first
+    assert (intact.stat().st_ino, intact.stat().st_mtime_ns) == identity
+    assert sum(counts) == 60
+    out = capsys.readouterr().out
+    for shard in SHARDS[1:3]:
+        assert f"{shard}: the shard was altered, so that its images are encoded again." in out
+    assert out.count("encoded again") == 2
+
+
 def test_two_processes_share_the_work(command, monkeypatch, photos, tmp_path):
     """Rank 0 writes every second shard and waits; rank 1 does the rest while it waits."""
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/whole")
