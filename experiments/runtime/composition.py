@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from enat.errors import InputError
@@ -81,8 +81,10 @@ def _overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 def _values(override: Override) -> list[Any]:
-    """Returns the value of an option; of one that varies in a multirun, all of them."""
-    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    """Returns the value of an option; of one that varies in a multirun, all that the command line says."""
+    value = override.value()
+    is_listed = override.is_sweep_override() and not isinstance(value, Glob | IntervalSweep)
+    return list(override.sweep_iterator()) if is_listed else [value]
 
 
 def _given(arguments: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 
 from data.credentials import without_credentials
 from experiments.runtime.multirun import fixed_options, is_job
@@ -89,5 +90,5 @@ def _values_in_command() -> dict[str, list[str]]:
     return {
         override.get_key_element().lstrip("+"): list(override.sweep_string_iterator())
         for override in OverridesParser.create().parse_overrides(texts)
-        if override.is_discrete_sweep()
+        if override.is_discrete_sweep() and not isinstance(override.value(), Glob)
     }

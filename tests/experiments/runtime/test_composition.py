@@ -21,3 +21,10 @@ def test_shards_of_other_sizes_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         primary_config(["-m", f"data.shards={first},{same},{other}"])
+
+
+def test_options_whose_values_are_not_listed(tmp_path):
+    """A search draws values of an interval, and Hydra finds those of a glob."""
+    Manifest("VQGAN", "0" * 64, 256, [16, 16], 1024, ["x"], ["plain"], 100, {"train": []}).save(tmp_path)
+    options = ["sampler.guidance_scale=interval(0,1)", "+preset=glob(*)"]
+    assert primary_config(["-m", f"data.shards={tmp_path}", *options]) == "config_of_files"

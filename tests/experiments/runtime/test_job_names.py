@@ -60,3 +60,10 @@ def test_several_shards_are_in_the_name(names):
     jobs = [[f"data.shards={folder}", "seed=0"] for folder in shards]
     expected = ["data.shards=_q_a,seed=0", "data.shards=https:__host_b,seed=0"]
     assert names(["-m", f"data.shards={','.join(shards)}"], *jobs) == expected
+
+
+def test_values_that_are_not_listed(names):
+    command = ["-m", "+preset=glob(*)", "sampler.guidance_scale=interval(0,1)"]
+    assert names(command, ["+preset=halton", "sampler.guidance_scale=0.5"]) == [
+        "preset=halton,sampler.guidance_scale=0.5"
+    ]
