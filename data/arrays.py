@@ -35,6 +35,23 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran_order, dtype
 
 
+def map_npy(path: Path) -> np.ndarray:
+    """Maps the array of an .npy file into memory.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is no such file, whole and with plain numbers or texts.
+    """
+    with path.open("rb") as file:
+        shape, fortran_order, dtype = read_npy_header(file)
+        start = file.tell()
+    if start + math.prod(shape) * dtype.itemsize != path.stat().st_size:
+        raise ValueError(f"shape {shape} of {dtype} in {path.stat().st_size - start} bytes")
+    if not math.prod(shape):
+        return np.zeros(shape, dtype)  # nothing can't be mapped
+    return np.asarray(np.memmap(path, dtype, "r", start, shape, "F" if fortran_order else "C"))
+
+
 def parse_npy(content: bytes | bytearray) -> np.ndarray:
     """Returns the array of an .npy file as a view of its bytes, so that a header can't claim more memory than is there.
 

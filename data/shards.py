@@ -9,7 +9,6 @@ Shapes: `n` samples of a pack or shard, `V` views of a sample, `L` tokens of a v
 
 import hashlib
 import io
-import math
 import tarfile
 from collections.abc import Iterable
 from functools import partial
@@ -19,7 +18,7 @@ from typing import IO
 import numpy as np
 from webdataset import TarWriter
 
-from data.arrays import parse_npy, read_npy_header
+from data.arrays import map_npy, parse_npy
 from data.manifest import ARRAYS, Manifest, Shard
 from data.stream import OnePack
 from enat.errors import InputError
@@ -242,13 +241,10 @@ class MappedPacks(OnePack):
 def _map_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """Maps a file that `write_array` wrote into memory; raises InputError for one that was cut or is another."""
     try:
-        with path.open("rb") as file:
-            header = read_npy_header(file)
-            start = file.tell()
-        length = start + math.prod(shape) * np.dtype(dtype).itemsize
-        if header != (shape, False, np.dtype(dtype)) or path.stat().st_size != length:
+        array = map_npy(path)
+        if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
             raise ValueError("another array")
-        return np.asarray(np.memmap(path, dtype, "r", start, shape))
+        return array
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}.") from error
     except ValueError as error:

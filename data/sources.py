@@ -15,6 +15,7 @@ import torch
 from annotated_types import Ge
 from torch.utils.data import DataLoader
 
+from data.arrays import map_npy
 from data.images import ImageFiles, ImageList, Views
 from enat.errors import InputError
 from enat.files import sha256_if_readable
@@ -117,7 +118,7 @@ class TokenCacheSource:
     def __init__(self, path: Path, num_classes: Annotated[int, Ge(1)]):
         self.path = path
         try:
-            self.rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            self.rows = map_npy(path)
         except (OSError, ValueError) as error:
             raise InputError(f"images={path}: missing, truncated, or no .npy file.") from error
         if self.rows.ndim != 2 or not np.issubdtype(self.rows.dtype, np.integer):

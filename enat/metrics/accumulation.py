@@ -209,7 +209,12 @@ def _restore(metrics: Metrics, folder: Path | None, processes: Processes, device
 
     def read() -> Any:
         path = folder / STATE if folder else None
-        return torch.load(path, map_location="cpu", weights_only=True) if path and path.exists() else {}
+        if path is None or not path.exists():
+            return {}
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch raises on a damaged file
+            raise InputError(f"{path}: the unfinished scores in it are damaged; delete it to score anew.") from error
 
     content = processes.on_first(read)
     for protocol, collection in metrics.items():

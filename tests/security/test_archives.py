@@ -4,10 +4,14 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from data.arrays import read_npz
 from data.references import ArchivedImages, StatisticsFile
+from data.sources import TokenCacheSource
 from enat.errors import InputError
+from enat.metrics.accumulation import STATE, _restore
+from enat.processes import Processes
 
 
 def npy(shape: str, content: bytes = b"") -> bytes:
@@ -89,3 +93,24 @@ def test_an_array_that_unpacks_to_too_much(monkeypatch, tmp_path):
     assert path.stat().st_size < 2**14
     with pytest.raises(InputError, match="with mu and sigma"):
         StatisticsFile(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", npy("(9, 5)", b"x" * 44), npy("(2**60, 5)")])
+def test_caches_of_tokens_that_are_none(tmp_path, content):
+    (tmp_path / "train.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"train\.npy: missing, truncated, or no \.npy file"):
+        TokenCacheSource(tmp_path / "train.npy", 10)
+
+
+def test_an_archive_in_place_of_a_cache_of_tokens(tmp_path):
+    np.savez(tmp_path / "train.npz", tokens=np.zeros((2, 5), int))
+    (tmp_path / "train.npz").rename(tmp_path / "train.npy")
+    with pytest.raises(InputError, match=r"train\.npy: missing, truncated, or no \.npy file"):
+        TokenCacheSource(tmp_path / "train.npy", 10)
+
+
+@pytest.mark.parametrize("content", [b"", b"no scores", b"\x80\x02}]K\x01s."])
+def test_unfinished_scores_that_are_damaged(tmp_path, content):
+    (tmp_path / STATE).write_bytes(content)
+    with pytest.raises(InputError, match=r"the unfinished scores in it are damaged; delete it to score anew"):
+        _restore({}, tmp_path, Processes(), torch.device("cpu"))
