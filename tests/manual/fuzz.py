@@ -30,6 +30,7 @@ from enat.checkpoints.warm_start import warm_start
 from enat.checkpoints.weights import load_weights, read_file, select_state
 from enat.errors import InputError
 from enat.net import ENAT
+from enat.tokenizers.pixels import PixelTokenizer
 
 SIZES = {
     "codebook_size": 12,
@@ -104,8 +105,8 @@ def read_shards(folder: Path) -> None:
 def read_checkpoint(folder: Path) -> None:
     content = read_file(folder / "last.ckpt")
     select_state(content)
-    for load in (load_weights, warm_start):
-        load(ENAT(**SIZES), str(folder / "last.ckpt"))
+    load_weights(ENAT(**SIZES), str(folder / "last.ckpt"))
+    warm_start(ENAT(**SIZES), str(folder / "last.ckpt"), PixelTokenizer(SIZES["codebook_size"], 4))
 
 
 def read_statistics(folder: Path) -> None:
