@@ -55,7 +55,7 @@ def download_file(
     version = path.with_name(f"{path.name}.version")  # the server's mark of the version that the part is of
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_links(partial, version)
-    with _held(partial, url) as file:
+    with _open_alone(partial, url) as file:
         _fetch(url, address, partial, version, file, on_progress)
         _refuse_page(url, partial)
         digest = sha256_of(partial)
@@ -68,7 +68,7 @@ def download_file(
 
 
 @contextmanager
-def _held(partial: Path, url: str) -> Iterator[BinaryIO]:
+def _open_alone(partial: Path, url: str) -> Iterator[BinaryIO]:
     """Opens the part of a file to append to it, and holds it for this process; an empty part is removed at the end.
 
     Raises:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Len, MaxLen, MinLen
-from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
+from pydantic import Strict, TypeAdapter, ValidationError
 
-from enat.checkpoints.description import Sha256, parse_json
-from enat.errors import InputError, without_controls
+from enat.checkpoints.description import MAX_NAME, PlainText, Sha256, parse_json
+from enat.errors import InputError
 from enat.files import write_atomically
 
 VERSION = 1
-MAX_NAME = 255  # bytes of a file's name
 # No shards of this project come near to these limits; a network of the sizes in a manifest has to fit into memory.
 MAX_TABLE = 2**20  # classes or codes: the network has a row for each
 MAX_TOKENS = 2**16  # of an image
@@ -29,14 +28,13 @@ MAX_END = 2**16  # bytes at the end of a tar file
 Positive = Annotated[int, Strict(), Ge(1)]
 Count = Annotated[int, Strict(), Ge(1), Le(MAX_COUNT)]
 Side = Annotated[int, Strict(), Ge(1), Le(MAX_TOKENS)]
-Name = Annotated[str, AfterValidator(without_controls)]
 
 
 @dataclass(frozen=True)
 class Shard:
     """The entry of a shard in the manifest."""
 
-    name: Name
+    name: PlainText
     samples: Annotated[int, Strict(), Ge(0), Le(MAX_COUNT)]
     bytes: Count
     sha256: Sha256
@@ -50,15 +48,15 @@ class Manifest:
     the options that made the tokenizer, with its class as `_target_`; training on the shards makes the same one.
     """
 
-    tokenizer: Name
-    tokenizer_sha256: Name
+    tokenizer: PlainText
+    tokenizer_sha256: PlainText
     resolution: Side
     grid: Annotated[list[Side], Len(2, 2)]
     codebook_size: Annotated[int, Strict(), Ge(1), Le(MAX_TABLE)]
-    class_names: Annotated[list[Name], MaxLen(MAX_TABLE)]
-    views: Annotated[list[Name], MinLen(1)]
+    class_names: Annotated[list[PlainText], MaxLen(MAX_TABLE)]
+    views: Annotated[list[PlainText], MinLen(1)]
     pack_size: Count
-    splits: dict[Name, list[Shard]]
+    splits: dict[PlainText, list[Shard]]
     skipped: list[dict[str, str]] = field(default_factory=list)
     tokenizer_settings: dict[str, Any] | None = None
     version: int = VERSION

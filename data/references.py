@@ -23,6 +23,7 @@ SUFFIXES = {"pool": "", "spatial": "_s"}  # of `mu` and `sigma` in ADM's files, 
 # What an .npz file of statistics may hold for each protocol, and once; all else in it is not read.
 STATISTICS = {"mu", "sigma", "mu_s", "sigma_s", "features", "protocol", "features_sha256", "size", "num_images"}
 
+FLOATS = (np.float16, np.float32, np.float64)  # of features, in either order of the bytes
 MAX_IMAGES = 2**26  # in an archive; more than that is a damaged number
 MAX_PACKED_IMAGE = 2**24  # bytes of a compressed image, so that a small file can't fill the memory with a block of them
 
@@ -151,11 +152,7 @@ class StatisticsFile:
             InputError: for an array of other numbers.
         """
         features = self.content[name]
-        is_known = features.dtype.newbyteorder("=") in (
-            np.float16,
-            np.float32,
-            np.float64,
-        )  # in either order of the bytes
+        is_known = features.dtype.newbyteorder("=") in FLOATS
         if not is_known or features.ndim != 2 or features.shape[1] != width or len(features) < 2:
             raise self._error(
                 f"{name} in it is {features.dtype} {features.shape}; expected numbers such as float32 (n, {width}), n "

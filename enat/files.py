@@ -211,6 +211,13 @@ def values_of(content: Any, what: Any, at_most: int = MAX_VALUES) -> list[Any]:
     return values
 
 
+def part_of(settings: Any, name: str) -> Any:
+    """Returns the part of nested settings with a dotted name, such as `module.net`; None if there is none."""
+    for key in name.split("."):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    return settings
+
+
 def by_full_name(settings: Any, name: str = "") -> dict[str, Any]:
     """Flattens nested settings: {"module": {"net": {"width": 96}}} becomes {"module.net.width": 96}."""
     if isinstance(settings, Mapping):

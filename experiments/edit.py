@@ -128,9 +128,8 @@ def read_images(
     files, skipped = list_images(images)
     for reason in skipped:
         print(f"Skipped {printable(reason)}")
-    return {
-        name: read_image(file, tokenizer, region) for name, file in zip(name_images(files), files, strict=True)
-    }, skipped
+    named = zip(name_images(files), files, strict=True)
+    return {name: read_image(file, tokenizer, region) for name, file in named}, skipped
 
 
 def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:

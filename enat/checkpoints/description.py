@@ -97,22 +97,20 @@ def without_other_settings(content: dict[str, Any]) -> dict[str, Any]:
     return content if is_own else {name: value for name, value in content.items() if name != "settings"}
 
 
-def check_names(node: Any, what: str) -> None:
-    """Checks that the options in settings have names.
+def check_names(part: Any, what: str) -> None:
+    """Checks that the options in a part of settings have names.
 
     Args:
-        node: a part of the settings, which nests to a limit.
+        part: of the settings.
         what: begins the sentence about the first thing that is wrong.
 
     Raises:
         InputError: for an option whose name is no text.
     """
-    if isinstance(node, Mapping):
-        for name in node:
+    for node in [part, *values_of(part, what)]:
+        for name in node if isinstance(node, Mapping) else ():
             if not isinstance(name, str):
                 raise InputError(f"{what} settings: expected a text as the name of an option, and not {name!r}.")
-    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ():
-        check_names(value, what)
 
 
 def parse_json(text: str | bytes, path: str | Path) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from enat.checkpoints.card import model_card
 from enat.checkpoints.folder import FORMAT_VERSION, TOKENIZER, write_folder
 from enat.errors import InputError
-from enat.files import MODEL, sha256_of, sha256_of_bytes, weights_file
+from enat.files import MODEL, part_of, sha256_of, sha256_of_bytes, weights_file
 from enat.net import ENAT
 from enat.tokenizers.base import Tokenizer
 
@@ -48,13 +48,13 @@ def save_folder(
         InputError: if the settings are unknown, a weight is beyond the range of float16, or files can't be written.
     """
     settings = description.get("settings")
-    if not isinstance(settings, Mapping) or not all(isinstance(_at(settings, part), Mapping) for part in NEEDED):
+    if not isinstance(settings, Mapping) or not all(isinstance(part_of(settings, part), Mapping) for part in NEEDED):
         raise InputError(f"{folder}: the settings of the pipeline are unknown; expected one that enat.load returned.")
     kept = {name: settings[name] for name in KEPT if name in settings}
     kept["tokenizer"] = {
         name: None if name in ("weights", "folder") else value for name, value in settings["tokenizer"].items()
     }
-    if devices := _at(settings, "trainer.devices"):
+    if devices := part_of(settings, "trainer.devices"):
         kept["trainer"] = {"devices": devices}
     files = {MODEL: save(stored(net.state_dict(), half), {"format": "pt"})}
     if tokenizer is not None and (state := tokenizer.stored_weights()):
@@ -115,7 +115,7 @@ def stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
 def recipe_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns how a network was trained, as far as the settings of its run say it, in plain values."""
     recipe: dict[str, Any] = {name: settings[name] for name in ("name", "seed") if name in settings}
-    if steps := _at(settings, "trainer.max_steps"):
+    if steps := part_of(settings, "trainer.max_steps"):
         recipe["steps"] = steps
     data = settings.get("data") or {}
     if "batch_size" in data:
@@ -125,18 +125,11 @@ def recipe_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("shards", "images"):
         if isinstance(data.get(name), str):
             recipe[name] = Path(data[name]).name
-    optimizer = _at(settings, "module.optimizer")
+    optimizer = part_of(settings, "module.optimizer")
     if isinstance(optimizer, Mapping) and "_target_" in optimizer:
         options = {name: value for name, value in optimizer.items() if not name.startswith("_")}
         recipe["optimizer"] = {"name": str(optimizer["_target_"]).rpartition(".")[2], **options}
     return recipe
-
-
-def _at(settings: Any, name: str) -> Any:
-    """Returns a part of settings, such as `module.net`; None if there is no such part."""
-    for key in name.split("."):
-        settings = settings.get(key) if isinstance(settings, Mapping) else None
-    return settings
 
 
 def versions() -> dict[str, str]:

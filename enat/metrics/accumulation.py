@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from enat.checkpoints.pickles import load_pickle
 from enat.errors import InputError
 from enat.features.network import IMAGES, FeatureNetwork, Views
 from enat.files import write_atomically
@@ -212,8 +213,8 @@ def _restore(metrics: Metrics, folder: Path | None, processes: Processes, device
         if path is None or not path.exists():
             return {}
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever torch raises on a damaged file
+            return load_pickle(path)
+        except InputError as error:
             raise InputError(f"{path}: the unfinished scores in it are damaged; delete it to score anew.") from error
 
     content = processes.on_first(read)

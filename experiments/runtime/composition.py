@@ -242,7 +242,7 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     """
     if "experiment" not in given and given.get("task", "train") == "train":
         _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
-    sizes, tokenizer = _said_by(shards, given)
+    sizes, tokenizer = _of_manifest(shards, given)
     store = ConfigStore.instance()
     content: dict[str, Any] = {"module": {"net": sizes}}
     if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
@@ -256,7 +256,7 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     defaults.insert(is_override.index(True), f"sizes_{OF_SHARDS}")  # after the experiment; overrides come last
 
 
-def _said_by(shards: str, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any] | None]:
+def _of_manifest(shards: str, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any] | None]:
     """Returns the sizes of a network for a folder of shards, and the settings of their tokenizer.
 
     Raises:
@@ -287,7 +287,7 @@ def _refuse_other_sizes(first: str, other: str, given: Mapping[str, Any]) -> Non
     Raises:
         InputError: naming a size in which they differ.
     """
-    before, now = (_said_by(shards, given)[0] for shards in (first, other))
+    before, now = (_of_manifest(shards, given)[0] for shards in (first, other))
     for name, size in before.items():
         if now[name] != size:
             raise InputError(

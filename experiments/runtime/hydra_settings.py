@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from enat.errors import InputError, printable
+from enat.files import part_of
 
 BUILT = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")  # nodes that Hydra builds objects of
 SET_BY_HYDRA = ("job", "runtime", "overrides")  # nodes with values that Hydra sets by itself
@@ -63,7 +64,7 @@ def check_hydra(config: DictConfig, arguments: Sequence[str]) -> None:
     for name in ("job_logging", "hydra_logging"):
         _check_logging(parts[name], f"hydra.{name}")
     _check_launcher(parts["launcher"])
-    for name in _at(parts, "sweeper.params") or {}:
+    for name in part_of(parts, "sweeper.params") or {}:
         if str(name).lstrip("+~").startswith("hydra"):
             raise InputError(f"hydra.sweeper.params: {name} can't be varied by a file; expected options of the task.")
     _check_commands(hydra, arguments)
@@ -198,13 +199,6 @@ def _check_commands(hydra: DictConfig, arguments: Sequence[str]) -> None:
     said = OmegaConf.to_container(given, resolve=False)
     for option in COMMANDS:
         _, part, name = option.split(".")
-        value = _at(OmegaConf.to_container(hydra[part], resolve=False) if hydra[part] else None, name)
-        if value and value != _at(said, option):
+        value = part_of(OmegaConf.to_container(hydra[part], resolve=False) if hydra[part] else None, name)
+        if value and value != part_of(said, option):
             raise InputError(f"{option}: a file may not set commands of a job; give it on the command line.")
-
-
-def _at(node: Any, option: str) -> Any:
-    """Returns the part of plain values that a dotted name stands for; None if there is none."""
-    for name in option.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node

@@ -104,7 +104,7 @@ def run_job(
         with lock(output):  # another process may be at work in the folder, and its files stay as they are
             return _run_in_own_folder(output, resume, work, explain, keep)
     except InputError as error:
-        raise _told(output, str(error)) from error
+        raise _failure(output, str(error)) from error
 
 
 def _run_in_own_folder(
@@ -134,10 +134,10 @@ def _run_in_own_folder(
             print(printable(traceback.format_exc()), file=sys.stderr)
             sentence = f"{type(error).__name__}: {error}"
         keep(" ".join(sentence.split()))
-        raise _told(output, sentence) from error
+        raise _failure(output, sentence) from error
 
 
-def _told(output: Path, sentence: str) -> JobError:
+def _failure(output: Path, sentence: str) -> JobError:
     """Prints why a job failed, and returns the error to raise."""
     if is_first():
         print(printable(f"{output}: failed: {sentence}"), file=sys.stderr)

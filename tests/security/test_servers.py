@@ -4,6 +4,7 @@ import gzip
 import json
 import resource
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def server():
     yield start
     for one in running:
         one.shutdown()
+
+
+@contextmanager
+def more_memory_at_most(size):
+    """Lets this process take so many bytes more of memory, and no more."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_an_endless_manifest(server, monkeypatch, tmp_path):
@@ -104,15 +117,10 @@ def test_a_server_that_sends_more_than_was_asked_for(server, monkeypatch, tmp_pa
             pass
 
     monkeypatch.setattr(fetch, "MAX_MANIFEST", 2**20)
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     address = server(handle, {"Content-Length": "1000", "Accept-Ranges": "bytes"})
-    resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"manifest\.json: more than 1,048,576 bytes, which is too long"):
-            fetch.fetch_manifest(address, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+    sentence = r"manifest\.json: more than 1,048,576 bytes, which is too long"
+    with more_memory_at_most(500_000_000), pytest.raises(InputError, match=sentence):
+        fetch.fetch_manifest(address, tmp_path)
     assert sum(sent) < 2**25
 
 
@@ -140,15 +148,10 @@ def test_a_large_shard_is_not_kept_in_memory(server, tmp_path):
             for _ in range(size // 2**20):
                 request.wfile.write(bytes(2**20))
 
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     address = server(handle)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"a\.tar: the shard was altered; its sha256 is not the manifest's"):
-            fetch.fetch(address, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+    sentence = r"a\.tar: the shard was altered; its sha256 is not the manifest's"
+    with more_memory_at_most(300_000_000), pytest.raises(InputError, match=sentence):
+        fetch.fetch(address, tmp_path)
     assert [path.name for path in tmp_path.glob("*/*")] == ["manifest.json"]
 
 
