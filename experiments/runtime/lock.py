@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         InputError: if there is something else in the file, or a link, a pipe or a folder in its place.
     """
     for _ in range(20):
-        if path.is_symlink() or (path.exists() and not path.is_file()):
+        if path.is_symlink():
             break
         if not path.exists():
             return None

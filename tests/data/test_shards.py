@@ -174,7 +174,11 @@ def of_another_shape(content):
     return content.replace(b"(103,", b"(102,")
 
 
-DAMAGES = [altered, of_another_shape, lambda content: content[:-7], lambda content: content[:40]]
+def of_another_type(content):
+    return content.replace(b"'<u2'", b"'<i2'").replace(b"'<i4'", b"'<u4'")
+
+
+DAMAGES = [altered, of_another_shape, of_another_type, lambda content: content[:-7], lambda content: content[:40]]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -207,6 +207,20 @@ def test_two_downloads_of_a_file_at_once(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_part_that_another_process_has_finished_meanwhile(server, tmp_path, monkeypatch):
+    """Its lock is free again, but the open file has its final name now."""
+    _, url = server
+
+    def finish(file):
+        (tmp_path / "file.partial").rename(tmp_path / "file")
+        return True
+
+    monkeypatch.setattr(download, "_lock", finish)
+    with pytest.raises(InputError, match="another process is downloading it"):
+        download_file(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
 def test_a_disk_without_locks(server, tmp_path, monkeypatch):
     """What another process has written to the part shows in its size, and the file does not get its name."""
     _, url = server

@@ -135,6 +135,9 @@ TAR_HEADERS = {
     "a sparse size": pax(b"25 GNU.sparse.size=abcde\n22 GNU.sparse.map=1,2\n"),
     "a negative header": tar_header(tarfile.XHDTYPE, -1024),
     "a file that leads back to itself": pax(b"13 size=-512\n"),
+    "a sparse file that leads back": (
+        tar_header(tarfile.REGTYPE, 0) + pax(b"21 GNU.sparse.size=5\n") + tar_header(tarfile.REGTYPE, -1536)
+    ),
 }
 
 
