@@ -62,6 +62,21 @@ def test_a_line_for_each_setting_of_all_sampler_options_but_one(tmp_path, make_j
     assert [text.get_text() for text in axes.texts] == ["0", "2"] * 2
     assert legend_of(figure, tmp_path) == ["temperature 0.7", "temperature 1"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Inception Score (digits)", "FID (digits)")
+    assert axes.get_yscale() == "log"  # 3.5 is more than 2.5 times 1.2
+
+
+def test_of_many_lines_each_has_a_look_of_its_own(tmp_path, make_job):
+    """Values at the points would cover one another, so that the title has them."""
+    for number in range(24):
+        preset, steps = divmod(number, 2)
+        make_job(tmp_path, number, [f"preset=p{preset}", f"steps={4 + 4 * steps}"], 2 + number / 100)
+    figure = plot_fid_over(read_study(tmp_path), "gflop_per_image", "steps")
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 12
+    assert not axes.texts
+    assert axes.get_title() == "Along each line: steps 4, 8"
+    assert axes.get_yscale() == "linear"
 
 
 def test_of_many_groups_the_best_have_names(tmp_path, make_job):
