@@ -8,7 +8,10 @@ from annotated_types import Interval
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from enat.errors import counted
 from enat.training.module import AveragedModule
+
+MOST_UNTRAINED = 0.1  # share of the average that may be the network before training
 
 
 class EMA(L.Callback):
@@ -43,6 +46,12 @@ class EMA(L.Callback):
         if self.last_step and not self.is_restored:
             rank_zero_only(print)("The run had no average so far (callbacks.ema): it starts from the trained weights.")
             self.net.load_state_dict(pl_module.net.state_dict())
+        untrained = self.decay**trainer.max_steps if trainer.max_steps > 0 else 0
+        if untrained > MOST_UNTRAINED:
+            rank_zero_only(print)(
+                f"Note: {untrained:.0%} of the average will be the network before training; for "
+                f"{counted(trainer.max_steps, 'step')}, choose a lower callbacks.ema.decay than {self.decay}."
+            )
         self.parameters = list(self.net.parameters()), list(pl_module.net.parameters())
         self.buffers = list(self.net.buffers()), list(pl_module.net.buffers())
 

@@ -183,8 +183,9 @@ def test_two_processes(separate_command, tmp_path):
 @pytest.mark.slow
 def test_ema_is_the_average(command, tmp_path):
     """After one step from the initial weights: decay x initial + (1 - decay) x weights."""
-    command(DEBUG, f"output={tmp_path}/a", "trainer.max_steps=1", "callbacks.ema.decay=0.75")
+    one_step = command(DEBUG, f"output={tmp_path}/a", "trainer.max_steps=1", "callbacks.ema.decay=0.75")
     command(DEBUG, f"output={tmp_path}/b", "trainer.max_steps=1", "callbacks.ema.decay=1.0")
+    assert "Note: 75% of the average will be the network before training" in one_step.out
     averaged, initial = weights(tmp_path / "a"), weights(tmp_path / "b")
     changed = 0
     for name in (name.removeprefix("raw.net.") for name in averaged if name.startswith("raw.")):
@@ -192,6 +193,7 @@ def test_ema_is_the_average(command, tmp_path):
         torch.testing.assert_close(averaged[f"ema.{name}"], expected)
         changed += not torch.equal(averaged[f"raw.net.{name}"], initial[f"ema.{name}"])
     assert changed > 10  # the gates start at zero, so that not all get a gradient in the first step
+    assert "of the average" not in command(DEBUG, f"output={tmp_path}/c", "trainer.max_steps=4").out
 
 
 @pytest.mark.slow
