@@ -1,7 +1,7 @@
 """task=report: how runs went, as a picture of panels; what a study shows, as a table, intervals and plots."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,11 @@ from experiments.reporting.published import rows_of
 from experiments.reporting.runs import SCORES, UNFINISHED, ablation_of, common_folder, find_runs, read_scalars
 from experiments.reporting.study import Study, format_value, read_study
 from experiments.reporting.tables import compare_groups, describe_differences, markdown_table, table_of
+
+VALIDATION = (
+    "The scores in panels.png are of validations during training. They may use fewer images than the scores above, and "
+    "FID is higher with fewer images."
+)
 
 
 def report(
@@ -54,14 +59,22 @@ def report(
     root = common_folder(run_folders)
     scalars = {str(run.relative_to(root)): read_scalars(run) for run in run_folders}
     scalars = {name: table for name, table in scalars.items() if len(table)}
+    notes = []
     if scalars:
         results["panels"] = str(Path(output) / "panels.png")
         plot_panels(scalars, Path(output) / "panels.png")
-    return results | write_study(read_study(*run_folders), table, baseline, Path(output), logger)
+        if any("val/fid" in table for table in scalars.values()):
+            notes.append(VALIDATION)
+    return results | write_study(read_study(*run_folders), table, baseline, Path(output), logger, notes)
 
 
 def write_study(
-    study: Study, name: str | None, baseline: int, folder: Path, logger: Mapping[str, Logger | None]
+    study: Study,
+    name: str | None,
+    baseline: int,
+    folder: Path,
+    logger: Mapping[str, Logger | None],
+    further_notes: Sequence[str],
 ) -> dict[str, Any]:
     """Writes the table, CSV files and pictures of a study into a folder; prints the table.
 
@@ -71,6 +84,7 @@ def write_study(
         baseline: the row of the table, from 1, that the others are compared with.
         folder: gets the files.
         logger: by name; Weights & Biases gets the table and the plots.
+        further_notes: sentences that follow those on the table.
 
     Returns:
         Their paths, the groups, and the number of jobs that failed.
@@ -98,7 +112,7 @@ def write_study(
             notes.append("Its operations in Tables 3 and 4 include the VQGAN's decoder, which ours leave out.")
     if study.other_settings:
         notes.append(f"Settings that differ from the paper's, which are in parentheses: {study.other_settings}.")
-    notes += describe_differences(study, baseline - 1, differences)
+    notes += [*describe_differences(study, baseline - 1, differences), *further_notes]
     print(printable("\n".join([table.to_string(index=False), *notes])))
 
     pictures = plot_study(study, folder)

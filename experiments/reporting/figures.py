@@ -16,8 +16,8 @@ STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper", font_sca
 STYLE["text.parse_math"] = False  # a name may have dollar signs
 PANELS = {  # by section and title: logged scalars over `step`; the second of a panel is of held-out images
     "Scores": {
-        "FID": ["val/fid"],
-        "Inception Score": ["val/inception_score"],
+        "FID of validations": ["val/fid"],
+        "Inception Score of validations": ["val/inception_score"],
         "Loss": ["train/loss", "val/loss"],
         "Accuracy on masked tokens": ["train/accuracy", "val/accuracy"],
     },

@@ -1,34 +1,50 @@
-"""Hashes the data that the options of a job name, so that a finished job is not taken for one on other data."""
+"""Hashes the files and folders that the options of a job name, so that its results are not taken for those of others.
 
-from collections.abc import Sequence
+The options are those of the command and of YAML files.
+"""
+
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from enat.files import sha256_of
 
-# Options that name data which a task reads and no task changes.
-OF_DATA = ("data.shards", "data.images", "scored.path", "reference.path", "metrics.images", "images")
+# Options that name what a task reads and no task changes, such as `data.shards` or `tokenizer.weights`.
+NAMES = ("images", "path", "shards", "weights")
+ELSEWHERE = ("task", "weights")  # the first refers to other options; the record of a job has the second by itself
 
 
-def data_sha256(overrides: Sequence[str]) -> dict[str, str]:
-    """Returns a hash of the data that each override names, by the name of its option, such as `scored.path.sha256`.
+def data_sha256(config: DictConfig) -> dict[str, str]:
+    """Returns a hash of what each option names, by the name of the option, such as `data.shards.sha256`.
 
-    Left out are data that are not on a disk of this machine.
+    Left out is what the job writes itself, and what is not on a disk of this machine.
 
     Args:
-        overrides: of a job.
+        config: of a job, with the folder of the job as `output`.
     """
     hashes = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        value = None if override.is_delete() else override.value()
-        name = override.key_or_group
-        if name in OF_DATA and isinstance(value, str) and value and (files := _files_of(Path(value))):
+    content = OmegaConf.to_container(config, resolve=False)
+    for option in _options({name: part for name, part in content.items() if name not in ELSEWHERE}):
+        value = OmegaConf.select(config, option, throw_on_resolution_failure=False)
+        if not isinstance(value, str) or not value or Path(value).is_relative_to(config.output):
+            continue
+        if files := _files_of(Path(value)):
             stats = [file.stat() for file in files]
             state = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
-            hashes[f"{name}.sha256"] = _hash_of(Path(value), tuple(files), state)
+            hashes[f"{option}.sha256"] = _hash_of(Path(value), tuple(files), state)
     return hashes
+
+
+def _options(part: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Gives the full names of all options in a part of a configuration that are called as in `NAMES`."""
+    for name, value in part.items():
+        if isinstance(value, dict):
+            yield from _options(value, f"{prefix}{name}.")
+        elif name in NAMES:
+            yield f"{prefix}{name}"
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -15,7 +15,6 @@ from hydra.types import RunMode
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
 from enat.files import EXPECTED, read_record, refuse_other_work, sha256_of, weights_file, write_atomically
-from experiments.runtime.job_data import data_sha256
 from experiments.runtime.lock import LOCK, lock
 from experiments.runtime.ranks import is_first
 
@@ -57,6 +56,7 @@ def run_job(
     output: Path,
     resume: bool,
     weights: str | None,
+    data: Mapping[str, str],
     study: str | None,
     work: Callable[[], dict[str, Any]],
     explain: Callable[[BaseException], str | None],
@@ -69,6 +69,7 @@ def run_job(
     Args:
         output, resume: the folder of the job, and whether earlier results in it are used.
         weights: the file that the job reads, if any.
+        data: hashes of the other files and folders that the job reads, by the names of the options.
         study: the study that the job is of, whose jobs all have to read the same weights; None outside of studies.
         work: computes the results, and writes them into the folder.
         explain: puts an error into a sentence; gives None for an error that is not the user's.
@@ -84,7 +85,6 @@ def run_job(
     overrides = without_credentials(list(HydraConfig.get().overrides.task))
     name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
     sha256 = sha256_of(weights_file(weights)) if weights and weights_file(weights).is_file() else None
-    data = data_sha256(HydraConfig.get().overrides.task)
     record = output / JOB
     if resume:
         refuse_other_jobs(record, overrides, name)
@@ -96,7 +96,7 @@ def run_job(
 
     def keep(error: str | None) -> None:
         content = {"number": HydraConfig.get().job.num, "overrides": overrides, "study": name, "error": error}
-        content |= {"weights_sha256": sha256, "data_sha256": data}
+        content |= {"weights_sha256": sha256, "data_sha256": dict(data)}
         if is_first():
             write_atomically(record, json.dumps(content, indent=1).encode())
 

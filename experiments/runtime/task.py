@@ -24,6 +24,7 @@ from enat.files import read_record, refuse_other_work, remove_own_folder, sha256
 from experiments.runtime.building import Call, build, plan
 from experiments.runtime.command_line import explain
 from experiments.runtime.hydra_settings import check_texts
+from experiments.runtime.job_data import data_sha256
 from experiments.runtime.lock import lock
 from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
 from experiments.runtime.provenance import options_that_matter, provenance
@@ -88,6 +89,7 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
             output,
             resume=config.resume,
             weights=config.get("weights"),
+            data=data_sha256(config),
             study=config.get("study"),
             work=lambda: _results(config, output),
             explain=lambda error: explain(error)[0],

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from experiments.report import VALIDATION
 from experiments.reporting.figures import plot_panels
 from experiments.reporting.study import read_study
 
@@ -51,6 +52,7 @@ def test_task(command, study_folder, tmp_path):
     text = (folder / "report.md").read_text()
     assert "6 jobs: 1 failed, 1 not finished." in text
     assert "± is the sample standard deviation over seeds." in text
+    assert VALIDATION in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == (
         "| reuse prob | seeds | FID | Inception Score | GFLOP/image | images/s | parameters | "
@@ -103,6 +105,7 @@ def test_jobs_without_metrics(command, tmp_path, make_job):
     outcome = command("task=report", f"runs={tmp_path}/study", f"output={tmp_path}/report")
     assert outcome.status == 0
     assert "panels" not in outcome.results
+    assert VALIDATION not in (tmp_path / "report" / "report.md").read_text()
     assert not (tmp_path / "report" / "panels.png").exists()
     assert not (tmp_path / "report" / "losses.png").exists()
     assert (tmp_path / "report" / "fid_over_p.png").exists()

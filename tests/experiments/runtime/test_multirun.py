@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from enat.errors import InputError
 from experiments.reporting.runs import find_runs
+from experiments.runtime.job_data import data_sha256
 from experiments.runtime.multirun import JobError, refuse_other_data, refuse_other_jobs, refuse_other_weights, run_job
 
 CHOICES = "expected the same settings, another hydra.sweep.dir=DIR, or resume=false to run its jobs anew."
@@ -62,9 +63,10 @@ def job(tmp_path, monkeypatch):
             (folder / "results.json").write_text(json.dumps({"fid": value}))
             return {"fid": value}
 
-        return run_job(folder, resume, None, None, work, str)
+        return run_job(folder, resume, None, data_sha256(run.config), None, work, str)
 
     run.folder = folder
+    run.config = OmegaConf.create({"output": str(folder)})
     return run
 
 
@@ -126,14 +128,14 @@ def test_a_job_that_ended_well_has_no_error(job):
 
 
 @pytest.mark.parametrize("kind", ["images", "shards", "file"])
-def test_results_of_other_data_are_refused(job, tmp_path, kind):
+@pytest.mark.parametrize("name", ["data.shards", "tokenizer.weights", "metrics.evaluation.references.all.path"])
+def test_results_of_other_data_are_refused(job, tmp_path, kind, name):
     """Other files under the same path; where they are not there any more, what is done stays done."""
     place = tmp_path / "the data"
     changed = {"images": place / "class" / "0.png", "shards": place / "manifest.json", "file": place}[kind]
     changed.parent.mkdir(parents=True, exist_ok=True)
     changed.write_text("a")
-    name = "data.shards" if kind == "shards" else "scored.path"
-    HydraConfig.get().overrides.task = ["seed=0", f"{name}='{place}'"]
+    OmegaConf.update(job.config, name, str(place), force_add=True)
     assert job(1) == job(2) == {"fid": 1}
     changed.write_text("b")
     with pytest.raises(InputError, match=f"holds results of other data \\({name}.sha256: .*{CHOICES}"):
@@ -141,6 +143,25 @@ def test_results_of_other_data_are_refused(job, tmp_path, kind):
     assert job(2, resume=False) == job(3) == {"fid": 2}
     changed.unlink()
     assert job(4) == {"fid": 2}
+
+
+def test_data_of_a_job_are_what_its_options_name(tmp_path):
+    """They are not what it writes itself, its weights, which are compared by themselves, or what can't be named."""
+    own = tmp_path / "job" / "shards"
+    data = tmp_path / "data"
+    for file in (own / "manifest.json", data):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("a")
+    config = {
+        "output": str(tmp_path / "job"),
+        "weights": str(data),
+        "task": {"weights": "${weights}", "images": str(data)},
+        "data": {"shards": "${output}/shards", "images": "${oc.env:NO_SUCH_VARIABLE}", "cache": str(data)},
+        "reference": {"images": {"path": "${here}"}, "weights": "???", "path": None, "images_per_class": 8},
+        "here": str(data),
+        "features": {"weights": "https://host/weights.pth"},
+    }
+    assert set(data_sha256(OmegaConf.create(config))) == {"reference.images.path.sha256"}
 
 
 def test_records_of_older_versions_say_nothing_of_data(record):
