@@ -33,7 +33,7 @@ class SelfCrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
         super().__init__()
         self.num_heads = num_heads
-        self.kernel = unwrapped(kernel)
+        self.kernel = unwrapped(kernel)  # Hydra passes a partial without arguments
         self.query = Linear(width, width)
         self.context_kv = Linear(width, 2 * width)
         self.self_kv = Linear(width, 2 * width)
@@ -55,7 +55,8 @@ class Block(nn.Module):
     """Updates tokens by SC-attention and an MLP. The class modulates their inputs and gates their outputs.
 
     The layer `modulation` maps SiLU(c) to 8 vectors (in `ENAT.modulations`): shift and scale of the tokens, shift and
-    scale of the context, gate of the attention; shift, scale and gate of the MLP. It starts at zero (identity).
+    scale of the context, gate of the attention; shift, scale and gate of the MLP. A new network has zeros there
+    (`ENAT.reset_parameters`), so that each of its blocks is the identity.
     """
 
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
@@ -81,7 +82,7 @@ class Block(nn.Module):
             context_modulation: the vectors of the context in a packed batch, (B, P, 8, D); None for `modulation`.
             kernel: computes the attention in place of the block's own kernel.
         """
-        shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(dim=-2)
+        shift, scale, _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(dim=-2)  # (B, 1, D) each
         if context is not None:
             vectors = modulation if context_modulation is None else context_modulation
             _, _, context_shift, context_scale, *_ = vectors.unbind(dim=-2)

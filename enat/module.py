@@ -42,6 +42,7 @@ class MaskedTokenModule(AveragedModule):
     """
 
     net: ENAT
+    groups_per_batch: int  # set by `on_fit_start`
 
     def __init__(
         self,
@@ -88,8 +89,8 @@ class MaskedTokenModule(AveragedModule):
 
     def group_loss(self, net: ENAT, batch: Batch, partition: Partition) -> dict[str, Tensor]:
         """Computes the loss of one group, and the accuracy on masked tokens and the mask ratio for the logs."""
-        # The second network encodes the cached tokens, the first all others (docs/method.md, Reuse in training).
-        logits, targets = predict(net, self.averaged_net if self.cache_from_ema else net, *batch, partition)
+        cache_net = self.averaged_net if self.cache_from_ema else net  # docs/method.md, Reuse in training
+        logits, targets = predict(net, cache_net, *batch, partition)
         return {
             "loss": self.loss(logits, targets),
             "accuracy": (logits.detach().argmax(dim=2) == targets).float().mean(),
@@ -110,6 +111,7 @@ class MaskedTokenModule(AveragedModule):
             seed_default_generator(self.device, int(rng.integers(2**63)))  # for dropout
             self.partitions.append(self.masking(rng, len(rows[0]), self.net.num_tokens, self.device))
             groups.append(self.group_loss(self.net, rows, self.partitions[-1]))
+        # For the logs (`callbacks.training_log`).
         self.group_values = [{name: value.detach() for name, value in values.items()} for values in groups]
         return torch.stack([values["loss"] for values in groups]).mean()
 

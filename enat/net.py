@@ -36,7 +36,7 @@ class ENAT(nn.Module):
 
     Args:
         codebook_size: `K`; token id `K` is [MASK].
-        num_classes: `C`; class id `C` is the null class, for unconditional prediction. With 0 it is the only one.
+        num_classes: `C`; class id `C` is the null class, for unconditional prediction, and the only class if `C` is 0.
         num_tokens: `L`.
         width: `D`.
         num_heads: `H`, a divisor of `width`.
@@ -123,9 +123,9 @@ class ENAT(nn.Module):
             is_dropped = torch.rand(class_ids.shape, device=class_ids.device) < self.class_dropout
             class_ids = class_ids.masked_fill(is_dropped, self.null_class_id)
         activated = F.silu(self.class_embedding(class_ids))  # SiLU(c), (B, D)
-        # One tensor: if a step skips a block, these weights get a gradient of zero, not None, so AdamW counts the step.
+        # Stacked, so that a block that a step skips gets a gradient of zero here, not None: AdamW then counts the step.
         stacked = torch.stack([block.modulation(activated) for block in self.blocks])
-        return list(stacked.unflatten(2, (1, -1, self.width)))
+        return list(stacked.unflatten(2, (1, -1, self.width)))  # (B, 1, 8, D) each
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Embeds tokens from their ids and positions, both (B, N): Dropout(LN(E[id] + E_pos[position])), (B, N, D)."""
@@ -145,7 +145,7 @@ class ENAT(nn.Module):
 
         Args:
             ids, positions: ids and positions of the new tokens, (B, N). Without a cache, all visible tokens are new.
-            modulations: the result of `modulations`.
+            modulations: the result of `ENAT.modulations`.
             cached_features: the result of an earlier call, (B, P, D); None or P = 0 if nothing is cached.
             context_modulations, kernel: are passed on to the blocks, for packed batches (`enat.packed`).
 
@@ -160,7 +160,9 @@ class ENAT(nn.Module):
         if x.shape[1]:
             for i, block in enumerate(self.encoder):
                 x = block(x, context, modulations[i], context_modulations and context_modulations[i], kernel)
-        return x if reused is None else torch.cat([reused.to(x.dtype), x], dim=1)  # under autocast, they may differ
+        return (
+            x if reused is None else torch.cat([reused.to(x.dtype), x], dim=1)
+        )  # under autocast, the types may differ
 
     def decode(
         self,

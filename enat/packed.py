@@ -33,7 +33,7 @@ class PackedTokens(NamedTuple):
 
     images: Tensor  # the image of each token, (N,)
     positions: Tensor  # its position in that image, (N,)
-    images_on_host: Counts  # the same as `images`
+    images_on_host: Counts  # the same as `images`, so that nothing waits for the GPU
     counts: Counts  # tokens of each image, (B,), on the host
 
     def joined(self, other: "PackedTokens") -> "PackedTokens":
@@ -77,6 +77,7 @@ class PerSampleMasking(RandomMasking):
         num_cached = np.rint(visible * rng.random(batch_size)).astype(int) * (rng.random(batch_size) < self.reuse_prob)
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
         order = torch.rand(batch_size, num_tokens, generator=generator, device=device).argsort(dim=1)
+        # A row of `order` has the masked tokens, then the cached ones, then the new ones.
 
         def chosen(starts: Counts, counts: Counts) -> PackedTokens:
             """Takes `counts` tokens from `starts` on in each row of `order`."""
@@ -86,13 +87,13 @@ class PerSampleMasking(RandomMasking):
             return PackedTokens(images, order[images, columns], images_on_host, counts)
 
         return PackedPartition(
-            masked=chosen(0 * masked, masked),
+            masked=chosen(np.zeros_like(masked), masked),
             new=chosen(masked + num_cached, visible - num_cached),
             cached=chosen(masked, num_cached) if num_cached.any() else None,
         )
 
 
-def predict(
+def predict_packed(
     net: ENAT, cache_net: ENAT, token_ids: Tensor, class_ids: Tensor, partition: PackedPartition
 ) -> tuple[Tensor, Tensor]:
     """Predicts the masked tokens, as `enat.prediction.predict`: logits (1, M, K) and targets (1, M).
@@ -107,9 +108,9 @@ def predict(
     cached_features = None
     if cached is not None:
         with torch.no_grad():
-            cached_features = encode(cache_net, token_ids, PerImage(cache_net.modulations(class_ids)), cached)
+            cached_features = encode_packed(cache_net, token_ids, PerImage(cache_net.modulations(class_ids)), cached)
     modulations = PerImage(net.modulations(class_ids))
-    features = encode(net, token_ids, modulations, new, cached, cached_features)
+    features = encode_packed(net, token_ids, modulations, new, cached, cached_features)
     visible = new if cached is None else cached.joined(new)
     decoded = net.decode(
         features,
@@ -121,7 +122,7 @@ def predict(
     return net.logits(decoded), masked.ids(token_ids)
 
 
-def encode(
+def encode_packed(
     net: ENAT,
     token_ids: Tensor,
     modulations: "PerImage",
@@ -152,7 +153,7 @@ def encode(
 class PerImage:
     """Holds the modulations of images, from `ENAT.modulations`.
 
-    They are kept in float32, in which the gradients of the many tokens of an image are then summed.
+    They are kept in float32, so that the backward pass sums the gradients of an image's many tokens in float32.
     """
 
     def __init__(self, modulations: Sequence[Tensor]):
@@ -170,8 +171,8 @@ class PerToken(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.modulations.exact)
 
-    def __getitem__(self, block: Any) -> Any:
-        spread = self.modulations.exact[block].index_select(0, self.images)  # (N, 1, 8, D)
+    def __getitem__(self, index: Any) -> Any:
+        spread = self.modulations.exact[index].index_select(0, self.images)  # (N, 1, 8, D)
         return spread.to(self.modulations.dtype).transpose(0, 1)
 
 
@@ -249,7 +250,7 @@ def _padded_places(counts: Counts, chosen: NDArray[np.bool_], device: torch.devi
 
 
 def _ranges(starts: Counts, counts: Counts) -> Counts:
-    """Returns start, start + 1, ..., start + count - 1 of each pair, one pair after the other."""
+    """Returns start, ..., start + count - 1 of each pair, one pair after the other: [5, 0], [2, 3] -> 5 6 0 1 2."""
     return np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
 
 

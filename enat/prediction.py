@@ -32,7 +32,7 @@ def predict(
         masked tokens of all images.
     """
     if isinstance(partition, packed.PackedPartition):
-        return packed.predict(net, cache_net, token_ids, class_ids, partition)
+        return packed.predict_packed(net, cache_net, token_ids, class_ids, partition)
     cached_features = None
     if partition.cached is not None:
         with torch.no_grad():

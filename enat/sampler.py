@@ -24,7 +24,8 @@ class Sampler(SamplerOptions):
 
     It computes only what the result needs: the logits of masked tokens, both branches of the guidance in one batch, and
     adaLN once. The numbers of tokens are known in advance, so that the CPU never waits for a result of the GPU.
-    `enat.plan.SamplerOptions` says what the arguments are.
+    `enat.plan.SamplerOptions` has the arguments and the schedules; `enat.plan.Step` says what a step computes, and
+    `enat.steps.State` what it hands to the next one.
     """
 
     @torch.no_grad()
@@ -62,7 +63,7 @@ class Sampler(SamplerOptions):
         modulations = net.modulations(class_ids)  # conditional rows first
         run_step = compile_step(self._step, device) if self.compile else self._step
         state = begin(net, batch, device, given, keeps_probabilities=self.correction is not None)
-        counts = [state.masked_positions.shape[1]]
+        counts = [state.masked_positions.shape[1]]  # masked tokens at the start of each step so far
         plan = self.plan(net, [*counts, *self.mask_counts(counts[0])])
         for index in range(self.num_steps):
             if record is not None:
@@ -70,7 +71,8 @@ class Sampler(SamplerOptions):
             if not state.masked_positions.shape[1]:
                 continue  # all tokens are revealed already
             if self.is_adaptive:
-                # How many tokens this step starts from is known only now; the plan's later steps are not used.
+                # How many tokens this step starts from is known only now. Of this plan, only this step is used; the 0
+                # stands for what it leaves masked, which it decides itself.
                 counts[index:] = [state.masked_positions.shape[1]]
                 plan = self.plan(net, [*counts, 0])
             step = plan[index]
@@ -79,14 +81,14 @@ class Sampler(SamplerOptions):
                 gumbel((batch, step.masked), device, generator),
                 gumbel((batch, step.visible if step.masked_again else 0), device, generator),
             ]
-            rows = [modulation[: step.branches * batch] for modulation in modulations]
+            rows = [modulation[: step.branches * batch] for modulation in modulations]  # the null class's last, or not
             state = run_step(net, state, rows, noise, step, options)
         return state.token_ids
 
     def _step(
         self, net: ENAT, state: State, modulations: list[Tensor], noise: list[Tensor], step: Step, options: ImageOptions
     ) -> State:
-        token_noise, order_noise, correction_noise = noise  # Gumbel noise, (B, M, K), (B, M) and (B, V)
+        token_noise, order_noise, correction_noise = noise  # Gumbel noise, (B, M, K), (B, M), and (B, V) or (B, 0)
         guidance_scale = scaled(self.guidance_scales[step.number], options.guidance_factors)
         gumbel_temperature = scaled(self.gumbel_temperatures[step.number], options.gumbel_factors)
         sampling_temperature = scaled(self.sampling_temperatures[step.number], options.sampling_factors)
@@ -98,7 +100,7 @@ class Sampler(SamplerOptions):
         visible = torch.cat([reused, new], dim=1)  # in the order of the features
         cached_features = None if state.cached_features is None else state.cached_features[:, :end]
 
-        # 2. Predict the masked tokens, both branches in one batch.
+        # 2. Predict the masked tokens, both branches in one batch (in two, where guidance begins at a later step).
         logits, features = predict_step(net, state, visible, new, modulations, cached_features, step)
 
         # 3. Guide: l = l_c + w (l_c - l_null), in float32.
@@ -139,6 +141,6 @@ class Sampler(SamplerOptions):
         if self.correction is None:
             return state
 
-        # 7. Correct: mask some of the tokens again that were visible before this step.
-        likelihoods = revealed_positions, drawn_log_probs.gather(1, revealed)
-        return mask_again(state, likelihoods, step, self.correction, correction_noise, net.mask_token_id)
+        # 7. Correct (not in the paper; `enat.corrections`): mask some tokens again that were visible before this step.
+        just_revealed = revealed_positions, drawn_log_probs.gather(1, revealed)
+        return mask_again(state, just_revealed, step, self.correction, correction_noise, net.mask_token_id)

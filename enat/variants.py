@@ -1,4 +1,4 @@
-"""The networks that the paper compares ENAT with; each differs from it in one respect, and can be used in its place.
+"""Networks, and a block, to compare ENAT with; each differs in one respect, and can be used in its place.
 
 Shapes: `B` batch, `N` newly revealed tokens, `P` tokens with cached features, `V = P + N` visible tokens, `M` masked
 tokens, `D` width, `H` heads, `d = D/H`.
@@ -21,11 +21,11 @@ from enat.net import ENAT
 INTERACTIONS = ("visible_to_visible", "visible_to_masked", "masked_to_visible", "masked_to_masked")
 
 
-def interaction_mask(visible: int, masked: int, interactions: Sequence[str], device: torch.device) -> Tensor:
-    """Makes the attention mask of `visible` visible tokens followed by `masked` masked ones (paper, section 3).
+def interaction_mask(num_visible: int, num_masked: int, interactions: Sequence[str], device: torch.device) -> Tensor:
+    """Makes the attention mask of `V` visible tokens, followed by `M` masked ones (paper, section 3).
 
     Args:
-        visible, masked: numbers of tokens.
+        num_visible, num_masked: `V` and `M`.
         interactions: those of `INTERACTIONS` that are kept; in `a_to_b`, information flows from tokens a to tokens b:
             tokens b attend to tokens a. Each token attends to itself in any case.
         device: of the tokens.
@@ -33,12 +33,26 @@ def interaction_mask(visible: int, masked: int, interactions: Sequence[str], dev
     Returns:
         (V+M, V+M), True where the token of the row attends to the token of the column.
     """
-    is_visible = torch.arange(visible + masked, device=device) < visible
+    is_visible = torch.arange(num_visible + num_masked, device=device) < num_visible
     is_kind = {"visible": is_visible, "masked": ~is_visible}
-    attends = torch.eye(visible + masked, dtype=torch.bool, device=device)
+    attends = torch.eye(num_visible + num_masked, dtype=torch.bool, device=device)
     for source, target in (name.split("_to_") for name in interactions):
         attends |= is_kind[target][:, None] & is_kind[source]
     return attends
+
+
+def remove_context(blocks: Sequence[Block]) -> None:
+    """Removes the projections of a context from blocks that are never given one.
+
+    Raises:
+        InputError: for blocks of another kind than the default.
+    """
+    for block in blocks:
+        if type(block) is not Block:
+            raise InputError(
+                f"block={type(block).__name__}: expected the default, since this network gives them no context."
+            )
+        del block.attention.context_kv
 
 
 class NAT(ENAT):
@@ -61,8 +75,7 @@ class NAT(ENAT):
         super().__init__(**sizes)
         self.interactions = tuple(interactions)
         del self.reuse
-        for block in self.blocks:
-            del block.attention.context_kv
+        remove_context(self.blocks)
 
     def embed_both(self, token_ids: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """Embeds tokens at the positions of visible ones (B, V), then [MASK] at those of masked ones: (B, V+M, D)."""
@@ -109,7 +122,7 @@ class NAT(ENAT):
 class SeparateBlock(Block):
     """Updates tokens by self-attention, then by cross-attention to the context, each with its own residual connection.
 
-    `modulation` sets three more vectors than in `Block`: shift, scale and gate of the cross-attention.
+    `modulation` makes three more vectors, after the eight of `Block`: shift, scale and gate of the cross-attention.
     """
 
     def __init__(self, width: int, num_heads: int, kernel: Kernel = sdpa):
@@ -156,14 +169,14 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(B, N, D), (B, P, D) -> (B, N, D)."""
         query = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.num_heads)
-        key, value = rearrange(self.context_kv(context), "b p (two h d) -> two b h p d", two=2, h=self.num_heads)
+        key, value = rearrange(self.context_kv(context), "b p (kv h d) -> kv b h p d", kv=2, h=self.num_heads)
         return self.out(rearrange(self.kernel(query, key, value), "b h n d -> b n (h d)"))
 
 
 class KeyValueReuse(ENAT):
     """Reuses the keys and values of every encoder block, and the features of the last block as they are.
 
-    Its cached features are (B, V, D (1 + 2 encoder_depth)): features, then keys and values of each block.
+    Its cached features are (B, V, (1 + 2 encoder_depth) D): features, then keys and values of each block.
 
     Args:
         sizes: the arguments of `ENAT`.
@@ -172,8 +185,7 @@ class KeyValueReuse(ENAT):
     def __init__(self, **sizes: Any):
         super().__init__(**sizes)
         del self.reuse
-        for block in self.blocks[: self.encoder_depth]:
-            del block.attention.context_kv
+        remove_context(self.blocks[: self.encoder_depth])
 
     def encode(
         self,
@@ -213,10 +225,10 @@ class CachedKeysValues:
         self.kernel = block.attention.kernel
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        self.new = rearrange([key, value], "two b h n d -> b n (two h d)")
+        self.new = rearrange([key, value], "kv b h n d -> b n (kv h d)")
         if self.cached is not None:
             cached = self.cached.to(key.dtype)
-            cached_key, cached_value = rearrange(cached, "b p (two h d) -> two b h p d", two=2, h=key.shape[1])
+            cached_key, cached_value = rearrange(cached, "b p (kv h d) -> kv b h p d", kv=2, h=key.shape[1])
             key = torch.cat([cached_key, key], dim=2)
             value = torch.cat([cached_value, value], dim=2)
         return self.kernel(query, key, value)

@@ -3,7 +3,7 @@
 The options are those of the command and of YAML files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ def data_sha256(config: DictConfig) -> dict[str, str]:
         config: of a job, with the folder of the job as `output`.
     """
     hashes = {}
-    content = OmegaConf.to_container(config, resolve=False)
+    content = OmegaConf.to_container(config)
+    assert isinstance(content, dict)
     for option in _options({name: part for name, part in content.items() if name not in ELSEWHERE}):
         value = OmegaConf.select(config, option, throw_on_resolution_failure=False)
         if not isinstance(value, str) or not value or Path(value).is_relative_to(config.output):
@@ -38,7 +39,7 @@ def data_sha256(config: DictConfig) -> dict[str, str]:
     return hashes
 
 
-def _options(part: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _options(part: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     """Gives the full names of all options in a part of a configuration that are called as in `NAMES`."""
     for name, value in part.items():
         if isinstance(value, dict):

@@ -232,6 +232,12 @@ def no_cross(modulation):
     return factor
 
 
+@pytest.mark.parametrize("kind", [NAT, ContextReuse, KeyValueReuse])
+def test_blocks_without_a_context_are_of_the_default_kind(kind, make_net):
+    with pytest.raises(InputError, match=r"^block=SeparateBlock: expected the default, "):
+        make_net(kind, block=SeparateBlock)
+
+
 def test_cached_keys_and_values_of_the_same_tokens_change_nothing(tokens, make_net):
     """A step that finds all visible tokens in the cache agrees with one that computes all, to rounding."""
     token_ids, class_ids, visible, masked = tokens
