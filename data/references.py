@@ -179,7 +179,7 @@ class StatisticsFile:
         if features_sha256 != network.sha256:
             raise self._error(
                 f"made with other features (sha256 {features_sha256[:8]}...); "
-                f"expected those of features.weights ({network.sha256[:8]}...)."
+                f"expected those of the options of features ({network.sha256[:8]}...)."
             )
         if f"{protocol}/mu" in self.content:
             return f"{protocol}/"
@@ -243,6 +243,7 @@ class DecodedShards:
     def __init__(self, images: Images, real: StatisticsFile | None):
         self.images = images
         self.real = real
+        self.class_names = getattr(images, "class_names", None)
         self.size = None  # is seen with the images
         self.identity: Mapping[str, Any] = {**images.identity, "real": None if real is None else dict(real.identity)}
 

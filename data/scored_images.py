@@ -164,6 +164,7 @@ class ShardImages:
             raise InputError(f"{path}: these shards were made by another tokenizer than the one configured.")
         self.packs = ShardPacks(folder, manifest, split)
         self.tokenizer = tokenizer
+        self.class_names = manifest.class_names
         self.ends = np.cumsum(self.packs.sizes).tolist()  # for each pack, the number after its last image
         total = self.ends[-1]
         if num_images is not None and num_images > total:

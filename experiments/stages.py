@@ -11,10 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from data.image_module import listing_sha256
-from data.images import ImageList, find_images
+from data.images import ImageList
 from enat.errors import InputError
 from enat.files import read_record, sha256_of, write_atomically
+from experiments.runtime.job_data import sha256_at
 from experiments.runtime.ranks import processes
 
 ENTRY = Path(__file__).parent.parent / "run.py"
@@ -37,13 +37,13 @@ def run_command(options: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
-def is_of_user(folder: str, output: Path) -> bool:
-    """Says whether a value names a folder of the user, and not one that a stage makes in `output`."""
-    return folder != "" and Path(folder).is_dir() and not Path(folder).resolve().is_relative_to(output.resolve())
+def is_of_user(path: str, output: Path) -> bool:
+    """Says whether a value may name a file or a folder of the user, and not one that a stage makes in `output`."""
+    return path != "" and not Path(path).resolve().is_relative_to(output.resolve())
 
 
 def inputs_of(command: Sequence[str], output: Path, earlier: Mapping[str, Path]) -> dict[str, str]:
-    """Returns hashes of what a stage reads: the results of the stages before it, and folders of the user.
+    """Returns hashes of what a stage reads: the results of the stages before it, and files and folders of the user.
 
     Args:
         command: the options of the stage.
@@ -53,15 +53,16 @@ def inputs_of(command: Sequence[str], output: Path, earlier: Mapping[str, Path])
     inputs = {name: sha256_of(file) for name, file in earlier.items()}
     for option in command:
         name, _, value = option.partition("=")
-        if is_of_user(value, output):
-            inputs[name] = listing_sha256(Path(value), find_images(Path(value))[0])
+        if is_of_user(value, output) and (sha256 := sha256_at(Path(value))) is not None:
+            inputs[name] = sha256
     return inputs
 
 
 def check_images(command: Sequence[str], output: Path) -> None:
     """Raises InputError for a folder of the user that task=tokenize can't read, before a tokenizer is trained on it."""
     given = dict(option.partition("=")[::2] for option in command)
-    if given.get("task") == "tokenize" and is_of_user(given.get("images", ""), output):
+    images = given.get("images", "")
+    if given.get("task") == "tokenize" and is_of_user(images, output) and Path(images).is_dir():
         ImageList.find(Path(given["images"]), *(Path(given[name]) for name in ("labels", "classes") if name in given))
 
 

@@ -42,7 +42,11 @@ def score_all(
     evaluation: Evaluation,
     held_out: Images | None,
 ) -> dict[str, Scores]:
-    """Scores networks, and real images that were not trained on, on all ranks of a Trainer."""
+    """Scores networks, and real images that were not trained on, on all ranks of a Trainer.
+
+    What the first network is compared with has no row if it can't be scored, such as too few held-out images; a note
+    says so.
+    """
     device, processes = fitter.strategy.root_device, Processes()
     context = fitter.precision_plugin.forward_context
     sizes = (evaluation.num_images, evaluation.seed, evaluation.block_size, evaluation.batch_size)
@@ -52,13 +56,19 @@ def score_all(
     }
     if held_out is not None:
         sets["real, held out"] = held_out
-    results = {
-        name: score(evaluation, images, f"scoring {name}", device, processes)[0] for name, images in sets.items()
-    }
+    results = {}
+    left_out = []
+    for name, images in sets.items():
+        try:
+            results[name], _ = score(evaluation, images, f"scoring {name}", device, processes)
+        except InputError as error:
+            if not results:
+                raise
+            left_out.append(f"No scores of {name}: {error}")
     rows = {name: result.scores for name, result in results.items()}
     if fitter.is_global_zero:
         width = evaluation.features.widths["pool"]
-        notes = [note for result in results.values() for note in notes_on(result, width)]
+        notes = [*(note for result in results.values() for note in notes_on(result, width)), *left_out]
         print_scores(rows, notes, [reason for result in results.values() for reason in result.skipped])
     return rows
 

@@ -72,6 +72,8 @@ def train_tokenizer(
     """
     folder = Path(output)
     held_out = data.held_out_images  # first, for a folder that does not serve
+    if evaluation is not None:
+        evaluation.check_count(held_out.num_images, f"data.held_out={data.held_out}, data.at_most={data.at_most}")
     start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):

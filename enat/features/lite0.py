@@ -3,6 +3,7 @@
 Shapes: `B` images.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from enat.files import sha256_of
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels
 DEVIATION = (0.229, 0.224, 0.225)
+SIDE = 160  # the default
 SPATIAL_STAGES = 3  # of the network; the third ends with 40 channels, for squares of 8 pixels
 
 
@@ -37,7 +39,7 @@ class Lite0Features(nn.Module):
     protocols = ("lite0",)
     net: Any
 
-    def __init__(self, weights: str | None = None, side: Annotated[int, Ge(32)] = 160):
+    def __init__(self, weights: str | None = None, side: Annotated[int, Ge(32)] = SIDE):
         super().__init__()
         try:
             import timm  # here: most runs have other features
@@ -59,6 +61,8 @@ class Lite0Features(nn.Module):
         self.eval().requires_grad_(False)
         self.side = side
         self.sha256 = sha256_of(path)
+        if side != SIDE:  # files that were made with the default have the hash of the weights alone
+            self.sha256 = hashlib.sha256(f"{self.sha256} side={side}".encode()).hexdigest()
         places = -(-side // 8)
         self.widths: Mapping[str, int] = {"pool": 1280, "spatial": 40 * places**2, "logits": 1000}
 

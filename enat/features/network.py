@@ -41,7 +41,7 @@ class FeatureNetwork(Protocol):
     Attributes:
         protocols: names of the ways in which it looks at images; scores of different ones are not comparable.
         widths: by name, the number of features of each view.
-        sha256: the hash of its weights.
+        sha256: a hash of its weights and of the options that change the views, which tells them from others.
     """
 
     protocols: Iterable[str]

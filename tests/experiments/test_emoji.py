@@ -201,6 +201,14 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
     assert command(*run, '+more.network="trainer.max_steps=5"').status == 0
     assert len(commands) == 4
     assert "trainer.max_steps=5" in commands[3]
+    labels = tmp_path / "labels.csv"
+    of_labels = [f"output={tmp_path}/labels", f'+more.shards="labels={labels}"']
+    commands.clear()
+    for content in ("a", "a", "b"):
+        labels.write_text(content)
+        assert command(*run[:2], *of_labels).status == 0
+    assert [Path(options[-1]).name for options in commands[3:]] == ["shards", "network"]
+    commands = commands[:4]
     # What comes after a stage that runs again runs again too: it would be of the old tokenizer.
     assert command(*run, '+more.tokenizer="seed=1"', '+more.network="trainer.max_steps=5"').status == 0
     assert [Path(options[-1]).name for options in commands[4:]] == ["tokenizer", "shards", "network"]

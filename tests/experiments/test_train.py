@@ -12,12 +12,19 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from PIL import Image
+from torch import nn
 
 from callbacks.sample_grid import SampleGrid
+from data.references import TensorImages
 from data.scored_images import ClassFolderImages
+from data.toy.digits import DigitFeatures, digit_images
 from enat.checkpoints.official import to_official
 from enat.checkpoints.weights import read_file, select_state
 from enat.errors import InputError
+from enat.metrics.evaluation import Evaluation
+from enat.metrics.scores import InceptionScore
+from enat.metrics.view import OnView
+from experiments import train
 from experiments.train import refuse_other_split
 
 DEBUG = "experiment=debug"
@@ -68,6 +75,29 @@ def test_real_images_that_are_split_in_another_way_are_refused(photos):
         parts = {part: ClassFolderImages(str(photos), part, **options).numbers for part in ("train", "held_out")}
         with pytest.raises(InputError, match=r"metrics\.images: their split into training and held-out images is not"):
             refuse_other_split(data(**parts), reference)
+
+
+def test_what_can_not_be_compared_with_leaves_the_scores_of_the_network(monkeypatch, capsys):
+    """Such as fewer held-out images than an Inception Score has splits: the same command would never get its scores."""
+    images = {name: TensorImages(digit_images("train")[:count]) for name, count in {"many": 40, "few": 3}.items()}
+    monkeypatch.setattr(train, "GeneratedImages", lambda net, *options: images["many" if net.bias is None else "few"])
+    scores = {"inception_score": OnView("logits", InceptionScore(10))}
+    judge = Evaluation(DigitFeatures(), images["many"], scores, num_images=40, block_size=20, batch_size=20)
+    fitter = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        is_global_zero=True,
+    )
+    nets = {"this network": nn.Linear(1, 1, bias=False), "untrained network": nn.Linear(1, 1)}
+    rows = train.score_all(fitter, nets, None, None, judge, images["few"])
+    assert list(rows) == ["this network"]
+    assert rows["this network"]["digits"]["inception_score"] > 1
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("untrained network", "real, held out"):
+        sentence = "3 images: expected at least two, and one for each of 10 splits."
+        assert f"Note: No scores of {name}: {sentence}" in lines
+    with pytest.raises(InputError, match="3 images"):
+        train.score_all(fitter, {"this network": nets["untrained network"]}, None, None, judge, images["many"])
 
 
 def test_the_grid_compiles_nothing(compose_config, monkeypatch, tmp_path):

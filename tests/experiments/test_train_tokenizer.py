@@ -160,6 +160,7 @@ def test_bad_input(command, photos, tmp_path):
     for change, sentence in {
         "data.images=null": "data.images=None: expected a folder of images.",
         "data.held_out=0": "holds none of the 60 images out; expected a larger share",
+        "data.held_out=0.02 metrics=reconstruction": "data.held_out=0.02, data.at_most=1000: 1 image: expected at",
         "tokenizer.resolution=18": "resolution=18: expected a multiple of the stride 4.",
         "module.loss.terms.l1=null module.loss.terms.gradient=null": "module.loss.terms: expected at least one",
         "data.batch_size=0": "data.batch_size=0",

@@ -13,6 +13,7 @@ from data.references import StatisticsFile, TensorImages
 from enat.errors import InputError
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import Evaluation
+from enat.metrics.neighbours import LinearProbe
 from enat.metrics.scores import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
 from enat.metrics.view import AsTheyAre, OnView
 from enat.processes import Processes
@@ -224,6 +225,20 @@ def test_classes_as_often_as_in_the_reference():
         judge.check_classes(3)
     real.class_names = ["cat", "dog"]
     judge.check_classes(2, ["cat", "dog"])
-    with pytest.raises(InputError, match="its classes are cat, dog, those of the network dog, cat; expected the same"):
+    with pytest.raises(
+        InputError, match="their classes are cat, dog, those of the network dog, cat; expected the same"
+    ):
         judge.check_classes(2, ["dog", "cat"])
     evaluation(real).check_classes(2, ["dog", "cat"])  # no score asks for classes
+
+
+def test_images_whose_classes_have_another_order_are_refused():
+    """The linear probe compares class ids."""
+    real, images = (TensorImages(noise(60, 1, 3, 3, seed=seed), torch.arange(60) % 2) for seed in range(2))
+    real.class_names, images.class_names = ["cat", "dog"], ["dog", "cat"]
+    judge = evaluation(real, {"linear_probe": OnView("pool", LinearProbe())})
+    with pytest.raises(InputError, match="their classes are cat, dog, those of the images dog, cat; expected the same"):
+        judge.score(images, CPU, Processes())
+    assert evaluation(real).score(images, CPU, Processes()).scores["pixels"]["num_images"] == 60
+    images.class_names = ["cat", "dog"]
+    assert "probe_accuracy" in judge.score(images, CPU, Processes()).scores["pixels"]

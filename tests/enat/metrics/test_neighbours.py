@@ -77,3 +77,14 @@ def test_a_linear_probe_sees_the_class_that_was_asked_for():
     )
     assert scores["probe_accuracy"] == pytest.approx(50 / 60)
     assert scores["probe_balanced_accuracy"] == pytest.approx((20 / 30 + 1) / 2)
+
+
+@pytest.mark.parametrize("reference", ["statistics", "images without classes"])
+def test_a_linear_probe_of_a_reference_without_classes_is_left_out(reference):
+    """Features that a file of statistics has kept do not say their classes."""
+    probe = LinearProbe()
+    if reference == "statistics":
+        probe.real_features = [torch.rand(9, 3)]
+    probe.update(torch.rand(5, 3), False, torch.arange(5), 5, torch.tensor([0, 1, 0, 1, 0]))
+    assert probe.compute() == {}
+    assert probe.notes == ["Without a linear probe, which needs real images of two classes at least."]

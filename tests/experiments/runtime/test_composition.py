@@ -3,10 +3,15 @@
 import re
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from data.manifest import Manifest
 from enat.errors import InputError
 from experiments.runtime.composition import primary_config
+from experiments.runtime.options import CONF
 
 
 def test_shards_of_other_sizes_are_refused(tmp_path):
@@ -28,3 +33,28 @@ def test_options_whose_values_are_not_listed(tmp_path):
     Manifest("VQGAN", "0" * 64, 256, [16, 16], 1024, ["x"], ["plain"], 100, {"train": []}).save(tmp_path)
     options = ["sampler.guidance_scale=interval(0,1)", "+preset=glob(*)"]
     assert primary_config(["-m", f"data.shards={tmp_path}", *options]) == "config_of_files"
+
+
+@pytest.mark.parametrize("task", ["evaluate", "neighbours"])
+def test_images_stay_split_as_in_training_whatever_the_seed_is_now(compose_config, tmp_path, task):
+    """Or images that the network was trained on would count as held out."""
+    trained = compose_config("experiment=own_images", "metrics=lite0", "metrics.images=a", "metrics.held_out_share=0.2")
+    content = {"settings": OmegaConf.to_container(trained, resolve=True), "state_dict": {"x": torch.zeros(1)}}
+    torch.save(content, tmp_path / "last.ckpt")
+
+    def of_command(*options):
+        arguments = [f"task={task}", f"weights={tmp_path}/last.ckpt", "seed=1", *options]
+        name = primary_config(arguments)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            metrics = compose(name, arguments).metrics
+        assert metrics.evaluation.seed == 1
+        parts = [metrics.evaluation.reference, metrics.held_out]
+        return [[part.path, part.held_out, part.seed] for part in parts]
+
+    assert of_command() == [["a", 0.2, 0]] * 2
+    named = ["metrics.images=b", "metrics.held_out_share=0.3", "metrics.split_seed=5"]
+    assert of_command(*named) == [["b", 0.3, 5]] * 2
+    del content["settings"]["metrics"]["split_seed"]  # of an older version
+    torch.save(content, tmp_path / "last.ckpt")
+    assert of_command() == [["a", 0.2, 0]] * 2
