@@ -13,7 +13,7 @@ from typing import Any
 
 from data.images import ImageList
 from enat.errors import InputError
-from enat.files import read_record, sha256_of, write_atomically
+from enat.files import exists, read_record, sha256_of, write_atomically
 from experiments.runtime.job_data import sha256_at
 from experiments.runtime.ranks import processes
 
@@ -38,8 +38,8 @@ def run_command(options: Sequence[str]) -> int:
 
 
 def is_of_user(path: str, output: Path) -> bool:
-    """Says whether a value may name a file or a folder of the user, and not one that a stage makes in `output`."""
-    return path != "" and not Path(path).resolve().is_relative_to(output.resolve())
+    """Says whether a value names a file or a folder of the user, and not one that a stage makes in `output`."""
+    return path != "" and exists(path) and not Path(path).resolve().is_relative_to(output.resolve())
 
 
 def inputs_of(command: Sequence[str], output: Path, earlier: Mapping[str, Path]) -> dict[str, str]:

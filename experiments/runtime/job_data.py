@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from enat.files import sha256_of
+from enat.files import exists, sha256_of, weights_file
 
 # Options that name what a task reads and no task changes, such as `data.shards` or `tokenizer.weights`.
-NAMES = ("images", "path", "shards", "weights")
+NAMES = ("classes", "images", "labels", "path", "shards", "weights")
 ELSEWHERE = ("task", "weights")  # the first refers to other options; the record of a job has the second by itself
 
 
@@ -38,8 +38,8 @@ def data_sha256(config: DictConfig) -> dict[str, str]:
 
 
 def sha256_at(path: Path) -> str | None:
-    """Returns a hash of a file, of shards, or of the images in a folder; None if there is nothing of these."""
-    files = _files_of(path)
+    """Returns a hash of a file, of shards, of weights, or of the images in a folder; None if there is none."""
+    files = _files_of(path) if exists(path) else []
     state = tuple((stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files))
     return _hash_of(path, tuple(files), state) if files else None
 
@@ -54,14 +54,12 @@ def _options(part: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """Returns what is at a path: a file, the manifest of shards, which has their hashes, or the images in a folder."""
+    """Returns what is at a path: a file, or a folder's weights, its manifest of shards, or its images."""
     from data.images import find_images  # here, since it imports torch
 
-    manifest = path / "manifest.json"
-    if path.is_file():
-        return [path]
-    if manifest.is_file():
-        return [manifest]
+    for file in (weights_file(path), path / "manifest.json"):
+        if file.is_file():
+            return [file]
     return find_images(path)[0] if path.is_dir() else []
 
 

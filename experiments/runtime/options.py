@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from enat.errors import InputError
+from enat.files import exists
 
 CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
@@ -73,7 +74,7 @@ def _prepare(argument: str) -> str:
         raise InputError(
             f"{argument}: there is no SLURM here, for srun is not found; expected submitit_local or joblib."
         )
-    if name == "weights" and (Path(value) / LAST).is_file():
+    if name == "weights" and exists(Path(value) / LAST):
         value = str(Path(value) / LAST)
     group = CONF / name.partition("@")[0]
     if value == "null" and group.is_dir():
@@ -90,7 +91,7 @@ def _prepare(argument: str) -> str:
     try:
         parsed = OverridesParser.create().parse_override(f"{name}={value}")
         is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), int | float)
-        is_file = "," in value and Path(value).exists()  # one path, and not several values of a multirun
+        is_file = "," in value and exists(value)  # one path, and not several values of a multirun
         if name == "classes" and not parsed.is_sweep_override() and isinstance(parsed.value(), bool | float):
             return f"{name}='{value}'"  # a class that is named true or 1e3; ids are integers
         if (is_number or is_file) and name.rpartition(".")[2] in PATHS:

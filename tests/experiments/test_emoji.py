@@ -202,7 +202,8 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
     assert len(commands) == 4
     assert "trainer.max_steps=5" in commands[3]
     labels = tmp_path / "labels.csv"
-    of_labels = [f"output={tmp_path}/labels", f'+more.shards="labels={labels}"']
+    long = f"callbacks.sample_grid.class_ids=[{','.join(['0'] * 200)}]"  # no path can be as long
+    of_labels = [f"output={tmp_path}/labels", f'+more.shards="labels={labels}"', f'+more.network="{long}"']
     commands.clear()
     for content in ("a", "a", "b"):
         labels.write_text(content)

@@ -127,12 +127,15 @@ def test_a_job_that_ended_well_has_no_error(job):
     assert read(job.folder / "job.json") == record
 
 
-@pytest.mark.parametrize("kind", ["images", "shards", "file"])
-@pytest.mark.parametrize("name", ["data.shards", "tokenizer.weights", "metrics.evaluation.references.all.path"])
+@pytest.mark.parametrize("kind", ["images", "shards", "weights", "file"])
+@pytest.mark.parametrize(
+    "name", ["data.shards", "tokenizer.weights", "metrics.evaluation.references.all.path", "labels"]
+)
 def test_results_of_other_data_are_refused(job, tmp_path, kind, name):
     """Other files under the same path; where they are not there any more, what is done stays done."""
     place = tmp_path / "the data"
-    changed = {"images": place / "class" / "0.png", "shards": place / "manifest.json", "file": place}[kind]
+    names = {"images": "class/0.png", "shards": "manifest.json", "weights": "model.safetensors", "file": ""}
+    changed = place / names[kind]
     changed.parent.mkdir(parents=True, exist_ok=True)
     changed.write_text("a")
     OmegaConf.update(job.config, name, str(place), force_add=True)

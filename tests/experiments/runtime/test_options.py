@@ -80,6 +80,12 @@ def test_home_is_expanded(monkeypatch):
     assert prepare(["output=~/runs", "a=~", "b=x~"]) == ["output=/home/somebody/runs", "a=/home/somebody", "b='x~'"]
 
 
+@pytest.mark.parametrize("name", ["callbacks.sample_grid.class_ids", "classes", "weights", "+more.network"])
+def test_a_list_that_is_longer_than_a_path_may_be(name):
+    argument = f"{name}=[{','.join(['0'] * 5000)}]"
+    assert prepare([argument]) == [argument]
+
+
 def test_a_path_with_a_comma(tmp_path):
     (tmp_path / "a,b.ckpt").touch()
     assert prepare([f"weights={tmp_path}/a,b.ckpt"]) == [f"weights='{tmp_path}/a,b.ckpt'"]
