@@ -81,6 +81,14 @@ def weights_file(path: str | Path) -> Path:
     return path / MODEL if path.is_dir() else path
 
 
+def exists(path: str | Path) -> bool:
+    """Says whether there is something at a path, which may be a text that no file can be called."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_open(folder: Path) -> bool:
     """Says whether the files of a folder may be listed and opened."""
     return os.access(folder, os.R_OK | os.X_OK)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from enat.errors import InputError
+from enat.files import exists
 
 CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
@@ -90,7 +91,7 @@ def _prepare(argument: str) -> str:
     try:
         parsed = OverridesParser.create().parse_override(f"{name}={value}")
         is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), int | float)
-        is_file = "," in value and Path(value).exists()  # one path, and not several values of a multirun
+        is_file = "," in value and exists(value)  # one path, and not several values of a multirun
         if name == "classes" and not parsed.is_sweep_override() and isinstance(parsed.value(), bool | float):
             return f"{name}='{value}'"  # a class that is named true or 1e3; ids are integers
         if (is_number or is_file) and name.rpartition(".")[2] in PATHS:
@@ -125,6 +126,11 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
         return (
             f"{referring[0]}: {reason}; ${{NAME}} stands for the value of the option NAME, so that no "
             "path can have ${ in it: rename such a file or folder."
+        )
+    if lacking := re.search(r"Interpolation key '([^']+)' not found\s+full_key: (\S+)", str(error)):
+        return (
+            f"{lacking[2]}: takes its value from {lacking[1]}, which these choices lack; expected another "
+            f"{lacking[1].partition('.')[0]}=CHOICE, or {lacking[2]}=VALUE."
         )
     if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
         return f"{missing[1]}: a value is missing; expected {missing[1]}=VALUE."
