@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 from annotated_types import Ge
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from data.labels import read_labels
-from enat.errors import InputError, printable
+from enat.errors import InputError, without_controls
 from enat.files import is_open
 from enat.generation import UNCONDITIONAL
 from enat.images import center_crop, refuse_deep
@@ -69,6 +69,15 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
     return files, ignored
 
 
+class Overview(NamedTuple):
+    """What the headers of some images say."""
+
+    smallest: int  # short side in pixels
+    largest: int
+    num_images: int
+    num_altered: int  # with transparency or an EXIF orientation, which `load_rgb` ignores
+
+
 @dataclass
 class ImageList:
     """Image files below a folder, with a class id for each."""
@@ -93,9 +102,9 @@ class ImageList:
             InputError: if there are no images, a class has none, or a file names what is not there.
         """
         if not folder.is_dir():
-            raise InputError(f"images={folder}: there is no such folder.")
+            raise InputError(f"{folder}: there is no such folder.")
         if not is_open(folder):
-            raise InputError(f"images={folder}: the folder can't be read; expected one with permission to read it.")
+            raise InputError(f"{folder}: the folder can't be read; expected one with permission to read it.")
         ignored: list[str] = []
         listed = _list_class_folders(folder, ignored) if labels is None else read_labels(folder, labels)
         if labels is not None:
@@ -104,16 +113,19 @@ class ImageList:
         class_names, class_ids = _number_classes(set(names), classes)
         return cls(folder, list(files), np.array([class_ids[name] for name in names]), class_names, ignored)
 
-    def short_sides(self, at_most: int = 200) -> tuple[int, int]:
-        """Returns the smallest and largest short side in pixels, of about `at_most` images that can be opened."""
+    def look(self, at_most: int = 200) -> Overview:
+        """Looks at the headers of about `at_most` images that can be opened."""
         sides = []
+        num_altered = 0
         for name in self.files[:: max(len(self.files) // at_most, 1)]:
             try:
                 with Image.open(self.folder / name, formats=FORMATS) as image:
+                    is_turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                    num_altered += is_turned or image.has_transparency_data
                     sides.append(min(image.size))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                continue  # it is named when it is read
-        return min(sides, default=0), max(sides, default=0)
+            except Exception:  # whatever a plugin of Pillow raises; the file is named when it is read
+                continue
+        return Overview(min(sides, default=0), max(sides, default=0), len(sides), num_altered)
 
 
 def _left_out(folder: Path, labels: Path, listed: set[Path]) -> list[str]:
@@ -125,12 +137,6 @@ def _left_out(folder: Path, labels: Path, listed: set[Path]) -> list[str]:
 
 def _number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
     """Returns the class names in the order of their ids, and the id of each name, see `ImageList.find`."""
-    if wrong := sorted(name for name in names if printable(name) != name):
-        raise InputError(f"a class is named {wrong[0]}; expected a name without control characters.")
-    if UNCONDITIONAL in names:
-        raise InputError(
-            f"a class is named {UNCONDITIONAL}, which stands for images of no class; expected another name."
-        )
     if classes is not None:
         ordered = _read_classes(classes)
         if unknown := sorted(names - set(ordered)):
@@ -142,12 +148,24 @@ def _number_classes(names: set[str], classes: Path | None) -> tuple[list[str], d
         ordered = sorted(names)
     else:
         ordered = sorted(names)
+    for name in ordered:
+        _check_class_name(name)
     return ordered, {name: class_id for class_id, name in enumerate(ordered)}
+
+
+def _check_class_name(name: str) -> None:
+    """Refuses a name that could not be printed or asked for, whether the class has images or not."""
+    try:
+        without_controls(name)
+    except ValueError as error:
+        raise InputError(f"a class is named {name!r}; expected a name without control characters.") from error
+    if name == UNCONDITIONAL:
+        raise InputError(f"a class is named {name}, which stands for images of no class; expected another name.")
 
 
 def _read_classes(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"classes={path}: expected a text file with a class name on each line.") from error
     names = [line for line in lines if line]
@@ -161,8 +179,8 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
     class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if class_folders and {path.name.lower() for path in class_folders} <= SPLITS:
         raise InputError(
-            f"images={folder}: its folders are {' and '.join(path.name for path in class_folders)}, which are no "
-            f"classes; expected one of them, such as images={class_folders[0]}."
+            f"{folder}: its folders are {' and '.join(path.name for path in class_folders)}, which are no "
+            f"classes; expected one of them, such as {class_folders[0]}."
         )
     files_beside = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     strays = [path for path in files_beside if path.suffix.lower() in SUFFIXES]
@@ -173,21 +191,24 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
         files, others = find_images(class_folder)
         ignored += others
         if not is_open(class_folder):  # without it, the ids of other classes could change
-            raise InputError(f"images={folder}: the class folder {class_folder.name} can't be read; allow or move it.")
+            raise InputError(f"{folder}: the class folder {class_folder.name} can't be read; allow or move it.")
         if not files:
-            raise InputError(f"images={folder}: the class folder {class_folder.name} has no images.")
+            raise InputError(f"{folder}: the class folder {class_folder.name} has no images.")
         files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]
     places: dict[Path, str] = {}
     for name, _ in files_and_classes:  # a link may lead into another class, which would count its images again
         if (first := places.setdefault((folder / name).resolve(), name)) != name:
-            raise InputError(f"images={folder}: {first} and {name} are one file, by a link; expected one class for it.")
+            raise InputError(f"{folder}: {first} and {name} are one file, by a link; expected one class for it.")
     if not files_and_classes:
-        raise InputError(f"images={folder}: expected a folder of images for each class, or labels=FILE for a flat one.")
+        raise InputError(
+            f"{folder}: expected a folder of images for each class in it; task=tokenize also takes a flat one, with "
+            "labels=FILE."
+        )
     return files_and_classes
 
 
 def load_rgb(path: Path, with_alpha: bool = False) -> Image.Image:
-    """Reads an image as ADM's loader does: with Pillow, converted to RGB, ignoring the EXIF orientation.
+    """Reads an image as ADM's loader does: with Pillow, converted to RGB, ignoring transparency and EXIF orientation.
 
     With `with_alpha`, it has its transparency as a fourth channel.
 

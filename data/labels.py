@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from enat.errors import InputError
+from enat.files import exists
 
 
 def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
@@ -31,8 +32,10 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
             )
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"labels={labels}: {name} is not in the folder of the images; expected a file in it.")
-        if not (folder / name).is_file():
-            raise InputError(f"labels={labels}: {name} is not in {folder}; expected files of this folder.")
+        if not (exists(folder / name) and (folder / name).is_file()):
+            raise InputError(
+                f"labels={labels}: row {number}: {name} is not in {folder}; expected files of this folder."
+            )
     if not files_and_classes:
         raise InputError(f"labels={labels}: the file lists no images.")
     counts = Counter((folder / name).resolve() for name, _ in files_and_classes)

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.arrays import check_member, is_packed, read_npy_header, read_npz
 from enat.errors import InputError
 from enat.features.network import FeatureNetwork
-from enat.files import sha256_of
+from enat.files import sha256_of, sha256_of_bytes
 from enat.images import Block, Images
 from enat.metrics.scores import FrechetDistance, KeptFeatures, frechet_distance
 from enat.metrics.view import OnView
@@ -32,12 +32,13 @@ class TensorImages:
     """Images (n, channels, H, W), in [0, 1], that are in memory, and their class ids (n,)."""
 
     read_together = 1
-    identity: Mapping[str, Any] = {"kind": "tensor"}
 
     def __init__(self, images: Tensor, class_ids: Tensor | None = None):
         self.images = images
         self.class_ids = class_ids
         self.num_images = len(images)
+        content = [tensor.cpu().numpy().tobytes() for tensor in (images, class_ids) if tensor is not None]
+        self.identity: Mapping[str, Any] = {"kind": "tensor", "sha256": sha256_of_bytes(b"".join(content))}
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
         for place in places:

@@ -47,12 +47,12 @@ class FolderImages:
     def __init__(self, path: str | None, resolution: Annotated[int, Ge(1)] | None, num_workers: Annotated[int, Ge(0)]):
         if path is None or not Path(path).is_dir():
             raise InputError(
-                f"images={path}: there is no such folder; expected one of images, by metrics.images=DIR, "
-                "scored.path=DIR or reference.path=DIR."
+                f"{'null' if path is None else path}: there is no such folder; expected one of images, by "
+                "metrics.images=DIR, scored.path=DIR or reference.path=DIR."
             )
         self.files, self.ignored = find_images(Path(path))
         if len(self.files) < 2:
-            raise InputError(f"images={path}: found {counted(len(self.files), 'image')}; expected at least 2.")
+            raise InputError(f"{path}: found {counted(len(self.files), 'image')}; expected at least 2.")
         self.num_images = len(self.files)
         self.resolution = resolution
         self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
@@ -130,9 +130,7 @@ class ClassFolderImages(FolderImages):
         self.num_images = len(self.files)
         self.identity = {**self.identity, "part": part, "held_out": held_out, "seed": seed}
         if len(self.files) < 2:
-            raise InputError(
-                f"images={path}: {counted(len(self.files), 'image')} of the part {part}; expected at least 2."
-            )
+            raise InputError(f"{path}: {counted(len(self.files), 'image')} of the part {part}; expected at least 2.")
 
     def read(self, places: Sequence[range], device: torch.device) -> Iterator[Block]:
         for block in super().read(places, device):
@@ -174,6 +172,7 @@ class ShardImages:
             "kind": "decoded shards",
             "path": path,
             "split": split,
+            "num_images": num_images,
             "shards_sha256": manifest.split_sha256(split),
             "tokenizer_sha256": manifest.tokenizer_sha256,
         }

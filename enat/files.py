@@ -82,10 +82,10 @@ def weights_file(path: str | Path) -> Path:
 
 
 def exists(path: str | Path) -> bool:
-    """Says whether there is a file or a folder; there is none with a name that is longer than names may be."""
+    """Says whether there is something at a path, which may be a text that no file can be called."""
     try:
         return Path(path).exists()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -158,12 +158,12 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
             )
         if is_id:
             ids.append(int(wanted))
+        elif wanted == UNCONDITIONAL:  # even where a file of somebody else has a class of this name
+            ids.append(len(class_names))
         elif str(wanted) in class_names:  # a name may be a number, such as 20240101
             ids.append(class_names.index(str(wanted)))
         elif isinstance(wanted, str) and wanted.isdecimal() and str(int(wanted)) in class_names:  # "007" is 7
             ids.append(class_names.index(str(int(wanted))))
-        elif wanted == UNCONDITIONAL:
-            ids.append(len(class_names))
         else:
             near = difflib.get_close_matches(wanted, class_names, 3) if isinstance(wanted, str) else []
             names = f"did you mean {' or '.join(near)}?" if near else f"names such as {', '.join(class_names[:3])}."

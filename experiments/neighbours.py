@@ -103,7 +103,9 @@ def neighbours(
         shown = (pixels[name][chosen], features[name][chosen], pixels["training"], features["training"])
         pictures.append(str(draw_neighbours(*shown, columns, Path(output) / file)))
     plot_distances(distances, Path(output) / "distances.png")
-    memorized = memorized_share(distances["samples"], distances["held-out images"])
+    memorized, notes = memorized_share(distances["samples"], distances["held-out images"])
+    for note in notes:
+        print(note)
     print(f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are.")
     quantiles = {
         name: {f"{share:.0%}": float(values.quantile(share)) for share in QUANTILES}

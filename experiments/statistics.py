@@ -1,7 +1,7 @@
 """task=statistics: reference statistics of real images."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def statistics(
     images: Images,
     features: nn.Module,
     block_size: Annotated[int, Ge(1)],
-    max_features: Annotated[int, Ge(0)],
+    max_features: Literal[0] | Annotated[int, Ge(2)],
     fabric: Fabric,
     output: str,
 ) -> dict[str, Any]:
@@ -72,6 +72,11 @@ def statistics(
     }
     for protocol, collection in metrics.items():
         content |= arrays_of(collection, "" if protocol == main else f"{protocol}/")
+    if max_features and "features" not in content:
+        print(
+            f"max_features={max_features}: fewer than two of these images can be read, so that the file has no "
+            "features for KID, precision and recall; a larger number keeps some."
+        )
     path = Path(output) / "statistics.npz"
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in content.items()}
     write_atomically(path, lambda file: np.savez(file, **arrays))
@@ -104,5 +109,7 @@ def arrays_of(collection: MetricCollection, prefix: str) -> dict[str, Any]:
             suffix = SUFFIXES[score.view]
             arrays |= {f"{prefix}mu{suffix}": mu, f"{prefix}sigma{suffix}": sigma}
         elif isinstance(score.metric, KeptFeatures):
-            arrays[f"{prefix}features"] = torch.cat(score.metric.real_features)
+            features = torch.cat(score.metric.real_features)
+            if len(features) >= 2:  # or else no score could be computed from them
+                arrays[f"{prefix}features"] = features
     return arrays

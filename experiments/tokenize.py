@@ -133,7 +133,7 @@ def describe(source: Source, side: int, held_out: float) -> str:
         share = f"held_out={held_out} holds none of them out to watch the training; a larger share would"
     lines = [f"{counted(source.size, 'image')} in {counted(len(source.class_names), 'class', 'classes')}; {share}."]
     if isinstance(source, ImageSource):
-        smallest, largest = source.images.short_sides()
+        smallest, largest, num_images, num_altered = source.images.look()
         sides = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
         change = "as the tokenizer wants them" if smallest == largest == side else f"cropped and scaled to {side}"
         named = [f"{class_id} {name}" for class_id, name in enumerate(source.class_names)]
@@ -143,6 +143,11 @@ def describe(source: Source, side: int, held_out: float) -> str:
             lines.append(f"Classes without images: {', '.join(named[class_id] for class_id in empty[:20])}.")
         lines += [f"Ignored: {reason}." for reason in source.images.ignored]
         lines.append(f"Their short sides have {sides} pixels; they are {change} (tokenizer.resolution={side}).")
+        if num_altered:
+            lines.append(
+                f"Images with transparency or an EXIF orientation, which are ignored: {num_altered} of the "
+                f"{num_images} looked at (docs/data.md, Tokenising)."
+            )
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from enat.checkpoints.description import PlainText, Sha256, check_description, parse_json
 from enat.errors import InputError
-from enat.files import MODEL, sha256_of, write_atomically
+from enat.files import MODEL, exists, sha256_of, write_atomically
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.safetensors"
@@ -138,20 +138,12 @@ def _with_moved_tokenizer(content: dict[str, Any], path: Path) -> dict[str, Any]
     if not isinstance(settings, dict) or not isinstance(tokenizer, dict):
         return content
     named = tokenizer.get("weights")
-    if not isinstance(named, str) or _exists(named) or len(path.absolute().parents) < 3:
+    if not isinstance(named, str) or exists(named) or len(path.absolute().parents) < 3:
         return content
     moved = path.absolute().parents[2] / "tokenizer" / "checkpoints" / "last.ckpt"
     if Path(named).parts[-3:] != moved.parts[-3:] or not moved.is_file():
         return content
     return {**content, "settings": {**settings, "tokenizer": {**tokenizer, "weights": str(moved)}}}
-
-
-def _exists(path: str) -> bool:
-    """Says whether there is something at a path, which may be one that no file can have."""
-    try:
-        return Path(path).exists()
-    except OSError:
-        return False
 
 
 def _check_file(path: Path, sha256: str) -> None:

@@ -163,7 +163,9 @@ class Evaluation:
 
     def identity(self) -> dict[str, Any]:
         """Returns plain values that scores depend on, beside the images and the settings of the metrics."""
+        scores = [item for collection in self.metrics.values() for item in scores_in(collection).items()]
         return {
+            **{name: score.metric.identity for name, score in scores if hasattr(score.metric, "identity")},
             "reference": dict(self.reference.identity),
             "features_sha256": self.features.sha256,
             "protocols": list(self.features.protocols),

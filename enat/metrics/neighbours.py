@@ -13,11 +13,13 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from enat.errors import InputError
 from enat.features.network import FeatureNetwork
 from enat.images import Images, blocks_of
 from enat.metrics.scores import KeptFeatures
 
 BLOCK = 50  # images whose features are computed together
+ROUNDING = 1e-4  # of the largest distance: features of copies, computed in other blocks, differ by less
 
 
 def nearest(features: Tensor, others: Tensor, rank: int = 1, rows: int = 1000) -> tuple[Tensor, Tensor]:
@@ -49,15 +51,29 @@ def read_features(images: Images, network: FeatureNetwork, device: torch.device)
     return torch.cat(pixels), torch.cat(features)
 
 
-def memorized_share(distances: Tensor, of_held_out: Tensor, share: float = 0.01) -> float:
+def memorized_share(distances: Tensor, of_held_out: Tensor, share: float = 0.01) -> tuple[float, list[str]]:
     """Returns the share of images that are nearer to a training image than the nearest held-out images are.
+
+    Held-out images that are copies of training images do not count: the threshold would be 0, and no image nearer.
 
     Args:
         distances: of generated images to their nearest training images (n,).
         of_held_out: the same of held-out images.
         share: of the held-out images that lie nearer than the threshold.
+
+    Returns:
+        The share, and notes that say how many held-out images are copies.
     """
-    return float((distances < of_held_out.quantile(share)).double().mean())
+    of_copies = ROUNDING * float(of_held_out.max())
+    others = of_held_out[of_held_out > of_copies]
+    threshold = float(others.quantile(share)) if len(others) else of_copies
+    notes = []
+    if count := len(of_held_out) - len(others):
+        notes = [
+            f"Held-out images that are copies of training images: {count} of {len(of_held_out)}; memorized compares "
+            "with the others."
+        ]
+    return float(((distances < threshold) | (distances <= of_copies)).double().mean()), notes
 
 
 class DensityCoverage(KeptFeatures):
@@ -98,22 +114,32 @@ class Memorization(KeptFeatures):
     """The share of generated images that lie nearer to a training image than nearly all held-out images do.
 
     The real images are those of training. For a network that has learnt nothing by heart, the share is about `share`.
+    Copies of training images always count; held-out images that are copies are left out of the comparison.
 
     Args:
         held_out: real images that were not trained on.
         features: the network that makes the features; its first protocol counts.
         share: of the held-out images that lie nearer than the threshold.
         max_real: see `KeptFeatures`; too few would hide copies of the others.
+
+    Raises:
+        InputError: without held-out images.
     """
 
     def __init__(
         self,
-        held_out: Images,
+        held_out: Images | None,
         features: FeatureNetwork,
         share: Annotated[float, Gt(0), Lt(1)] = 0.01,
         max_real: Annotated[int, Ge(2)] = 1_000_000,
     ):
         super().__init__(max_real)
+        if held_out is None:
+            raise InputError(
+                "the score memorization needs held-out images; expected metrics=lite0 metrics.images=DIR "
+                "metrics.held_out_share=SHARE, as the images were tokenised, or a choice of scores without it."
+            )
+        self.identity = {"held_out": dict(held_out.identity)}  # what the score depends on, beside its settings
         self.share = share
         self.held_out: Any = held_out
         self.features: Any = [features]  # in a list, past torchmetrics, which would copy and save the network
@@ -122,7 +148,8 @@ class Memorization(KeptFeatures):
         """Returns `memorized`, in [0, 1]."""
         fake, real = super().compute()
         _, held_out = read_features(self.held_out, self.features[0], torch.device("cpu"))
-        return {"memorized": memorized_share(nearest(fake, real)[0], nearest(held_out, real)[0], self.share)}
+        share, self.notes = memorized_share(nearest(fake, real)[0], nearest(held_out, real)[0], self.share)
+        return {"memorized": share}
 
 
 class LinearProbe(KeptFeatures):
@@ -158,7 +185,9 @@ class LinearProbe(KeptFeatures):
     def compute(self) -> dict[str, float]:
         """Returns `probe_accuracy`, and `probe_balanced_accuracy`, in which each class has the same weight."""
         if not self.real_classes or len(torch.cat(self.real_classes).unique()) < 2:
-            self.notes = ["Without a linear probe, which needs real images of two classes at least."]
+            self.notes = [
+                "Without a linear probe, which needs a reference of two classes at least, as metrics=lite0 has."
+            ]
             return {}
         fake, real = super().compute()
         fake_classes = torch.cat(self.fake_classes).cpu().numpy()

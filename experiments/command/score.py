@@ -71,7 +71,7 @@ def _images(path: str, argument: str, resolution: int | None) -> Images:
     try:
         return FolderImages(path, resolution, num_workers=0)
     except InputError as error:
-        raise InputError(str(error).replace(f"images={path}", argument)) from error
+        raise InputError(str(error).replace(f"{path}:", f"{argument}:", 1)) from error
 
 
 def _reference(arguments: argparse.Namespace) -> Any:

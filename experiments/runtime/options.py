@@ -127,6 +127,11 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
             f"{referring[0]}: {reason}; ${{NAME}} stands for the value of the option NAME, so that no "
             "path can have ${ in it: rename such a file or folder."
         )
+    if lacking := re.search(r"Interpolation key '([^']+)' not found\s+full_key: (\S+)", str(error)):
+        return (
+            f"{lacking[2]}: takes its value from {lacking[1]}, which these choices lack; expected another "
+            f"{lacking[1].partition('.')[0]}=CHOICE, or {lacking[2]}=VALUE."
+        )
     if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
         return f"{missing[1]}: a value is missing; expected {missing[1]}=VALUE."
     if choice := re.search(r"Could not find '([^']+)'", lines[0]):

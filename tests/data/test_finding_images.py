@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from data.image_module import listing_sha256
-from data.images import SUFFIXES, ImageList, Plain, find_images, load_rgb
-from data.scored_images import FolderImages
+from data.images import SUFFIXES, ImageList, Overview, Plain, find_images, load_rgb
+from data.scored_images import ClassFolderImages, FolderImages
 from data.sources import ImageSource
 from enat.errors import InputError
 from enat.images import center_crop
+from experiments.tokenize import describe
 
 TWELVE = [str(number) for number in range(12)]
 
@@ -171,6 +172,62 @@ def test_a_class_with_control_characters_is_refused(tmp_path):
         ImageList.find(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("unconditional", "a class is named unconditional, which stands for images of no class"),
+        ("a\x1b[31m", "expected a name without control characters"),
+        ("a\x0bb", "expected a name without control characters"),
+    ],
+)
+def test_names_of_classes_without_images_are_checked_too(tmp_path, name, sentence):
+    """They have ids, so that samples could ask for them."""
+    save(tmp_path / "images" / "cat" / "x.png")
+    (tmp_path / "classes.txt").write_text(f"{name}\ncat\n")
+    with pytest.raises(InputError, match=sentence):
+        ImageList.find(tmp_path / "images", classes=tmp_path / "classes.txt")
+
+
+def test_a_class_of_two_lines_in_a_csv_is_refused(tmp_path):
+    save(tmp_path / "images" / "0.png")
+    (tmp_path / "labels.csv").write_text('file,class\n0.png,"x\ny"\n')
+    with pytest.raises(InputError, match="expected a name without control characters"):
+        ImageList.find(tmp_path / "images", tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "x\0.png"])
+def test_a_csv_with_what_no_file_can_be_called(tmp_path, name):
+    save(tmp_path / "images" / "0.png")
+    (tmp_path / "labels.csv").write_text(f"file,class\n0.png,cat\n{name},cat\n")
+    with pytest.raises(InputError, match=r"labels=.*labels\.csv: row 2: x.*\.png is not in"):
+        ImageList.find(tmp_path / "images", tmp_path / "labels.csv")
+
+
+def test_a_flat_folder_for_scores(tmp_path):
+    """The sentence names no option that the task at hand may lack."""
+    for number in range(3):
+        save(tmp_path / f"{number}.png")
+    with pytest.raises(InputError, match=rf"^{tmp_path}: expected a folder of images for each class in it; task=token"):
+        ClassFolderImages(str(tmp_path), "train", 0.5, 0, None, 0)
+
+
+def test_images_whose_looks_are_not_what_is_read(tmp_path):
+    """Transparency and the EXIF orientation are ignored, which the first look at the images says."""
+    exif = Image.Exif()
+    for orientation in (1, 6):
+        exif[0x0112] = orientation
+        Image.new("RGB", (12, 9)).save(tmp_path / f"{orientation}.jpg", exif=exif)
+    Image.new("RGBA", (12, 9), (255, 0, 255, 0)).save(tmp_path / "clear.png")
+    save(tmp_path / "plain.png")
+    (tmp_path / "broken.png").write_text("x")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    listed = ImageList(tmp_path, names, np.zeros(len(names), int), ["cat"])
+    assert listed.look() == Overview(smallest=9, largest=9, num_images=4, num_altered=2)
+    note = describe(ImageSource(listed, Plain(8), 1, 0), 8, 0.5).splitlines()[-1]
+    assert note.startswith("Images with transparency or an EXIF orientation, which are ignored: 2 of the 4 looked at")
+    assert np.asarray(load_rgb(tmp_path / "clear.png"))[0, 0].tolist() == [255, 0, 255]
+
+
 @pytest.mark.parametrize("link", ["cat/other.png", "hound", "dog/loop"])
 def test_a_file_is_of_one_class(tmp_path, link):
     """A link to an image of another class, to a class folder, and to the folder above."""
@@ -196,7 +253,7 @@ def test_folders_without_permission(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"the class folder dog can't be read; allow or move it\."):
         ImageList.find(tmp_path)
     closed.add(tmp_path)
-    with pytest.raises(InputError, match=r"images=.*: the folder can't be read; expected one with permission"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: the folder can't be read; expected one with permission"):
         ImageList.find(tmp_path)
 
 

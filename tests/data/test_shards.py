@@ -9,6 +9,7 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from torch.utils.data import DataLoader, default_convert
 from data.fetch import fetch
 from data.manifest import Manifest
 from data.module import ShardsDataModule
+from data.references import DecodedShards
+from data.scored_images import ShardImages
 from data.shards import ShardPacks, check_shards, map_packs, token_dtype, write_shard
 from data.stream import StreamPositions, TokenStream
 from data.tokenization import plan_shards
@@ -298,3 +301,13 @@ def test_a_stale_copy_is_fetched_again(folder, tmp_path):
     place = fetch(f"file://{folder}", tmp_path / "cache")
     (place / "train-00001.tar").write_bytes(bytes((place / "train-00001.tar").stat().st_size))
     check_shards(fetch(f"file://{folder}", tmp_path / "cache"), Manifest.load(folder))
+
+
+def test_how_many_images_of_shards_are_read_is_in_their_identity(folder):
+    """Or else an evaluation of six images would go on with the work of ten; as a reference, too."""
+    tokenizer = SimpleNamespace(fingerprint=lambda: "abc")
+    read = [ShardImages(str(folder), tokenizer, "train", num_images) for num_images in (None, 4, 10)]
+    assert [images.num_images for images in read] == [103, 4, 10]
+    for of in (lambda images: images, lambda images: DecodedShards(images, None)):
+        identities = [dict(of(images).identity) for images in read]
+        assert identities[0] != identities[1] != identities[2] != identities[0]

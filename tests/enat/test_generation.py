@@ -65,6 +65,7 @@ def test_an_id_that_is_the_name_of_another_class_is_refused():
     assert find_class_ids(["007"], [str(number) for number in range(9)]) == [7]  # the folder of class 7
     assert find_class_ids(["1"], ["1", "2", "x"]) == [0]
     assert find_class_ids([2, "x"], ["0", "1", "x"]) == [2, 2]
+    assert find_class_ids("unconditional", ["cat", "unconditional"]) == [2]  # the null class, whatever a file says
     with pytest.raises(InputError, match="classes=1: this is the id of the class 2 and the name of another; expected"):
         find_class_ids([1], ["1", "2", "x"])
 

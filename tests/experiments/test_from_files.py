@@ -321,5 +321,5 @@ def test_a_folder_without_classes_is_found_before_the_tokenizer_is_trained(comma
         (flat / file.name).write_bytes(file.read_bytes())
     refused = command("experiment=from_images", f"images={flat}", f"output={tmp_path / 'run'}")
     assert refused.status == 1
-    assert f"images={flat}: expected a folder of images for each class, or labels=FILE for a flat one." in refused.err
+    assert f"{flat}: expected a folder of images for each class in it; task=tokenize also takes a flat" in refused.err
     assert not (tmp_path / "run/tokenizer").exists()

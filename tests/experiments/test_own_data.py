@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from data.references import StatisticsFile
@@ -120,6 +121,21 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
     checkpoint = trained["checkpoint"]
     scored = command(*experiment, "task=evaluate", f"weights={checkpoint}", f"output={tmp_path}/e").results
     assert scored["fid"] == trained["fid"]
+
+
+def test_statistics_keep_two_features_or_none(command, inception, tmp_path):
+    """One alone would be refused when scores are computed; the last image is one of the two, and can't be read."""
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_text("no picture")
+    made = ["task=statistics", f"features.weights={inception}", f"scored.path={tmp_path}", "scored.num_workers=0"]
+    made += ["scored.resolution=8", "protocol=[adm,clean]", f"output={tmp_path}/statistics"]
+    refused = command(*made, "max_features=1")
+    assert "max_features=1: expected 0 or a value greater than or equal to 2." in refused.err
+    done = command(*made, "max_features=2")
+    assert "max_features=2: fewer than two of these images can be read, so that the file has no features" in done.out
+    with np.load(done.results["statistics"]) as content:
+        assert not [name for name in content.files if name.endswith("features")]
 
 
 def test_sizes_are_compared_with_the_first_block(command, inception, photos, tmp_path, monkeypatch):

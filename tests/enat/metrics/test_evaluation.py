@@ -13,7 +13,7 @@ from data.references import StatisticsFile, TensorImages
 from enat.errors import InputError
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import Evaluation
-from enat.metrics.neighbours import LinearProbe
+from enat.metrics.neighbours import LinearProbe, Memorization
 from enat.metrics.scores import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
 from enat.metrics.view import AsTheyAre, OnView
 from enat.processes import Processes
@@ -193,6 +193,18 @@ def test_a_state_of_other_scores_is_not_taken(tmp_path):
     other = evaluation(real, {"fid": OnView("pool", KernelDistance())})
     with pytest.raises(RuntimeError, match="Unexpected key"):
         other.score(TensorImages(images), CPU, Processes(), folder=tmp_path)
+
+
+def test_what_scores_depend_on_is_in_the_identity():
+    """Or else unfinished work would go on with other images."""
+    one, other = (TensorImages(noise(9, 1, 3, 3, seed=seed)) for seed in (0, 1))
+    labelled = TensorImages(one.images, torch.arange(9))
+    assert len({judge.reference.identity["sha256"] for judge in map(evaluation, (one, other, labelled))}) == 3
+    memorization = [
+        evaluation(one, {"memorization": OnView("pool", Memorization(held_out, FirstPixels()))}).identity()
+        for held_out in (one, other, other)
+    ]
+    assert memorization[0] != memorization[1] == memorization[2]
 
 
 def test_nan_and_too_few_images():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from data.references import TensorImages
+from enat.errors import InputError
 from enat.metrics.neighbours import DensityCoverage, LinearProbe, Memorization, nearest
 
 
@@ -62,6 +63,37 @@ def test_copies_count_as_memorized_and_held_out_images_do_not():
     assert both(Memorization(images, Means(), share=0.05), held_out, real)["memorized"] == pytest.approx(0.05)
 
 
+def test_held_out_copies_do_not_hide_those_of_the_samples():
+    """A threshold of 0 would call no image memorised. Features of copies may differ by rounding."""
+    torch.manual_seed(0)
+    real, held_out = torch.rand(200, 3), torch.rand(100, 3)
+    fake = torch.cat([real[:30], torch.rand(70, 3) + 5])
+    held_out[:3] = real[:3] * (1 + 1e-6)
+    metric = Memorization(TensorImages(held_out[:, :, None, None]), Means(), share=0.01)
+    assert both(metric, fake, real) == {"memorized": 0.3}
+    assert metric.notes == [
+        "Held-out images that are copies of training images: 3 of 100; memorized compares with the others."
+    ]
+    only_copies = Memorization(TensorImages(real[:10, :, None, None]), Means())
+    assert both(only_copies, fake, real) == {"memorized": 0.3}
+    assert "copies of training images: 10 of 10;" in only_copies.notes[0]
+
+
+def test_memorization_without_held_out_images():
+    with pytest.raises(InputError, match=r"needs held-out images; expected metrics=lite0 metrics\.images=DIR"):
+        Memorization(None, Means())
+
+
+def test_a_linear_probe_without_classes():
+    """As of a folder without class folders, or of a file of statistics with features."""
+    metric = LinearProbe()
+    metric.update(torch.randn(4, 2), real=False, image_numbers=torch.arange(4), num_images=4, class_ids=torch.arange(4))
+    assert metric.compute() == {}
+    assert "needs a reference with classes" in metric.notes[0]
+    metric.real_features = [torch.randn(4, 2)]
+    assert metric.compute() == {}
+
+
 def test_a_linear_probe_sees_the_class_that_was_asked_for():
     rng = np.random.default_rng(0)
     centres = np.array([[0, 0], [5, 0], [0, 5]])
@@ -87,4 +119,6 @@ def test_a_linear_probe_of_a_reference_without_classes_is_left_out(reference):
         probe.real_features = [torch.rand(9, 3)]
     probe.update(torch.rand(5, 3), False, torch.arange(5), 5, torch.tensor([0, 1, 0, 1, 0]))
     assert probe.compute() == {}
-    assert probe.notes == ["Without a linear probe, which needs real images of two classes at least."]
+    assert probe.notes == [
+        "Without a linear probe, which needs a reference of two classes at least, as metrics=lite0 has."
+    ]

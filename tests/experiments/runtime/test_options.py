@@ -54,6 +54,11 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
             ["output=a${y}b"],
             "output=a${y}b: Interpolation key 'y' not found; ${NAME} stands for the value of the option",
         ),
+        (
+            ["metrics=none", "score=[memorization]"],
+            "takes its value from metrics.evaluation.features, which these choices lack; expected another "
+            "metrics=CHOICE, or scores.memorization.metric.features=VALUE.",
+        ),
         (["output=a${y b"], "no path can have ${ in it: rename such a file or folder."),
         (["name=${oc.env:NOT_SET_HERE}"], "${oc.env:NOT_SET_HERE}: a configuration may not read the environment"),
         (["hydra/launcher=submitit_slurm"], "`pip install -e '.[slurm]'` installs it."),
@@ -161,8 +166,14 @@ def test_commands_of_the_help_have_quotes():
 
 
 def test_folders_of_images_that_are_not_there():
-    with pytest.raises(InputError, match=r"images=none: there is no such folder; .* by metrics\.images=DIR, scored"):
+    with pytest.raises(InputError, match=r"^none: there is no such folder; .* by metrics\.images=DIR, scored"):
         FolderImages("none", None, 0)
+
+
+def test_many_seeds_are_no_file():
+    """More text than a file's name can have."""
+    seeds = f"seed={','.join(map(str, range(200)))}"
+    assert prepare(["-m", seeds]) == ["-m", seeds]
 
 
 def test_a_job_of_a_multirun_that_is_shown_has_one_value_of_each_option():
