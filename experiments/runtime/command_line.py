@@ -14,13 +14,14 @@ from pathlib import Path
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
 from enat.files import weights_file
-from experiments.runtime.job_names import job_name, options, short
+from experiments.runtime.job_names import job_name, options, options_of_multirun, short
 from experiments.runtime.multirun import JobError, is_job
 from experiments.runtime.options import CONF, explain_option
 from experiments.runtime.ranks import processes
@@ -57,12 +58,16 @@ def _run_of(weights: str | None, name: str) -> str:
     return str(folder.parent) if folder.name.startswith(("checkpoints", "export")) else f"outputs/{name}"
 
 
-def _changes() -> str:
+def _changes(*, _root_: DictConfig) -> str:
     """Returns what tells this command from others of its task, as the end of a folder's name; nothing by default."""
-    if not HydraConfig.initialized():
+    left_out = ("task", "output", "experiment")
+    if "hydra" in _root_ and _root_.hydra.mode == RunMode.MULTIRUN:
+        found = options_of_multirun(_root_.hydra, *left_out)
+    elif HydraConfig.initialized():
+        found = options(*left_out)
+    else:
         return ""
-    text = short(options("task", "output", "experiment"))
-    return f"-{text}" if text else ""
+    return f"-{short(found)}" if found else ""
 
 
 def _refuse_environment(*names: str) -> None:

@@ -7,7 +7,7 @@ import hydra._internal.hydra
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from enat.errors import InputError
@@ -80,6 +80,17 @@ class CheckedLoader(ConfigLoaderImpl):
         check_texts(OmegaConf.to_container(config, resolve=False))
         check_overrides(config, overrides)
         check_hydra(config, self.arguments)
+        return config
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Composes the configuration of a job, whose folder is in the folder of the multirun.
+
+        In a study, the folder of the study is that of the job's experiment or checkpoint.
+        """
+        config = super().load_sweep_config(master_config, sweep_overrides)
+        if "study" not in master_config:
+            with read_write(config.hydra.sweep):
+                config.hydra.sweep.dir = master_config.hydra.sweep.dir
         return config
 
 

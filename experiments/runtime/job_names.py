@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
+from omegaconf import DictConfig
 
 from data.credentials import without_credentials
 from experiments.runtime.multirun import fixed_options, is_job
@@ -36,14 +37,35 @@ def options(*left_out: str) -> list[str]:
 
     A value that has the same name as another value of the command gets some digits of its hash.
     """
-    texts = list(HydraConfig.get().overrides.task)
-    given = dict(text.lstrip("+").partition("=")[::2] for text in texts)
-    chosen = fixed_options(texts)
-    if "weights" in given:
-        chosen["weights"] = given["weights"]
+    chosen = _chosen(list(HydraConfig.get().overrides.task))
     of_command = _values_in_command() if is_job() else {}
     shown = {name: _shown(name, value, of_command) for name, value in chosen.items() if name not in left_out}
     return [f"{name}={value}" for name, value in sorted(shown.items()) if value != ""]
+
+
+def options_of_multirun(hydra: DictConfig, *left_out: str) -> list[str]:
+    """Returns the options of a multirun that change its results, in the order of their names.
+
+    Those that vary are there by their names only, so that the same folder takes jobs with further values of them.
+
+    Args:
+        hydra: Hydra's settings of the whole multirun.
+        left_out: names of options that are left out unless they vary.
+    """
+    params = hydra.sweeper.get("params") or {}
+    texts = [*(f"{name}={value}" for name, value in params.items()), *hydra.overrides.task]
+    overrides = OverridesParser.create().parse_overrides(texts)
+    varies = {one.get_key_element().lstrip("+"): one.is_sweep_override() for one in overrides}  # the last one counts
+    varied = {name for name, several in varies.items() if several}
+    fixed = {name: _name_of(name, value) for name, value in _chosen(texts).items() if name not in {*left_out, *varied}}
+    return sorted([*varied, *(f"{name}={text}" for name, text in fixed.items() if text != "")])
+
+
+def _chosen(overrides: list[str]) -> dict[str, str]:
+    """Returns the overrides that decide what a job computes, with its weights, as values by name."""
+    given = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    weights = {"weights": given["weights"]} if "weights" in given else {}
+    return fixed_options(overrides) | weights
 
 
 def short(options: Sequence[str]) -> str:

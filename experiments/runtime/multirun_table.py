@@ -1,5 +1,6 @@
 """Ends a multirun with the table of its jobs."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class MultirunTable(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         jobs = [path.parent for path in folder.glob(f"*/{JOB}")]
-        command = f"python run.py task=report runs={folder}"
+        command = f"python run.py task=report runs={shlex.quote(str(folder))}"
         given = dict(text.lstrip("+").partition("=")[::2] for text in config.hydra.overrides.task)
         rows = given.get("ablation", (config.hydra.sweeper.get("params") or {}).get("ablation"))
         if rows is not None:  # the folder may have those of other tables

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import MappingProxyType
 
 import pytest
 
@@ -12,7 +14,7 @@ from data.download import download_file
 from enat.errors import InputError
 from experiments.download import download as download_task
 
-CONTENT = bytes(range(256)) * 12_000  # 3 MB
+CONTENT = bytes([*range(128, 256), *range(128)]) * 12_000  # 3 MB, which begin as a pickle does
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -23,28 +25,40 @@ class Server(BaseHTTPRequestHandler):
     content = CONTENT
     tag = '"1"'
     stops_after: int | None = None
-    page = False
+    about: Mapping[str, str] = MappingProxyType({})  # further headers of each answer
+    heeds_if_range = True
+    sends_at_most = 10**9  # bytes of a range
+    shift = 0  # of the ranges that are sent
     knows_ranges = True
 
     def do_GET(self):
         kind = type(self)
         kind.requests.append(self.headers.get("Range"))
+        if self.path == "/around":
+            self.send_response(302)
+            self.send_header("Location", "/around")
+            self.end_headers()
+            return
         if self.path != "/file":
             self.send_error(404, "Not Found")
             return
         match = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(match[1]) if match and kind.knows_ranges and self.headers["If-Range"] == kind.tag else 0
+        is_same = self.headers["If-Range"] == kind.tag or not kind.heeds_if_range
+        start = int(match[1]) if match and kind.knows_ranges and is_same else 0
         if start and start >= len(kind.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(kind.content)}")
             self.end_headers()
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Type", "text/html; charset=utf-8" if kind.page else "application/octet-stream")
-        self.send_header("Content-Length", str(len(kind.content) - start))
-        self.send_header("ETag", kind.tag)
+        first = start + kind.shift if start else 0
+        content = kind.content[first:][: kind.sends_at_most if start else None]
+        place = f"bytes {first}-{first + len(content) - 1}/{len(kind.content)}"
+        about = {"Content-Length": f"{len(content)}", "Content-Range": place, "ETag": kind.tag, **kind.about}
+        for name, value in about.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(kind.content[start : kind.stops_after])
+        self.wfile.write(content if start else content[: kind.stops_after])
 
     def log_message(self, *_):
         pass
@@ -88,18 +102,9 @@ def test_a_part_of_another_version_is_fetched_anew(server, tmp_path, change):
 
 
 def test_what_is_not_the_file(server, tmp_path):
-    kind, url = server
+    _, url = server
     with pytest.raises(InputError, match=r"the sha256 of the file is .*; expected 1234. It was removed"):
         download_file(url, tmp_path / "file", "1234")
-    kind.page = True
-    with pytest.raises(
-        InputError, match=r"file: the server gives a web page instead of the file; open it in a browser\.$"
-    ):
-        download_file(url, tmp_path / "file")
-    kind.page = False
-    kind.content = b"\n<!DOCTYPE html><html>Quota exceeded</html>"  # as application/octet-stream
-    with pytest.raises(InputError, match="the server gives a web page instead of the file"):
-        download_file(url, tmp_path / "file")
     with pytest.raises(InputError, match=r"other: the server answers 404 \(Not Found\)"):
         download_file(url.replace("/file", "/other"), tmp_path / "file")
     with pytest.raises(InputError, match="expected an address of http or https"):
@@ -273,3 +278,118 @@ def test_a_folder_in_the_place_of_a_file(tmp_path):
     (tmp_path / "a.pth").mkdir()
     with pytest.raises(InputError, match=r"a\.pth: this is no file; expected it to be removed"):
         download_task(["mine"], {"mine": {"url": "http://a/b", "file": "a.pth"}}, str(tmp_path))
+
+
+PAGES = [
+    b"\n<!DOCTYPE html><html>Quota exceeded</html>",
+    b"\xef\xbb\xbf<html>Quota exceeded</html>",
+    b"<!-- a page --><html>Quota exceeded</html>",
+    b"<Error><Code>AccessDenied</Code></Error>",
+]
+
+
+@pytest.mark.parametrize("content", PAGES)
+@pytest.mark.parametrize("name", ["file", "file.npz"])
+def test_a_page_in_place_of_a_file(server, tmp_path, content, name):
+    kind, url = server
+    kind.content = content
+    with pytest.raises(InputError, match=r"the server gives a web page or XML instead of the file; open it in a br"):
+        download_file(url, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["file.pth", "file.CKPT", "file.pt", "file.npz"])
+def test_what_does_not_begin_as_such_a_file_does(server, tmp_path, name):
+    kind, url = server
+    for content in (b"Quota exceeded", b'{"error": "quota"}', b"\xff\xfe<\0h\0", b"\x1f\x8b\x08 compressed"):
+        kind.content = content
+        with pytest.raises(InputError, match=rf"the server gives no \.{name[5:]} file instead of the file; open"):
+            download_file(url, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    for content in (b"PK\x03\x04", *([] if name.endswith("npz") else [b"\x80\x02"])):
+        kind.content = content
+        download_file(url, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_file_that_is_compressed_on_the_way(server, tmp_path):
+    kind, url = server
+    kind.about = {"Content-Encoding": "gzip"}
+    with pytest.raises(
+        InputError, match=r"file: the server sends the file compressed \(gzip\); fetch it with a browser"
+    ):
+        download_file(url, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    kind.about = {"Content-Encoding": "Identity"}
+    assert download_file(url, tmp_path / "file") == SHA256
+
+
+def test_a_page_does_not_replace_a_part(server, tmp_path):
+    kind, url = server
+    kind.stops_after = 2_000_000
+    with pytest.raises(InputError, match="stopped"):
+        download_file(url, tmp_path / "file")
+    kind.stops_after = None
+    kind.knows_ranges = False
+    kind.content = PAGES[0]
+    with pytest.raises(InputError, match="a web page"):
+        download_file(url, tmp_path / "file")
+    kind.knows_ranges = True
+    kind.content = CONTENT
+    assert download_file(url, tmp_path / "file") == SHA256
+    assert kind.requests[-1] == "bytes=2000000-"
+
+
+def test_a_server_that_sends_less_than_the_rest(server, tmp_path):
+    """Each answer is a part of it, until all parts are there."""
+    kind, url = server
+    kind.stops_after = 2_000_000
+    with pytest.raises(InputError, match="stopped"):
+        download_file(url, tmp_path / "file")
+    kind.sends_at_most = 500_000
+    assert download_file(url, tmp_path / "file") == SHA256
+    assert kind.requests[1:] == ["bytes=2000000-", "bytes=2500000-", "bytes=3000000-"]
+
+
+OTHER_PARTS = {
+    "shifted": {"shift": 256},
+    "from the start": {"shift": -2_000_000},
+    "of another version": {"tag": '"2"', "heeds_if_range": False, "content": CONTENT[::-1]},
+    "without a total": {"about": {"Content-Range": "bytes 2000000-3071999/*"}},
+    "of no length": {"about": {"Content-Range": "bytes 2000000-1999999/3072000"}},
+    "after the end": {"about": {"Content-Range": "bytes 2000000-3072000/3072000"}},
+    "without numbers": {"about": {"Content-Range": "all"}},
+}
+
+
+@pytest.mark.parametrize("change", OTHER_PARTS.values(), ids=OTHER_PARTS)
+def test_another_part_than_was_asked_for(server, tmp_path, change):
+    """The file is fetched from its start then."""
+    kind, url = server
+    kind.stops_after = 2_000_000
+    with pytest.raises(InputError, match="stopped"):
+        download_file(url, tmp_path / "file")
+    kind.stops_after = None
+    for name, value in change.items():
+        setattr(kind, name, value)
+    download_file(url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == kind.content
+    assert kind.requests[1:] == ["bytes=2000000-", None]
+
+
+def test_no_mark_and_no_part_is_left_behind(server, tmp_path):
+    kind, url = server
+    kind.content = b""
+    with pytest.raises(InputError, match="sends an empty file"):
+        download_file(url, tmp_path / "file")
+    kind.content = CONTENT
+    kind.stops_after = 0
+    with pytest.raises(InputError, match="stopped at 0 of 3,072,000 bytes"):
+        download_file(url, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_leads_back_to_itself(server, tmp_path):
+    _, url = server
+    with pytest.raises(InputError, match=r"^http://.*/around: the server answers 302 \([^\n.]* infinite loop\)\.$"):
+        download_file(url.replace("/file", "/around"), tmp_path / "file")

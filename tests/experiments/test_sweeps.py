@@ -267,3 +267,48 @@ def test_trainings_of_a_multirun_begin_anew(sweep, tmp_path):
         assert json.loads((folder / "results.json").read_text())["steps"] == 2
         assert (folder / "checkpoints" / "last.ckpt").exists()
     assert "done already" in sweep(*options).out
+
+
+MULTIRUNS = {  # a command, another value of what varies, another fixed option, and their folders
+    "evaluate": (["weights=RUN", "sampler.num_steps=1,2"], "sampler.num_steps=3,1", "seed=4", "run/evaluate-"),
+    "sample": (["weights=RUN", "classes=1,2", "images_per_class=1"], "classes=3,1", "seed=4", "run/sample-"),
+    "train": (
+        ["output=RUN", "seed=1,2", *NO_SCORES, "metrics=none"],
+        "seed=3,1",
+        "trainer.val_check_interval=1",
+        "run",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", MULTIRUNS)
+def test_the_jobs_of_a_multirun_share_a_folder(sweep, command, tmp_path, task):
+    """Further values join them; the jobs of another fixed option have a folder of their own, of all or of each."""
+    command(*SMALL, *NO_SCORES, f"output={tmp_path}/run")
+    options, values, other, start = MULTIRUNS[task]
+    options = [f"task={task}", *(option.replace("RUN", f"{tmp_path}/run") for option in options)]
+    outcome = sweep(*options)
+    assert outcome.status == 0, outcome.err
+    (record,) = {path.parents[1] for path in tmp_path.glob("**/job.json")}
+    assert (record / "multirun.yaml").exists()
+    assert str(record.relative_to(tmp_path)).startswith(start)
+    assert outcome.out.rstrip().endswith(f"task=report runs={record}")
+    report = command("task=report", f"runs={record}", f"output={tmp_path}/report")
+    assert len(report.results["runs"]) == 2
+    assert sweep(*options).out.count("done already") == 2
+    more = sweep(*options, values)
+    assert more.status == 0, more.err
+    assert more.out.count("done already") == 1
+    assert len(list(record.glob("*/results.json"))) == 3
+    assert "done already" not in sweep(*options, other).out
+    folders = {path.parents[1] for path in tmp_path.glob("**/job.json")}
+    assert len(folders) == (1 if task == "train" else 2)
+
+
+@pytest.mark.slow
+def test_jobs_whose_own_outputs_differ_share_the_folder_of_a_multirun(sweep, tmp_path):
+    outcome = sweep(*NO_SCORES, "metrics=none", "name=one,two", f"output={tmp_path}/${{name}}")
+    assert outcome.status == 0, outcome.err
+    assert len({path.parents[1] for path in tmp_path.glob("*/*/results.json")}) == 1
+    assert len(list(tmp_path.glob("*/*/results.json"))) == 2

@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from experiments.runtime.job_names import job_name, remember_command
+from experiments.runtime.job_names import job_name, options_of_multirun, remember_command
 
 
 @pytest.fixture
@@ -67,3 +67,13 @@ def test_values_that_are_not_listed(names):
     assert names(command, ["+preset=halton", "sampler.guidance_scale=0.5"]) == [
         "preset=halton,sampler.guidance_scale=0.5"
     ]
+
+
+def test_options_of_a_multirun():
+    """What varies has no values; what a file varies may be fixed by the command."""
+    params = {"seed": "0,1,2", "sampler.num_steps": "4,8"}
+    task = ["task=evaluate", "seed=3", "+sampler.top_k=choice(1,2)", "trainer=cpu", "weights=/q/run/checkpoints/7.ckpt"]
+    hydra = OmegaConf.create({"sweeper": {"params": params}, "overrides": {"task": task}})
+    expected = ["sampler.num_steps", "sampler.top_k", "seed=3", "weights=7"]
+    assert options_of_multirun(hydra, "task") == expected
+    assert options_of_multirun(hydra, "task", "seed", "sampler.num_steps") == [*expected[:2], expected[3]]
