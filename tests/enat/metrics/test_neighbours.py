@@ -84,16 +84,6 @@ def test_memorization_without_held_out_images():
         Memorization(None, Means())
 
 
-def test_a_linear_probe_without_classes():
-    """As of a folder without class folders, or of a file of statistics with features."""
-    metric = LinearProbe()
-    metric.update(torch.randn(4, 2), real=False, image_numbers=torch.arange(4), num_images=4, class_ids=torch.arange(4))
-    assert metric.compute() == {}
-    assert "needs a reference with classes" in metric.notes[0]
-    metric.real_features = [torch.randn(4, 2)]
-    assert metric.compute() == {}
-
-
 def test_a_linear_probe_sees_the_class_that_was_asked_for():
     rng = np.random.default_rng(0)
     centres = np.array([[0, 0], [5, 0], [0, 5]])
