@@ -16,7 +16,8 @@ from PIL import Image
 from callbacks.sample_grid import SampleGrid
 from data.scored_images import ClassFolderImages
 from enat.checkpoints.official import to_official
-from enat.checkpoints.weights import read_file, select_state
+from enat.checkpoints.selection import select_state
+from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from experiments.train import refuse_other_split
 
