@@ -51,8 +51,7 @@ def export(
         The files, the sha256 of each, and where the weights come from.
 
     Raises:
-        InputError: if a weight is beyond the range of float16, the tokenizer can't be read or written, or files of
-            another program would be replaced.
+        InputError: for a weight beyond float16, an unreadable tokenizer, or files of others that would be replaced.
     """
     folder = Path(output)
     refuse_other_folder(folder, REPLACED)
@@ -61,9 +60,8 @@ def export(
     if with_tokenizer and settings["tokenizer"].get("weights") is None:
         content = with_found_tokenizer(content, str(weights))  # or says that it was left out
     description = describe(content, str(weights)) | {"weights_kind": source["kind"]}
-    before = description.get("settings") or settings
     parts = {name: settings[name] for name in ("sampler", "tokenizer")}
-    description["settings"] = {**before, **parts}
+    description["settings"] = {**(description.get("settings") or settings), **parts}
     description |= {name: value for name, value in {"licence": licence}.items() if value}
     description.setdefault("scores", _known_scores(Path(str(weights)), source["sha256"]))
     description["provenance"] = {"commit": commit(), **description["provenance"]}
