@@ -222,7 +222,8 @@ def load_rgb(path: Path, with_alpha: bool = False) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # whatever a plugin of Pillow raises on a damaged file
-        raise InputError(f"{path}: unreadable: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # that of the system has the path again
+        raise InputError(f"{path}: unreadable: {reason}; expected an image.") from error
 
 
 class ImageFiles(Dataset[np.ndarray | str]):

@@ -19,7 +19,8 @@ from torch import Tensor
 from enat import kernels, schedules
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import infer_sizes
-from enat.checkpoints.weights import read_file, refuse_other_shapes, select_state
+from enat.checkpoints.selection import state_of_file
+from enat.checkpoints.weights import read_file, refuse_other_shapes
 from enat.corrections import ConfidenceRemasking, LeastConfident, Remasking, no_correction
 from enat.errors import InputError
 from enat.net import ENAT
@@ -77,7 +78,7 @@ def build_from_settings(node: Any) -> Any:
     try:
         (signature.bind_partial if is_partial else signature.bind)(**options)
         for option, value in options.items():
-            _check_option(name, option, value)
+            _check_option(name, option, value, named(node[option]))
         return partial(called, **options) if is_partial else called(**options)
     except InputError:
         raise
@@ -106,6 +107,15 @@ def named(value: Any) -> Any:
     name = str(value.get("_target_")).rpartition(".")[2]
     options = {option: named(own) for option, own in value.items() if not option.startswith("_")}
     return {name: options} if options else name
+
+
+def plain(value: Any) -> Any:
+    """Returns nested options with the numbers and arrays of NumPy and torch as those of Python."""
+    if isinstance(value, Mapping):
+        return {name: plain(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(own) for own in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def refuse_huge(node: Any, path: Any, place: str = "settings") -> None:
@@ -149,7 +159,8 @@ def check_parts(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: 
     if with_tokenizer:
         refuse_huge(tokenizer, path, "tokenizer")
         if tokenizer.get("weights") is not None:
-            check_tokenizer(tokenizer, select_state(read_file(tokenizer["weights"]))[0], path)
+            file = tokenizer["weights"]
+            check_tokenizer(tokenizer, state_of_file(read_file(file), file)[0], path)
 
 
 def check_net(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: Any) -> None:
@@ -166,7 +177,7 @@ def check_net(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: An
     name = str(settings.get("_target_")).rpartition(".")[2]
     if name in BUILDABLE and name not in {kind.__name__ for kind in NETS}:
         raise InputError(f"{path}: the checkpoint of a tokenizer; expected that of a network.")
-    sizes = infer_sizes(state)
+    sizes = infer_sizes(state, path)
     given = dict(settings)
     if isinstance(given.get("encoder_depth"), int) and isinstance(given.get("decoder_depth"), int):
         given["depth"] = given["encoder_depth"] + given["decoder_depth"]
@@ -232,7 +243,7 @@ def _refuse_large_quantizer(quantizer: Mapping[str, Any], num_weights: int, path
         raise InputError(f"{path}: settings.tokenizer.quantizer: a codebook of {sizes[0]} x {sizes[1]} is not in it.")
 
 
-def _check_option(name: str, option: str, value: Any) -> None:
+def _check_option(name: str, option: str, value: Any, given: Any) -> None:
     """Checks an option against the type hint of the class or function, and of its base classes.
 
     Raises:
@@ -244,7 +255,21 @@ def _check_option(name: str, option: str, value: Any) -> None:
     try:
         TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError as error:
-        raise InputError(f"{name}: {option}={value}: {error.errors()[0]['msg']}.") from error
+        first = error.errors()[0]
+        hint = _how_to_name(value, first["type"]) if isinstance(value, str) else ""
+        raise InputError(f"{name}: {option}={given}: {first['msg']}{hint}.") from error
+
+
+def _how_to_name(text: str, kind: str) -> str:
+    """Says what to write in place of a text where a class or a function is expected, by the kind of the error."""
+    examples = {"is_instance_of": Halton, "callable_type": schedules.cosine}
+    if kind not in examples:
+        return ""
+    by_name = {name.lower(): part for name, part in BUILDABLE.items()}
+    part = by_name.get(text.lower(), examples[kind])
+    is_called = inspect.isclass(part) or part in CORRECTIONS
+    node = {"_target_": f"{part.__module__}.{part.__name__}", **({} if is_called else {"_partial_": True})}
+    return f"; expected settings such as {node}"
 
 
 @functools.cache

@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enat.building import build_from_settings, check_parts, find_part, named
+from enat.building import build_from_settings, check_parts, find_part, named, plain
+from enat.checkpoints.description import refuse_tokenizer
 from enat.checkpoints.folder import config_of, with_found_tokenizer
 from enat.checkpoints.hub import find_weights
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import official_settings
 from enat.checkpoints.saving import describe, save_folder
-from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, select_state
+from enat.checkpoints.selection import state_of_file
+from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file
 from enat.editing import Editor, mark_region
 from enat.errors import InputError, check_share, check_whole
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
@@ -28,6 +30,18 @@ from enat.images import as_mode, refuse_other_shape, reveal, square_pixels, to_p
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
+
+
+def _path_of(name: str, given: Any) -> Path:
+    """Returns a path that a user has given, in which `~` stands for the home folder.
+
+    Raises:
+        InputError: for something else, and for an empty text.
+    """
+    if not isinstance(given, str | PathLike) or given == "":
+        raise InputError(f"{name}={given}: expected the path of a file or a folder.")
+    path = Path(given)
+    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 def check_device(device: torch.device | str) -> None:
@@ -190,7 +204,7 @@ class Pipeline:
         """
         description = deepcopy(self.description)
         settings = find_part(description, "settings.sampler", "this pipeline")
-        description["settings"]["sampler"] = {**settings, **options}
+        description["settings"]["sampler"] = {**settings, **plain(options)}
         sampler = build_from_settings(description["settings"]["sampler"])
         return Pipeline(self.net, sampler, self.tokenizer, self.class_names, description)
 
@@ -218,11 +232,12 @@ class Pipeline:
             licence: of the weights, such as `CC BY-SA 4.0`; None for the one that the weights came with, if any.
 
         Raises:
-            InputError: if the settings are unknown, or the folder can't be written.
+            InputError: if the settings are unknown or could not be read again, or the folder can't be written or is of
+                another program.
         """
         description = {**self.description, **({"licence": licence} if licence else {})}
         names = self.class_names if self.class_names != list(map(str, range(self.net.num_classes))) else None
-        save_folder(folder, self.net, self.tokenizer, names, description, half)
+        save_folder(_path_of("folder", folder), self.net, self.tokenizer, names, description, half)
 
 
 def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch.device | str = "cpu") -> Pipeline:
@@ -239,13 +254,14 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
         InputError: if a file is missing, holds something else, or does not say what it needs.
     """
     check_device(device)
-    for name, given in (("weights", weights), ("tokenizer", "" if tokenizer is None else tokenizer)):
-        if not isinstance(given, str | PathLike):
-            raise InputError(f"{name}={given}: expected the path of a file or a folder.")
-    path = find_weights(weights)
-    content = read_file(path) if tokenizer else with_found_tokenizer(read_file(path), path)
-    state, kind = select_state(content)
+    given = _path_of("weights", weights)
+    tokenizer = None if tokenizer is None else _path_of("tokenizer", tokenizer)
+    path = find_weights(str(given) if isinstance(weights, str) else given)
+    content = read_file(path)
+    refuse_tokenizer(content.get("settings"), path, "that of a network, and this one as tokenizer=FILE beside it")
+    content = content if tokenizer else with_found_tokenizer(content, path)
     settings = content.get("settings")
+    state, kind = state_of_file(content, path)
     if settings is None and kind == "official" and tokenizer is not None:
         settings = official_settings(state, path)
     elif not isinstance(settings, dict):

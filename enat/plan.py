@@ -111,7 +111,8 @@ class SamplerOptions:
         progress = [(step + 1) / num_steps for step in range(num_steps)]  # r
         self.mask_shares = values("mask_schedule", mask_schedule, progress)
         if any(b > a for a, b in pairwise([1.0, *self.mask_shares])) or abs(self.mask_shares[-1]) > 1e-9:
-            raise InputError(f"mask_schedule={mask_schedule}: expected one that falls from 1 to 0.")
+            name = getattr(getattr(mask_schedule, "func", mask_schedule), "__name__", mask_schedule)
+            raise InputError(f"mask_schedule={name}: expected one that falls from 1 to 0, such as cosine.")
         self.num_steps = num_steps
         scales = values("guidance_schedule", guidance_schedule, starts)
         sampling = values("sampling_temperature_schedule", sampling_temperature_schedule, progress)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from enat.building import build_from_settings
-from enat.checkpoints.folder import CONFIG, TOKENIZER, with_found_tokenizer
+from enat.checkpoints.folder import CONFIG, TOKENIZER, refuse_other_folder, with_found_tokenizer
 from enat.checkpoints.official import to_official
 from enat.checkpoints.saving import describe, save_folder, stored
 from enat.checkpoints.weights import load_weights, other_tokenizer, read_file
@@ -18,6 +18,8 @@ from enat.net import ENAT
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.provenance import commit
 
+OFFICIAL = "nnet_ema.pth"
+REPLACED = (CONFIG, MODEL, TOKENIZER, OFFICIAL, "results.json", "config.yaml")  # in the folder
 SCORED = ("scores", "seed", "versions")  # of the results of a run, what a model card has of them
 
 
@@ -49,23 +51,23 @@ def export(
         The files, the sha256 of each, and where the weights come from.
 
     Raises:
-        InputError: if a weight is beyond the range of float16, or the tokenizer can't be read or written.
+        InputError: for a weight beyond float16, an unreadable tokenizer, or files of others that would be replaced.
     """
+    folder = Path(output)
+    refuse_other_folder(folder, REPLACED)
     source = load_weights(net, weights)
     content = read_file(str(weights))
     if with_tokenizer and settings["tokenizer"].get("weights") is None:
         content = with_found_tokenizer(content, str(weights))  # or says that it was left out
     description = describe(content, str(weights)) | {"weights_kind": source["kind"]}
-    before = description.get("settings") or settings
     parts = {name: settings[name] for name in ("sampler", "tokenizer")}
-    description["settings"] = {**before, **parts}
+    description["settings"] = {**(description.get("settings") or settings), **parts}
     description |= {name: value for name, value in {"licence": licence}.items() if value}
     description.setdefault("scores", _known_scores(Path(str(weights)), source["sha256"]))
     description["provenance"] = {"commit": commit(), **description["provenance"]}
     tokenizer = _tokenizer_of(settings["tokenizer"], with_tokenizer)
     if tokenizer is not None and other_tokenizer(content, tokenizer.fingerprint()):
         print(f"Note: {weights} was trained on the tokens of another tokenizer than the one that is written.")
-    folder = Path(output)
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier export, whose files are replaced now
     hashes = save_folder(folder, net, tokenizer, content.get("class_names"), description, half)
     results = {"folder": output, "config": str(folder / CONFIG), "safetensors": str(folder / MODEL)}
@@ -78,7 +80,7 @@ def export(
     if type(net) is not ENAT or any(type(block) is not Block for block in net.blocks):
         print("This is a variant of ENAT, for which there is no official file format.")
         return results
-    path = folder / "nnet_ema.pth"
+    path = folder / OFFICIAL
     write_atomically(path, lambda file: torch.save(to_official(stored(net.state_dict(), half)), file))
     return {**results, "official": str(path), "official_sha256": sha256_of(path)}
 

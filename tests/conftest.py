@@ -23,7 +23,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 import run
 from data.toy import photos as toy_photos
 from enat.building import build_from_settings
-from enat.checkpoints.weights import read_file, select_state
+from enat.checkpoints.selection import select_state
+from enat.checkpoints.weights import read_file
 from enat.net import ENAT
 from enat.pipeline import Pipeline
 from experiments.benchmarking import workload

@@ -97,6 +97,24 @@ def without_other_settings(content: dict[str, Any]) -> dict[str, Any]:
     return content if is_own else {name: value for name, value in content.items() if name != "settings"}
 
 
+def refuse_tokenizer(settings: Any, path: str | Path, expected: str) -> None:
+    """Refuses the settings of a tokenizer where those of a network are needed.
+
+    Args:
+        settings: of the file.
+        path: of the file.
+        expected: says what the user can do.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if not isinstance(settings, Mapping):
+        return
+    is_exported = settings.keys() == {"tokenizer"}
+    if is_exported or str((settings.get("task") or {}).get("_target_")).endswith(".train_tokenizer"):
+        raise InputError(f"weights={path}: the checkpoint of a tokenizer; expected {expected}.")
+
+
 def check_names(part: Any, what: str) -> None:
     """Checks that the options in a part of settings have names.
 

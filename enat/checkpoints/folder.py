@@ -7,7 +7,7 @@ Other files in it are never read. `config.json` has the sha256 of the files with
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import (
@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from enat.checkpoints.description import PlainText, Sha256, check_description, parse_json
 from enat.errors import InputError
-from enat.files import MODEL, exists, sha256_of, write_atomically
+from enat.files import MODEL, exists, read_record, sha256_of, write_atomically
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.safetensors"
@@ -187,29 +187,70 @@ def _sha256_at(path: Path, *_: int) -> str:
     return sha256_of(path)
 
 
-def write_folder(folder: Path, config: Mapping[str, Any], files: Mapping[str, bytes], card: str) -> None:
+def config_text(config: Mapping[str, Any], folder: Path) -> bytes:
+    """Returns the text of a `config.json` that can be read again.
+
+    Raises:
+        InputError: naming what in it could not be read.
+    """
+    what = f"{folder}: can't be saved, since it could not be read again:"
+    try:
+        text = json.dumps(config, indent=1, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{what} {error}; expected plain values, such as numbers and texts.") from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise InputError(f"{what} {CONFIG} would have more than {MAX_CONFIG_BYTES:,} bytes.")
+    check_description(parse_json(text, folder), FolderConfig, what)
+    return text
+
+
+def refuse_other_folder(folder: Path, names: Sequence[str] = (CONFIG, MODEL, TOKENIZER)) -> None:
+    """Refuses to replace files that are not of a folder of weights.
+
+    Args:
+        folder: which there may not be.
+        names: of the files that would be replaced.
+
+    Raises:
+        InputError: if there are such files, and no `config.json` of this program beside them.
+    """
+    config = folder / CONFIG
+    try:
+        found = [name for name in names if os.path.lexists(folder / name)]
+        if not found or (config.is_file() and read_record(config, MAX_CONFIG_BYTES).get("format") == "enat"):
+            return
+    except InputError:
+        found = [CONFIG]
+    raise InputError(
+        f"{folder}: {', '.join(found)} would be replaced, and may be of another program, since there is no {CONFIG} of "
+        "this one; expected another folder."
+    )
+
+
+def write_folder(folder: Path, config: bytes, files: Mapping[str, bytes], card: str) -> None:
     """Writes a folder of weights; a reader finds the earlier content, the new one, or is told that they don't fit.
 
     The files are written into a folder beside it first. An own README.md of the user stays as it is.
 
     Args:
         folder: is made if there is none.
-        config: the content of `config.json` but for the hashes.
+        config: the content of `config.json`, see `config_text`.
         files: the content of each file with weights, by name; of a tokenizer that is left out, nothing.
         card: the content of `README.md`, written where there is none.
 
     Raises:
-        InputError: if the files can't be written.
+        InputError: if the files can't be written, or would replace those of another program.
     """
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: this is a file; expected the name of a folder.")
+    refuse_other_folder(folder)
     staged = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
         staged.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_atomically(staged / name, content)
-        write_atomically(staged / CONFIG, json.dumps(config, indent=1).encode())
+        write_atomically(staged / CONFIG, config)
         if not (folder / CARD).exists():
             write_atomically(staged / CARD, card.encode())
         if not folder.exists():

@@ -98,8 +98,12 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return official
 
 
-def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+def infer_sizes(state: Mapping[str, Tensor], path: str | Path) -> dict[str, int]:
     """Reads the sizes of a network from the shapes of its weights, in the names of `enat.net.ENAT`.
+
+    Args:
+        state: the weights.
+        path: of their file, for errors.
 
     Returns:
         `codebook_size`, `num_classes`, `num_tokens`, `width`, and `depth`: encoder plus decoder. Also `encoder_depth`
@@ -119,7 +123,7 @@ def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
             "depth": len(blocks),
         }
     except (KeyError, IndexError) as error:
-        raise InputError(f"these are not the weights of an ENAT network ({error}).") from error
+        raise InputError(f"{path}: these are not the weights of an ENAT network ({error}).") from error
     if "blocks" not in depths:
         sizes |= {"encoder_depth": depths["encoder"], "decoder_depth": depths["decoder"]}
     return sizes
@@ -131,7 +135,7 @@ def official_settings(state: Mapping[str, Tensor], path: str | Path) -> dict[str
     Raises:
         InputError: for a network of another depth.
     """
-    sizes: dict[str, Any] = dict(infer_sizes(state))
+    sizes: dict[str, Any] = dict(infer_sizes(state, path))
     depth = sizes.pop("depth")
     if depth not in OFFICIAL_DEPTHS:
         raise InputError(f"{path}: {depth} blocks; expected the 24 of ENAT-L or the 16 of ENAT-B.")

@@ -34,6 +34,7 @@ ENCODED = ("_codecs.encode", "latin1")  # how pickles of protocol 2 have bytes; 
 MAX_STEPS = 2**22  # of a pickle, and items that it copies; a checkpoint of ours has some ten thousand
 MAX_BYTES = 2**27  # of a pickle, without the numbers of the weights
 OF_OLDER_FILES = 5  # pickles at the beginning of a file that an older version of torch wrote
+SAVE_ALONE = "save the weights alone: torch.save(model.state_dict(), FILE)"
 LARGEST = 2**40  # sizes beyond this are all the same
 
 
@@ -58,8 +59,7 @@ def load_pickle(path: Path) -> Any:
 
 def _refusal(path: Path, reason: str) -> InputError:
     return InputError(
-        f"weights={path}: refused, since it {reason}; nothing in it was run. "
-        "A program that you trust can save the weights alone: torch.save(model.state_dict(), FILE)."
+        f"weights={path}: refused, since it {reason}; nothing in it was run. A program that you trust can {SAVE_ALONE}."
     )
 
 

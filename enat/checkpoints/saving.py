@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from enat.checkpoints.card import model_card
-from enat.checkpoints.folder import FORMAT_VERSION, TOKENIZER, write_folder
+from enat.checkpoints.folder import FORMAT_VERSION, TOKENIZER, config_text, write_folder
 from enat.errors import InputError
 from enat.files import MODEL, part_of, sha256_of, sha256_of_bytes, weights_file
 from enat.net import ENAT
@@ -45,7 +45,8 @@ def save_folder(
         The sha256 of each file with weights, by name.
 
     Raises:
-        InputError: if the settings are unknown, a weight is beyond the range of float16, or files can't be written.
+        InputError: if the settings are unknown or could not be read again, a weight is beyond the range of float16,
+            files can't be written, or those in the folder are of another program.
     """
     settings = description.get("settings")
     if not isinstance(settings, Mapping) or not all(isinstance(part_of(settings, part), Mapping) for part in NEEDED):
@@ -75,7 +76,8 @@ def save_folder(
     config.setdefault("recipe", recipe_of(settings))
     config["provenance"] = {"versions": versions(), **config.get("provenance", {})}
     config["settings"] = kept
-    write_folder(Path(folder), config, files, model_card(Path(folder), config))
+    text = config_text(config, Path(folder))
+    write_folder(Path(folder), text, files, model_card(Path(folder), config))
     return hashes
 
 

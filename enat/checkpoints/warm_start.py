@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enat.checkpoints.names import split_blocks
-from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, refuse_other_network, select_state
+from enat.checkpoints.selection import state_of_file
+from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, refuse_other_network
 from enat.errors import InputError
 from enat.files import sha256_of, weights_file
 from enat.net import ENAT
@@ -50,11 +51,8 @@ def warm_start(net: ENAT, path: str | Path, tokenizer: Tokenizer) -> dict[str, A
     """
     content = read_file(path)
     refuse_other_network(net, content, path, KEPT, HINT)
-    try:
-        state, kind = select_state(content)
-    except InputError as error:
-        raise InputError(f"weights={path}: {error}") from error
-    state = dict(split_blocks(state, net.encoder_depth))
+    selected, kind = state_of_file(content, path)
+    state = split_blocks(selected, net.encoder_depth)
     own = net.state_dict()
     tokens = "token_embedding.weight"
     has_as_many_codes = tokens in state and state[tokens].shape == own[tokens].shape

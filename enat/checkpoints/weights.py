@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,16 +21,15 @@ from enat.checkpoints.description import (
 from enat.checkpoints.folder import config_of, read_config
 from enat.checkpoints.limits import has_numbers, refuse_claims
 from enat.checkpoints.names import split_blocks
-from enat.checkpoints.official import from_official, infer_sizes, is_official
+from enat.checkpoints.official import infer_sizes
 from enat.checkpoints.pickles import load_pickle
+from enat.checkpoints.selection import state_of_file
 from enat.errors import InputError
 from enat.files import MAX_SETTINGS, by_full_name, sha256_of, values_of, weights_file
 from enat.net import ENAT
 from enat.variants import INTERACTIONS
 
-AVERAGES = ("ema", "model_ema", "state_dict_ema")  # as other programs call them; an average generates best
 WEIGHTS_OF = {"ContextReuse": "NAT"}  # variants that take the weights of another one, whose name is the value
-COUNTER = "n_averaged"  # beside the weights in torch's AveragedModel
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -74,12 +73,17 @@ def _read_weights(path: Path) -> Any:
     Raises:
         InputError: if it is broken, or a pickle that wants to run code.
     """
-    if path.suffix != ".safetensors":
+    with path.open("rb") as file:
+        begin = file.read(9)
+    is_safetensors = begin[4:] == b"\0\0\0\0{"  # 8 bytes say how long the JSON that follows is
+    if not is_safetensors and path.suffix != ".safetensors":
         return load_pickle(path)
     try:
         return _read_safetensors(path)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"weights={path}: the file is truncated or no checkpoint.") from error
+        is_other = begin.startswith((b"PK", b"\x80"))  # an archive or a pickle
+        hint = " It may be one of torch.save, whose name has to end otherwise, such as in .ckpt." if is_other else ""
+        raise InputError(f"weights={path}: the file is truncated or no checkpoint.{hint}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -102,54 +106,6 @@ def without_loss(content: dict[str, Any]) -> dict[str, Any]:
         for name, part in content.items()
         if not str(name).startswith("loss.")
     }
-
-
-def is_state(part: Any) -> TypeGuard[dict[str, Tensor]]:
-    """Says whether a part of a file is a dictionary of weights by name."""
-    is_by_name = isinstance(part, dict) and len(part) > 0
-    return is_by_name and all(isinstance(x, Tensor) and isinstance(name, str) for name, x in part.items())
-
-
-def state_of(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the weights in a file's content, without what other programs put before their names.
-
-    Such are `module.` of DataParallel, `_orig_mod.` of torch.compile, and any other prefix that all names share.
-
-    Raises:
-        InputError: if there are none.
-    """
-    parts = [content.get(name) for name in (*AVERAGES, "state_dict", "model")]
-    state = next((part for part in parts if is_state(part)), content)
-    if not is_state(state):
-        raise InputError("expected a dictionary of weights by name, found other things in it.")
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != COUNTER}
-    while len(state) > 1 and len({name.partition(".")[0] for name in state}) == 1:
-        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
-    return state
-
-
-def select_state(content: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """Selects the weights that generate from a file's content.
-
-    Returns:
-        The weights, and their kind: EMA where there are such, else official or raw. Their names are those of
-        `enat.net.ENAT`, but in files of older versions and official ones, blocks are in one numbering: see
-        `enat.checkpoints.names.split_blocks`.
-
-    Raises:
-        InputError: if there are none.
-    """
-    callbacks = content.get("callbacks")
-    if isinstance(callbacks, dict) and isinstance(callbacks.get("EMA"), dict) and "net" in callbacks["EMA"]:
-        average = callbacks["EMA"]["net"]
-        if not is_state(average):
-            raise InputError("expected the average, callbacks.EMA.net, to be weights by name.")
-        return average, "EMA"
-    state = state_of(content)
-    if is_official(state):
-        return from_official(state), "official"
-    is_average = any(is_state(content.get(name)) for name in AVERAGES)
-    return state, content.get("weights_kind", "EMA" if is_average else "raw")
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, hint: str = "") -> None:
@@ -243,11 +199,8 @@ def load_weights(net: ENAT, path: str | None) -> dict[str, Any]:
             "weights=null: expected weights=FILE, a checkpoint such as outputs/digits/checkpoints/last.ckpt."
         )
     content = read_file(path)
-    try:
-        state, kind = select_state(content)
-        sizes = infer_sizes(state) | content.get("net_sizes", {})
-    except InputError as error:
-        raise InputError(f"weights={path}: {error}") from error
+    state, kind = state_of_file(content, path)
+    sizes = infer_sizes(state, f"weights={path}") | content.get("net_sizes", {})
     expected = net.sizes | {"depth": len(net.blocks)}
     wrong = [f"{name} {size} instead of {expected[name]}" for name, size in sizes.items() if size != expected[name]]
     if wrong:

@@ -14,7 +14,8 @@ from annotated_types import Ge
 from einops import rearrange
 from torch import Tensor
 
-from enat.checkpoints.weights import load_exactly, read_file, refuse_other_shapes, state_of, without_loss
+from enat.checkpoints.selection import state_of
+from enat.checkpoints.weights import load_exactly, read_file, refuse_other_shapes, without_loss
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer, as_weights
 

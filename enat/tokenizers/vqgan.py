@@ -14,7 +14,8 @@ from annotated_types import Ge, MinLen
 from einops import rearrange
 from torch import Tensor, nn
 
-from enat.checkpoints.weights import load_exactly, read_file, select_state, without_loss
+from enat.checkpoints.selection import select_state
+from enat.checkpoints.weights import load_exactly, read_file, without_loss
 from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer, as_weights
 from enat.tokenizers.layers import Decoder, Encoder, PatchEncoder

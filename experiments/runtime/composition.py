@@ -114,8 +114,10 @@ def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
         InputError: for a file that can't be read, or has no settings.
     """
     from enat.building import check_parts  # here, since they import torch
+    from enat.checkpoints.description import refuse_tokenizer
     from enat.checkpoints.folder import config_of, with_found_tokenizer
-    from enat.checkpoints.weights import read_file, select_state
+    from enat.checkpoints.selection import state_of_file
+    from enat.checkpoints.weights import read_file
 
     content = read_file(weights)
     leaves_it_out = given.get("task") == "export" and str(given.get("with_tokenizer")).lower() == "false"
@@ -123,8 +125,7 @@ def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
         content = with_found_tokenizer(content, weights)
     settings = content.get("settings")
     parts = {*COPIED, "sampler", "scores", "protocols", "trainer", "name"}
-    if isinstance(settings, dict) and str((settings.get("task") or {}).get("_target_")).endswith(".train_tokenizer"):
-        raise InputError(f"weights={weights}: the checkpoint of a tokenizer; expected tokenizer.weights={weights}.")
+    refuse_tokenizer(settings, weights, f"tokenizer.weights={weights}")
     if not isinstance(settings, dict) or not parts <= settings.keys():
         raise InputError(
             f"weights={weights}: the file, which is an official one or of an older version, does not say its network; "
@@ -135,7 +136,7 @@ def _settings_of(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"weights={weights}: its settings are damaged: {name} is {settings[name]}.")
     check_settings(weights, {name: settings[name] for name in (*COPIED, "sampler", "scores", "protocols", "name")})
     if config_of(weights) is not None:  # a folder, which may be a stranger's
-        check_parts(settings, select_state(content)[0], weights, with_tokenizer=True)
+        check_parts(settings, state_of_file(content, weights)[0], weights, with_tokenizer=True)
     return settings
 
 

@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 import enat
 from callbacks.checkpoints import LEFT_ON_SIGNAL, AtomicCheckpointIO
 from callbacks.guard import NonFiniteGuard
-from enat.checkpoints.weights import read_file, select_state
+from enat.checkpoints.selection import select_state
+from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
 from experiments.runtime.launch import cluster_plugins, starts_processes

@@ -14,6 +14,7 @@ from enat.checkpoints import folder as folder_module
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.files import sha256_of
+from enat.schedules import cosine
 
 
 def pixels(model, **options):
@@ -52,6 +53,71 @@ def test_a_folder_in_half_precision(make_pipeline, tmp_path):
     assert {x.dtype for x in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
     again = states(enat.load(tmp_path))
     assert all(torch.equal(again[name], tensor.half().float()) for name, tensor in states(model).items())
+
+
+def test_a_folder_of_another_type_of_numbers_has_the_same_weights(make_pipeline, tmp_path):
+    """They load as float32, and are cast by the reader."""
+    model = make_pipeline().to(dtype=torch.bfloat16)
+    model.save(tmp_path)
+    again = enat.load(tmp_path)
+    expected = states(model)
+    assert all(torch.equal(tensor, expected[name].float()) for name, tensor in states(again).items())
+    assert pixels(again.to(dtype=torch.bfloat16)) == pixels(model)
+    assert again.facts()["tokenizer_sha256"] == model.facts()["tokenizer_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"licence": "MIT\nfoo"}, "licence: .*control characters"),
+        ({"licence": ["MIT"]}, "licence: Input should be a valid string"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_saved(make_pipeline, tmp_path, options, sentence):
+    with pytest.raises(InputError, match=f"x: can't be saved, since it could not be read again: {sentence}"):
+        make_pipeline().save(tmp_path / "x", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_could_not_be_read_again_are_not_saved(make_pipeline, tmp_path):
+    faults = [
+        (
+            make_pipeline().with_sampler(mask_schedule=cosine),
+            "function is not JSON serializable; expected plain values",
+        ),
+        (make_pipeline(scores={"scores": {"a": {"fid": float("nan")}}}), "Out of range float values"),
+        (make_pipeline(recipe={"a": "b" * 4_000_000}), r"config\.json would have more than 4,000,000 bytes"),
+        (make_pipeline(weights_kind="best"), "weights_kind: Input should be 'EMA', 'official' or 'raw'"),
+    ]
+    for model, sentence in faults:
+        with pytest.raises(InputError, match=f"x: can't be saved, since it could not be read again: .*{sentence}"):
+            model.save(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+OTHERS = {
+    "an own format": ({"config.json": '{"model_type": "vit"}', "model.safetensors": "x"}, "config.json, model.safe"),
+    "no JSON": ({"config.json": "a: 3"}, "config.json"),
+    "weights alone": ({"model.safetensors": "x"}, "model.safetensors"),
+    "a tokenizer alone": ({"tokenizer.safetensors": "x"}, "tokenizer.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_files_of_another_program_are_not_replaced(make_pipeline, tmp_path, kind):
+    files, sentence = OTHERS[kind]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f"{sentence}.* would be replaced, and may be of another program"):
+        make_pipeline().save(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_link_to_nothing_is_not_replaced(make_pipeline, tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "none")
+    with pytest.raises(InputError, match=r"model\.safetensors would be replaced"):
+        make_pipeline().save(tmp_path)
+    assert [path.is_symlink() for path in tmp_path.iterdir()] == [True]
 
 
 def test_the_card_says_what_is_known_and_its_example_runs(make_pipeline, tmp_path, monkeypatch):

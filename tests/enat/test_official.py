@@ -25,7 +25,7 @@ def test_every_official_key_and_shape(name, num_tokens):
         assert {key: list(tensor.shape) for key, tensor in official.items()} == expected
         state = from_official({key: torch.empty(shape) for key, shape in expected.items()})
         net.load_state_dict(split_blocks(state, 22), assign=True)
-    sizes = infer_sizes(from_official(official))
+    sizes = infer_sizes(from_official(official), "x")
     assert sizes == {"codebook_size": 1024, "num_classes": 1000, "num_tokens": num_tokens, "width": 1024, "depth": 24}
 
 

@@ -190,9 +190,57 @@ def test_weights_that_are_no_path():
         ((None,), "weights=None: expected the path of a file or a folder"),
         ((3,), "weights=3: expected the path"),
         ((EMOJI, 3), "tokenizer=3: expected the path"),
+        (("",), "weights=: expected the path of a file or a folder"),
+        ((EMOJI, ""), "tokenizer=: expected the path"),
     ]:
         with pytest.raises(InputError, match=sentence):
             enat.load(*arguments)
+
+
+def test_the_home_folder(make_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_pipeline().save("~/a")
+    assert (tmp_path / "a" / "config.json").is_file()
+    for path in ("~/a", Path("~/a")):
+        assert len(enat.load(path, tokenizer="~/a/tokenizer.safetensors").generate([0])) == 1
+    with pytest.raises(InputError, match="folder=: expected the path of a file or a folder"):
+        make_pipeline().save("")
+    with pytest.raises(InputError, match="weights=~nobody/a: there is no such file"):
+        enat.load("~nobody/a")
+
+
+def test_a_tokenizer_in_place_of_a_network():
+    with pytest.raises(
+        InputError, match=r"tokenizer\.safetensors: the checkpoint of a tokenizer; expected that of a net"
+    ):
+        enat.load(EMOJI / "tokenizer.safetensors")
+
+
+def test_options_of_a_sampler_may_be_of_numpy(make_pipeline, tmp_path):
+    options = {"num_steps": np.int64(2), "guidance_scale": np.float32(0.5), "mask_schedule": np.array([0.5, 0.0])}
+    model = make_pipeline().with_sampler(**options)
+    model.save(tmp_path)
+    expected = {"num_steps": 2, "guidance_scale": 0.5, "mask_schedule": [0.5, 0.0]}
+    assert enat.load(tmp_path).sampler_settings.items() >= expected.items()
+
+
+def test_parts_of_a_sampler_by_their_names(make_pipeline):
+    """The sentence says what to write, and that works."""
+    for option, text, node in [
+        ("order", "halton", {"_target_": "enat.orders.Halton"}),
+        ("order", "spiral", {"_target_": "enat.orders.Halton"}),
+        ("mask_schedule", "cosine", {"_target_": "enat.schedules.cosine", "_partial_": True}),
+        ("mask_schedule", "arccos", {"_target_": "enat.schedules.arccos", "_partial_": True}),
+        ("correction", "no_correction", {"_target_": "enat.corrections.no_correction"}),
+    ]:
+        with pytest.raises(InputError, match=f"{option}={text}: Input should be .*; expected settings such as {node}"):
+            make_pipeline().with_sampler(**{option: text})
+        assert make_pipeline().with_sampler(**{option: node}).sampler.num_steps == 3
+    function = {"_target_": "enat.schedules.constant", "_partial_": True}
+    with pytest.raises(InputError, match="order=constant: Input should be an instance of Order"):
+        make_pipeline().with_sampler(order=function)
+    with pytest.raises(InputError, match="mask_schedule=constant: expected one that falls from 1 to 0, such as cosine"):
+        make_pipeline().with_sampler(mask_schedule=function)
 
 
 def test_integers_of_numpy_and_wrong_arguments(make_pipeline):

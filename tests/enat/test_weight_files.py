@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import enat
+from enat.checkpoints.official import to_official
+from enat.checkpoints.selection import select_state
 from enat.checkpoints.warm_start import warm_start
-from enat.checkpoints.weights import load_exactly, load_weights, read_file, select_state
+from enat.checkpoints.weights import load_exactly, load_weights, read_file
 from enat.errors import InputError
 from enat.reuse import AllTokensReuse
+from enat.tokenizers.diffusers import TamingTokenizer
 from enat.tokenizers.pixels import PixelTokenizer
 from enat.tokenizers.vqgan import VQGAN
 from enat.variants import NAT, ContextReuse
@@ -41,6 +46,78 @@ def test_what_is_unambiguous_is_loaded(small_net, make_net, tmp_path, wrap):
     load_exactly(other, state, "x")
     for name, tensor in small_net.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
+
+
+AVERAGES = {
+    "ema of module": lambda average: {"ema": {"module": average, "decay": 0.99}},
+    "ema of state_dict": lambda average: {"model_ema": {"state_dict": average}},
+    "ema of shadow": lambda average: {"ema": {"shadow": average, "step": torch.tensor(5)}},
+    "ema with a step": lambda average: {"ema": {**average, "step": 5}},
+    "ema_state_dict": lambda average: {"ema_state_dict": average},
+    "ema_model": lambda average: {"ema_model": average, "ema_decay": torch.tensor(0.99)},
+    "nnet_ema": lambda average: {"nnet_ema": average},
+    "modelEMA": lambda average: {"modelEMA": average},
+    "average": lambda average: {"average_model_state": average, "ema_updates": 3},
+    "of a callback": lambda average: {"callbacks": {"EMA": {"state_dict": average}}},
+}
+
+
+@pytest.mark.parametrize("names", ["ours", "official"])
+@pytest.mark.parametrize("raw", ["model", "state_dict", "nnet"])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_an_average_goes_before_the_raw_weights(small_net, make_net, tmp_path, kind, raw, names):
+    translated = to_official if names == "official" else dict
+    average = small_net.state_dict()
+    other = {name: tensor + 1 for name, tensor in average.items()}
+    torch.save({raw: translated(other), **AVERAGES[kind](translated(average))}, tmp_path / "a.pth")
+    net = make_net()
+    assert load_weights(net, str(tmp_path / "a.pth"))["kind"] == ("official" if names == "official" else "EMA")
+    assert all(torch.equal(tensor, average[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (lambda state: {"ema": {"shadow_params": [*state.values()]}}, "found ema of shadow_params; a program"),
+        (lambda state: {"params_ema": [*state.values()]}, "found params_ema; a program"),
+        (lambda state: {"ema": {"net": {"module": state}}}, "found ema of net; a program"),
+        (lambda state: {"ema_1": state, "ema_2": state}, "found ema_1 of head_bias, .*; ema_2 of head_bias, "),
+    ],
+)
+def test_an_average_that_cannot_be_used_is_refused(small_net, make_net, tmp_path, content, found):
+    """The raw weights would generate other images."""
+    state = small_net.state_dict()
+    torch.save({"model": state, **content(state)}, tmp_path / "a.pth")
+    sentence = f"a.pth: expected one average of the weights, by name, {found}"
+    with pytest.raises(InputError, match=f"weights=.*{sentence}"):
+        load_weights(make_net(), str(tmp_path / "a.pth"))
+    with pytest.raises(InputError, match=f"tokenizer.weights=.*{sentence}"):
+        VQGAN(8, 32, 32, [1, 1], 1, 8, weights=str(tmp_path / "a.pth"))
+    with pytest.raises(InputError, match=f"tokenizer.weights=.*{sentence}"):
+        TamingTokenizer(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("content", [{"checkpoint": {"model": {}}, "epoch": 3}, {"nnet": {}, "epoch": 3}])
+def test_an_unknown_container_is_told_by_its_names(small_net, tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    found = (
+        rf"found other things in it \({next(iter(content))}, epoch\); .*: torch\.save\(model\.state_dict\(\), FILE\)"
+    )
+    for read in (enat.load, lambda path: warm_start(small_net, path, None), lambda path: load_weights(small_net, path)):
+        with pytest.raises(InputError, match=f"weights=.*a.pth: expected a dictionary of weights by name, {found}"):
+            read(str(tmp_path / "a.pth"))
+
+
+def test_files_are_told_from_one_another_by_their_content(small_net, tmp_path):
+    for name in ("a.ckpt", "a.SAFETENSORS", "a"):
+        save_file(small_net.state_dict(), tmp_path / name)
+        state, _ = select_state(read_file(tmp_path / name))
+        assert torch.equal(state["head_bias"], small_net.head_bias)
+    torch.save(small_net.state_dict(), tmp_path / "b.safetensors")
+    with pytest.raises(
+        InputError, match=r"It may be one of torch\.save, whose name has to end otherwise, such as in \.ck"
+    ):
+        read_file(tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -167,7 +167,11 @@ WRONG = {
     "a command": (["paint"], "invalid choice: 'paint'"),
     "nothing": ([], "the following arguments are required: COMMAND"),
     "an output": (["sample", "FOLDER", "--output", "/dev/null/x"], "/dev/null/x"),
-    "no image": (["edit", "FOLDER", "/none.png"], "/none.png: unreadable"),
+    "no image": (
+        ["edit", "FOLDER", "/none.png"],
+        "/none.png: unreadable: No such file or directory; expected an image.",
+    ),
+    "a folder as an image": (["edit", "FOLDER", "/"], "/: unreadable: Is a directory; expected an image."),
     "no picture": (["edit", "FOLDER", __file__], "test_command.py: unreadable"),
     "an empty box": (["edit", "FOLDER", "IMAGE", "--box", "1", "0", "0", "1"], "--box [1.0, 0.0, 0.0, 1.0]: expected"),
     "a large box": (["edit", "FOLDER", "IMAGE", "--box", "0", "0", "9", "1"], "9: expected a number from 0 to 1"),

@@ -249,6 +249,31 @@ def test_an_export_in_half_precision(command, run_folder, tmp_path):
     assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.safetensors", "nnet_ema.pth", "results.json", "config.yaml"]
+)
+def test_an_export_leaves_the_files_of_others(command, run_folder, tmp_path, name):
+    (tmp_path / name).write_text('{"a": 3}')
+    weights = f"weights={run_folder}/checkpoints/last.ckpt"
+    refused = command("task=export", weights, f"output={tmp_path}")
+    assert f"{name} would be replaced, and may be of another program" in refused.err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: '{"a": 3}'}
+
+
+def test_an_export_may_be_repeated(command, run_folder, tmp_path):
+    options = ["task=export", f"weights={run_folder}/checkpoints/last.ckpt", f"output={tmp_path}/x"]
+    first, second = (command(*options).results for _ in range(2))
+    assert first == second
+    refused = command(*options[:2], 'licence="MIT\nfoo"', f"output={tmp_path}/y")
+    assert "licence" in refused.err
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_tokenizer_as_weights(command):
+    refused = command("task=sample", "weights=examples/emoji/tokenizer.safetensors")
+    assert "the checkpoint of a tokenizer; expected tokenizer.weights=examples/emoji/tok" in refused.err
+
+
 def test_a_file_without_settings_asks_for_its_experiment(command, run_folder, tmp_path):
     averages = read_file(run_folder / "checkpoints" / "last.ckpt")["callbacks"]["EMA"]["net"]
     save_file(averages, tmp_path / "bare.safetensors")

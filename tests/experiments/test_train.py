@@ -19,7 +19,8 @@ from data.references import TensorImages
 from data.scored_images import ClassFolderImages
 from data.toy.digits import DigitFeatures, digit_images
 from enat.checkpoints.official import to_official
-from enat.checkpoints.weights import read_file, select_state
+from enat.checkpoints.selection import select_state
+from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.metrics.evaluation import Evaluation
 from enat.metrics.scores import InceptionScore

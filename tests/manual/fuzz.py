@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from data.manifest import Manifest
 from data.references import StatisticsFile
 from data.shards import ShardPacks, write_shard
+from enat.checkpoints.selection import select_state
 from enat.checkpoints.warm_start import warm_start
-from enat.checkpoints.weights import load_weights, read_file, select_state
+from enat.checkpoints.weights import load_weights, read_file
 from enat.errors import InputError
 from enat.net import ENAT
 from enat.tokenizers.pixels import PixelTokenizer

@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from enat.checkpoints.weights import read_file, select_state
+from enat.checkpoints.selection import select_state
+from enat.checkpoints.weights import read_file
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "run.py", "experiment=debug", "trainer.max_steps=90", "trainer.val_check_interval=30"]

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 import enat
 from enat.checkpoints.saving import save_folder
-from enat.checkpoints.weights import read_file, select_state
+from enat.checkpoints.selection import select_state
+from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 
 DAMAGED = "what it says of itself is damaged."
