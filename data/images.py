@@ -18,7 +18,7 @@ from data.labels import read_labels
 from enat.errors import InputError, without_controls
 from enat.files import is_open
 from enat.generation import UNCONDITIONAL
-from enat.images import center_crop, refuse_deep
+from enat.images import center_crop, refuse_deep, upright
 
 Image.init()
 # All that Pillow reads, but for documents and containers, of which it reads no pixels by itself.
@@ -207,18 +207,29 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
     return files_and_classes
 
 
-def load_rgb(path: Path, with_alpha: bool = False) -> Image.Image:
+def load_rgb(path: Path) -> Image.Image:
     """Reads an image as ADM's loader does: with Pillow, converted to RGB, ignoring transparency and EXIF orientation.
-
-    With `with_alpha`, it has its transparency as a fourth channel.
 
     Raises:
         InputError: if the file can't be read, or has more than 8 bits a channel, which Pillow would clip.
     """
+    return _load(path, lambda image: image.convert("RGB"))
+
+
+def load_upright(path: Path, mode: str = "RGB") -> Image.Image:
+    """Reads an image as viewers show it, turned as its EXIF orientation says, and converts it to a mode.
+
+    Raises:
+        InputError: as `load_rgb` does.
+    """
+    return _load(path, lambda image: upright(image).convert(mode))
+
+
+def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             refuse_deep(image, path)
-            return image.convert("RGBA" if with_alpha else "RGB")
+            return convert(image)
     except InputError:
         raise
     except Exception as error:  # whatever a plugin of Pillow raises on a damaged file

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from enat.errors import InputError
@@ -53,8 +53,16 @@ def refuse_deep(image: Image.Image, name: str | Path) -> None:
         raise InputError(f"{name}: more than 8 bits a channel (mode {image.mode}); convert it first.")
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Returns an image as viewers show it, turned as its EXIF orientation says; as it is if its EXIF can't be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever Pillow raises on damaged EXIF; on damaged pixels, the caller gets the error again
+        return image
+
+
 def as_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
-    """Converts an image of Pillow, which may still have to be read from its file, to a mode such as RGB.
+    """Converts an image of Pillow, which may still have to be read from its file, to a mode such as RGB, upright.
 
     Args:
         image: the image.
@@ -68,7 +76,7 @@ def as_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
     if not min(image.size):
         raise InputError(f"{name}: {image.width} x {image.height} pixels; expected an image with some.")
     try:
-        return image.convert(mode)
+        return upright(image).convert(mode)
     except Exception as error:  # whatever a plugin of Pillow raises on a damaged file
         raise InputError(
             f"{name}: can't be read: {str(error).rstrip('.')}; expected an image that is whole."

@@ -145,7 +145,8 @@ class Pipeline:
         """Draws a part of an image anew and keeps the rest (docs/editing.md).
 
         Args:
-            image: is cropped to a square in the middle, and scaled to the side of the network's images, as in training.
+            image: is turned as its EXIF orientation says, cropped to a square in the middle, and scaled to the side of
+                the network's images.
             classes: ids or names of the classes of the new tokens, or a single one, or `unconditional`.
             region: what is drawn: the white pixels of an image of the same shape, whose transparent pixels count as
                 black; or a box of left, top, right and bottom as shares; None for all of it.
@@ -167,9 +168,11 @@ class Pipeline:
         if not isinstance(image, Image.Image):
             raise InputError(f"image: expected an image of Pillow, and no {type(image).__name__}.")
         side = self.tokenizer.resolution
-        pixels = square_pixels(as_mode(image, "RGB", "image"), side, self.tokenizer.channels)
+        image = as_mode(image, "RGB", "image")
+        pixels = square_pixels(image, side, self.tokenizer.channels)
         mask = None
         if isinstance(region, Image.Image):
+            region = as_mode(region, "RGBA", "region")
             refuse_other_shape(region, image.size)
             mask = white_pixels(region, side)
         box = None if isinstance(region, Image.Image) else region

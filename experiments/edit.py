@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Interval, Le
 from torch import Tensor
 
 from callbacks.sample_grid import save_grid
-from data.images import find_images, load_rgb
+from data.images import find_images, load_upright
 from enat.editing import Editor, cost, mark_region, tokens_under
 from enat.errors import InputError, counted, printable
 from enat.files import write_atomically
@@ -50,7 +50,7 @@ class Region:
         scale: Annotated[float, Gt(0), Le(1)] = 1.0,
         keep: Share = 0.0,
     ):
-        self.mask = None if mask is None else load_rgb(Path(mask), with_alpha=True)
+        self.mask = None if mask is None else load_upright(Path(mask), "RGBA")
         self.mask_name = f"region.mask={mask}"
         self.box = box
         self.scale = scale
@@ -106,12 +106,12 @@ def name_images(files: Sequence[Path]) -> list[str]:
 
 
 def read_image(file: Path, tokenizer: Tokenizer, region: Region | None = None) -> Tensor:
-    """Reads an image as training does: (1, channels, H, W) in [0, 1].
+    """Reads an image as training does, but upright: (1, channels, H, W) in [0, 1].
 
     Raises:
         InputError: for a file that can't be read, or whose shape is not that of the region's mask.
     """
-    picture = load_rgb(file)
+    picture = load_upright(file)
     if region is not None:
         region.refuse_other_shape(picture.size)
     return square_pixels(picture, tokenizer.resolution, tokenizer.channels)

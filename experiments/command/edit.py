@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import enat
-from data.images import load_rgb
+from data.images import load_upright
 from enat.generation import UNCONDITIONAL, find_class_ids
 from enat.images import cut_word, file_name, pixels_sha256
 from experiments.command.arguments import OF_WEIGHTS, as_typed, border, device, positive, seed, share
@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
             other images.
     """
     model = enat.load(arguments.weights, arguments.tokenizer, arguments.device)
-    image = load_rgb(Path(arguments.image))
-    mask = None if arguments.mask is None else load_rgb(Path(arguments.mask), with_alpha=True)
+    image = load_upright(Path(arguments.image))
+    mask = None if arguments.mask is None else load_upright(Path(arguments.mask), "RGBA")
     typed = as_typed(arguments.classes, model.class_names)
     class_ids = list(dict.fromkeys(find_class_ids(typed, model.class_names)))
     names = [*model.class_names, UNCONDITIONAL]

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from enat.errors import InputError
-from enat.images import read_facts
+from enat.images import read_facts, upright
 from enat.pipeline import Pipeline
 from experiments.web.choices import MAX_IMAGES, MAX_SEED, NUMBERS, Choices, number, one_of, short
 
@@ -45,7 +45,7 @@ def read_image(source: Path | bytes) -> Image.Image:
                 raise InputError(f"the image has {image.width} x {image.height} pixels; expected at most 16 million.")
             if image.mode.startswith(("I", "F")):
                 raise InputError("the image has more than 8 bits a channel; expected one with 8.")
-            return image.convert("RGBA")
+            return upright(image).convert("RGBA")  # as the browser shows it
     except InputError:
         raise
     except Exception as error:  # whatever a plugin of Pillow raises on a damaged file

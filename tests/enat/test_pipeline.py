@@ -278,3 +278,32 @@ def test_devices_and_types_that_are_not_there(make_pipeline):
             make_pipeline().to(**options)
     with pytest.raises(InputError, match="device=cuda:77: "):
         enat.load(EMOJI, device="cuda:77")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_edit_turns_image_and_mask_as_viewers_show_them(orientation):
+    """Both as files of a camera, with pixels that lie on their side, and as they look upright."""
+    model = enat.load(EMOJI).with_sampler(num_steps=2)
+    shown = Image.effect_noise((48, 64), 50).convert("RGB")
+    mask = Image.new("L", shown.size)
+    mask.paste(255, (0, 0, 24, 40))
+    (expected,) = model.edit(shown, "face", mask, soft_blend=0)
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    taken = []
+    for upright in (shown, mask):
+        file = io.BytesIO()
+        turned = upright.transpose(turns[orientation]) if orientation in turns else upright
+        turned.save(file, format="PNG", exif=exif)
+        taken.append(Image.open(file))
+    for image, region in ((taken[0], taken[1]), (taken[0], mask), (shown, taken[1])):
+        assert model.edit(image, "face", region, soft_blend=0)[0].tobytes() == expected.tobytes()
+
+
+def test_an_image_whose_exif_is_damaged_is_edited_as_it_is():
+    model = enat.load(EMOJI).with_sampler(num_steps=2)
+    image = Image.effect_noise((48, 64), 50).convert("RGB")
+    (expected,) = model.edit(image, "face")
+    image.info["exif"] = b"Exif\0\0no exif"
+    assert model.edit(image, "face")[0].tobytes() == expected.tobytes()

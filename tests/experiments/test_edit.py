@@ -14,6 +14,7 @@ from data.toy.digits import classify_digits, digit_images, digit_labels
 from enat.editing import box_region, draw_anew, tokens_under
 from enat.images import center_crop
 from enat.pipeline import load
+from experiments.command.main import main
 from experiments.edit import name_images, result_files
 
 EMOJI = Path(__file__).parents[2] / "examples" / "emoji"
@@ -229,3 +230,25 @@ def test_the_hidden_half_of_a_digit(separate_command, tmp_path):
     # another class cannot be had as often, so that the class counts and not the kept half alone
     others = draw_anew(model.net, model.sampler, token_ids, is_drawn, (classes + 1) % 10, generator)
     assert (classify_digits(model.tokenizer.decode(others)) == classes).double().mean() < 0.8
+
+
+def test_a_photo_of_a_camera_is_edited_as_viewers_show_it(edit, tmp_path):
+    """By the task and by `enat edit`: the file has the pixels on their side, and says so."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    shown, mask = Image.fromarray(pixels), Image.new("L", (48, 64))
+    mask.paste(255, (0, 0, 24, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, image in {"image": shown, "mask": mask}.items():
+        image.save(tmp_path / f"{name}_shown.png")
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"{name}_taken.png", exif=exif)
+    drawn = []
+    for kind in ("shown", "taken"):
+        files = [f"image={tmp_path}/image_{kind}.png", f"region.mask={tmp_path}/mask_{kind}.png"]
+        _, edited = edit(*files, "classes=face", "results_per_image=1", "soft_blend=0", output=kind)
+        drawn += [picture.tobytes() for picture in edited.values()]
+        arguments = ["edit", str(EMOJI), f"{tmp_path}/image_{kind}.png", "--mask", f"{tmp_path}/mask_{kind}.png"]
+        assert main([*arguments, "--output", f"{tmp_path}/{kind}/by_command"]) == 0
+        drawn += [Image.open(file).tobytes() for file in (tmp_path / kind / "by_command").glob("*.png")]
+    assert len(drawn) == 4
+    assert drawn[:2] == drawn[2:]

@@ -94,6 +94,20 @@ def test_uploads_are_of_few_formats_and_sizes():
     assert uploads.on_white(uploads.read_image(clear)).getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_an_upload_is_turned_as_the_browser_shows_it():
+    """What is painted on it has that shape, too."""
+    shown = Image.effect_noise((3, 2), 50).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [io.BytesIO(), io.BytesIO()]
+    shown.transpose(Image.Transpose.ROTATE_90).save(files[0], format="PNG", exif=exif)
+    Image.new("RGBA", shown.size, "white").save(files[1], format="PNG")
+    payload = SimpleNamespace(id=None, background=files[0].getvalue(), layers=[files[1].getvalue()])
+    image, painted = uploads.read_editor({}, payload)
+    assert image.tobytes() == shown.tobytes()
+    assert painted.size == shown.size
+
+
 def test_layers_are_bounded_together():
     """A small file may have millions of pixels, and a request many layers."""
     content = io.BytesIO()
