@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,7 @@ from enat.files import write_atomically
 AUTO = "auto"
 OWN_NAME = re.compile(r"step_\d{7,}\.ckpt")  # of a file that may be removed; a copy of it has another name
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
+TRAINED = "training is finished and saved; the same command goes on with the scores."
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -198,7 +200,10 @@ class LeaveOnSignal(L.Callback):
     """Saves a checkpoint on SIGTERM, SIGUSR1 or SIGINT, and ends all ranks with status 75.
 
     Under SLURM, SIGUSR1 also puts the job into the queue again. The signal's handler only sets a flag. Every few steps
-    the ranks compare their flags, on the CPU, so that nothing waits for a GPU. A second SIGINT ends the run at once.
+    and after training the ranks compare their flags, on the CPU, so that nothing waits for a GPU. A second SIGINT ends
+    the run at once. While the trained network is scored, each rank that gets a signal leaves at once: all is saved.
+
+    The handlers are there as long as `handling` is entered.
 
     Args:
         every_n_steps: the number of steps between two comparisons.
@@ -211,11 +216,20 @@ class LeaveOnSignal(L.Callback):
         self.received = 0  # the number of the signal
         self.group: Any = None
         self.earlier: dict[int, Any] = {}
+        self.trained: L.Trainer | None = None  # after training
+
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        """Installs the handlers, before data workers start, and the earlier ones in the end."""
+        self.earlier = self._install()
+        try:
+            yield
+        finally:
+            self._restore()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo", timeout=self.timeout)
-        self.earlier = self._install()  # before data workers start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._install()  # again, since Lightning has installed a handler of SIGTERM
@@ -230,33 +244,46 @@ class LeaveOnSignal(L.Callback):
             self._restore()
             raise KeyboardInterrupt
         self.received = number
+        if self.trained is not None:
+            self._leave(self.trained, number, TRAINED)
 
     def _restore(self) -> None:
         for number, handler in self.earlier.items():
             signal.signal(number, handler)
-        self.earlier = {}
+
+    def _agreed(self) -> int:
+        """Returns the number of a signal that a rank has got, or 0; all ranks have to call it."""
+        flag = torch.tensor(self.received)
+        if self.group is not None:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        return int(flag)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % (trainer.accumulate_grad_batches * self.every_n_steps):
             return
-        flag = torch.tensor(self.received)
-        if self.group is not None:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
-        if not flag:
+        number = self._agreed()
+        if not number:
             return
         checkpoints = trainer.checkpoint_callback
         path = checkpoints.save(trainer) if isinstance(checkpoints, Checkpoints) else None
+        what = f"saved {path}; the same command goes on from there."
+        if path is None:
+            what = "nothing is saved, for callbacks.checkpoint=null; the same command starts anew."
+        self._leave(trainer, number, what)
+
+    def finish_training(self, trainer: L.Trainer) -> None:
+        """Ends all ranks if one has got a signal in the last steps; they have saved the last checkpoint before."""
+        number = self._agreed()
+        self.trained = trainer
+        if number or self.received:
+            self._leave(trainer, number or self.received, TRAINED)
+
+    def _leave(self, trainer: L.Trainer, number: int, what: str) -> None:
+        """Says what is saved, puts the job into the queue again on SIGUSR1, and ends this rank."""
         if trainer.is_global_zero:
-            name = signal.Signals(int(flag)).name
-            what = f"saved {path}; the same command goes on from there."
-            if path is None:
-                what = "nothing is saved, for callbacks.checkpoint=null; the same command starts anew."
-            print(f"\n{name}: {what}", file=sys.stderr)
-            if flag == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time limit is near
+            print(f"\n{signal.Signals(number).name}: {what}", file=sys.stderr)
+            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time limit is near
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         raise SystemExit(LEFT_ON_SIGNAL)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._restore()

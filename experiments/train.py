@@ -11,13 +11,13 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.checkpoints import Checkpoints
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.sample_grid import SampleGrid
 from data.module import TokenDataModule
 from data.scored_images import ClassFolderImages
 from enat.checkpoints.warm_start import warm_start
 from enat.errors import InputError, printable
+from enat.files import weights_file
 from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
@@ -31,7 +31,7 @@ from experiments.reporting.scores import notes_on, print_scores
 from experiments.runtime.provenance import hardware, sampler_settings
 from experiments.runtime.resuming import Changeable, announce, finished_results, refuse_other_start, resume_point
 from experiments.runtime.scoring import score
-from experiments.runtime.training import build_trainer, finish_logs, record_settings, with_own_callbacks
+from experiments.runtime.training import build_trainer, finish_logs, record_settings, trained, with_own_callbacks
 
 
 def score_all(
@@ -104,6 +104,30 @@ def find_start(
     if start is not None:
         return start, refuse_other_start(folder, weights, start[1]["settings"])
     return None, {} if weights is None else warm_start(module.net, weights, tokenizer)
+
+
+def untrained_net(
+    net: ENAT, weights: str | None, tokenizer: Tokenizer, earlier: Mapping[str, Any] | None
+) -> dict[str, ENAT]:
+    """Returns the network as it was before training, by its name in the scores; nothing if its weights are gone.
+
+    Args:
+        net: as a new run starts with it or, in a run that goes on, as it was initialised.
+        weights, tokenizer: see `warm_start`.
+        earlier: what is known of the weights that a run that goes on has started from; None for a new run.
+    """
+    copy = deepcopy(net)
+    if earlier:
+        if weights is None or not weights_file(weights).is_file():
+            rank_zero_only(print)(
+                printable(
+                    f"Note: the untrained network is not scored (metrics.untrained), for the run started from "
+                    f"{earlier['weights']}, and weights=FILE names no such file now."
+                )
+            )
+            return {}
+        warm_start(copy, weights, tokenizer)
+    return {"untrained network": copy}
 
 
 def check_references(
@@ -205,19 +229,17 @@ def train(
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished
     record_settings(fitter, settings, composition, folder)
-    untrained_nets = {"untrained network": deepcopy(module.net)} if untrained else {}
+    nets = untrained_net(module.net, weights, tokenizer, start and started_from) if untrained else {}
     if start is not None:
         announce(*start, fitter.world_size, fitter.accumulate_grad_batches)
     elif started_from:
         print_start(started_from, data)
-    fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
-    if not isinstance(fitter.checkpoint_callback, Checkpoints):
-        fitter.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    nets = {"this network": module.averaged_net, **untrained_nets}
-    rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
-    by_protocol = rows.pop("this network", {})
-    scores = next(iter(by_protocol.values()), {})  # of the first protocol
-    finish_logs(fitter.loggers, scores, fitter.global_step)
-    facts = facts_of(fitter, module, sampler, evaluation, folder)
+    with trained(fitter, module, data, start and start[0], folder):
+        nets = {"this network": module.averaged_net, **nets}
+        rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
+        by_protocol = rows.pop("this network", {})
+        scores = next(iter(by_protocol.values()), {})  # of the first protocol
+        finish_logs(fitter.loggers, scores, fitter.global_step)
+        facts = facts_of(fitter, module, sampler, evaluation, folder)
     origin = {"sampler": sampler_settings(settings), "started_from": started_from or None}
     return {**scores, "scores": by_protocol, "compared_with": rows, **facts, **origin}

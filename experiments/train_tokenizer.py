@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.checkpoints import Checkpoints
 from callbacks.reconstructions import ReconstructedImages, ReconstructionGrid
 from data.image_module import HeldOutImages, ImageDataModule
 from enat.images import blocks_of
@@ -23,7 +22,7 @@ from experiments.reporting.scores import print_scores
 from experiments.runtime.provenance import hardware
 from experiments.runtime.resuming import Changeable, announce, finished_results, resume_point
 from experiments.runtime.scoring import score
-from experiments.runtime.training import build_trainer, finish_logs, record_settings, with_own_callbacks
+from experiments.runtime.training import build_trainer, finish_logs, record_settings, trained, with_own_callbacks
 
 BLOCK = 50  # images that are reconstructed at a time
 
@@ -81,15 +80,13 @@ def train_tokenizer(
     record_settings(fitter, settings, composition, folder)
     if start is not None:
         announce(*start, fitter.world_size, fitter.accumulate_grad_batches)
-    fitter.fit(module, datamodule=data, ckpt_path=start and start[0], weights_only=True)
-    if not isinstance(fitter.checkpoint_callback, Checkpoints):
-        fitter.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    device = fitter.strategy.root_device
-    tokenizer = module.averaged_net.to(device).eval()
-    quality = quality_of(tokenizer, held_out, device)
-    scores = {} if evaluation is None else score_reconstructions(fitter, tokenizer, held_out, evaluation)
-    first = {f"reconstruction_{name}": value for name, value in next(iter(scores.values()), {}).items()}
-    finish_logs(fitter.loggers, {**quality, **first}, fitter.global_step)
+    with trained(fitter, module, data, start and start[0], folder):
+        device = fitter.strategy.root_device
+        tokenizer = module.averaged_net.to(device).eval()
+        quality = quality_of(tokenizer, held_out, device)
+        scores = {} if evaluation is None else score_reconstructions(fitter, tokenizer, held_out, evaluation)
+        first = {f"reconstruction_{name}": value for name, value in next(iter(scores.values()), {}).items()}
+        finish_logs(fitter.loggers, {**quality, **first}, fitter.global_step)
     last = folder / "checkpoints" / "last.ckpt"
     grids = (callback for callback in fitter.callbacks if isinstance(callback, ReconstructionGrid))  # type: ignore[attr-defined]
     pictures = [str(path) for grid in grids for path in grid.pictures]

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -43,25 +43,41 @@ def lock(folder: Path) -> Iterator[None]:
     if not is_first():  # the first rank holds the folder for all
         yield
         return
-    path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
     own = {"host": socket.gethostname(), "process": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-    own["folder"] = str(folder.resolve())
+    own |= {"began": _beginning(os.getpid()), "folder": str(folder.resolve())}
+    with _holding(folder / LOCK, own):
+        yield
+
+
+@contextmanager
+def _holding(path: Path, own: dict[str, Any]) -> Iterator[None]:
+    """Holds a lock, and in the end removes it, unless another one is in its place."""
     while True:
         try:
             with path.open("x") as file:  # which only one of two processes can do
-                json.dump({**own, "began": _beginning(os.getpid())}, file)
+                json.dump(own, file)
             break
         except FileExistsError:
             _remove_if_gone(path, own)
     try:
         yield
     finally:
+        with suppress(InputError):  # something else is in its place
+            _remove(path, own)
+
+
+def _remove(path: Path, holder: dict[str, Any]) -> None:
+    """Removes the lock of a holder, and no other one."""
+    if _read(path) == holder:
         path.unlink(missing_ok=True)
 
 
 def _remove_if_gone(path: Path, own: dict[str, Any]) -> None:
     """Removes a lock whose process has ended.
+
+    Several processes may see that at the same time, and the first of them may already hold a new lock when the second
+    comes to remove the old one. So only the holder of a further lock removes one, after it has read it once more.
 
     Raises:
         InputError: if the process is at work, or is on another machine, where this one can't look.
@@ -80,7 +96,8 @@ def _remove_if_gone(path: Path, own: dict[str, Any]) -> None:
             f"{path.parent}: process {holder['process']} on {holder['host']} is at work in this folder; expected "
             f"another output=DIR. If it is gone, delete {path}."
         )
-    path.unlink(missing_ok=True)
+    with _holding(path.with_name(f"{path.name}.removal"), own):
+        _remove(path, holder)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

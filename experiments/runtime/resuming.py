@@ -1,7 +1,7 @@
 """Finds where a run goes on, and refuses to go on with another one."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, get_args
 
@@ -26,8 +26,10 @@ FIXED_OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 # But for these of them: they change how fast a run is, or where files are. What is in the files is compared instead.
 MAY_CHANGE = ("compile", "attention", "num_workers", "cache", "reader", "shards", "images", "weights", "max_steps")
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")  # as large as their weight
-LARGEST_RATE = 10  # times the configured learning rate, in a checkpoint
+# Of the optimisers of torch, as large as their weight.
+MOMENTS = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"]
+MOMENTS += ["acc_delta", "sum", "variance", "prev", "step_size", "ax"]
+LARGEST_RATE = 10  # times the configured learning rate, in a checkpoint whose schedule has another rate
 
 
 class OfAverage(TypedDict, total=False):
@@ -100,59 +102,82 @@ def _fault_of(tensor: Tensor) -> str | None:
     return None if tensor.isfinite().all() else "holds NaN or infinite values"
 
 
-def refuse_nan(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuses to go on with weights, or an average of them, that hold NaN or infinite values, or no numbers at all.
-
-    Raises:
-        InputError: naming the first such weight.
-    """
+def fault_of_weights(content: Mapping[str, Any]) -> str | None:
+    """Names the first weight, or average of weights, that holds NaN or infinite values, or no numbers at all."""
     average = content.get("callbacks", {}).get("EMA", {}).get("net", {})
     for kind, state in {"weights": content["state_dict"], "EMA weights": average}.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and (fault := _fault_of(value)):
-                raise InputError(
-                    f"{path}: {name} of its {kind} {fault}; remove this file to go on from an "
-                    "older checkpoint, or resume=false starts anew."
-                )
+                return f"{name} of its {kind} {fault}"
+    return None
 
 
-def refuse_damaged_optimizer(path: Path, content: Mapping[str, Any], module: AveragedModule) -> None:
-    """Refuses to go on with a damaged state of the optimiser, which torch would take as it is, or crash on.
+def fault_of_optimizer(content: Mapping[str, Any], module: AveragedModule) -> str | None:
+    """Says how the state of the optimiser is damaged, which torch would take as it is, or crash on.
 
-    Raises:
-        InputError: for moments that are missing, not finite or of another shape than their weight, and for a learning
-            rate far above the configured one.
+    It is for moments that are missing, not finite or of another shape than their weight, and for a learning rate far
+    above the configured one that is not the one of the schedule.
     """
-    parameters = list(module.parameters())
+    parameters = [weight for weight in module.parameters() if weight.requires_grad]
     configured = by_full_name(content.get("settings", {})).get("module.optimizer.lr", math.inf)
     try:
+        of_schedules = [rate for part in content.get("lr_schedulers", ()) for rate in part.get("_last_lr", ())]
         for optimizer in content["optimizer_states"]:
             numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
             if numbers != list(range(len(parameters))):
                 raise ValueError("other parameters")
             for group in optimizer["param_groups"]:
-                if not 0 <= group["lr"] <= LARGEST_RATE * configured:
-                    raise ValueError(f"the learning rate {group['lr']}")
+                rate = group["lr"]
+                if not 0 <= rate < math.inf or (rate > LARGEST_RATE * configured and rate not in of_schedules):
+                    raise ValueError(f"the learning rate {rate}")
                 if "betas" in group and content["global_step"] and not optimizer["state"]:
                     raise ValueError("no moments")
-            kinds = {frozenset(moments) for moments in optimizer["state"].values()}
-            if len(kinds) > 1:
+            # Some optimisers keep other moments of vectors than of matrices.
+            kinds = {(parameters[number].ndim, frozenset(kept)) for number, kept in optimizer["state"].items()}
+            if len(kinds) > len({dimensions for dimensions, _ in kinds}):
                 raise ValueError("moments that some weights lack")
             for number, moments in optimizer["state"].items():
                 _check_moments(moments, parameters[number])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(
-            f"{path}: the state of its optimiser is damaged ({error}); resume=false starts anew."
-        ) from error
+        return f"the state of its optimiser is damaged ({error})"
+    return None
 
 
 def _check_moments(moments: Mapping[str, Any], parameter: Tensor) -> None:
     """Raises ValueError for moments that do not fit a parameter."""
+    shape = parameter.shape
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(MOMENTS, shape)
+    if len(shape) > 1:  # of Adafactor: means over the last dimension, and over the one before it
+        shapes |= {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
     for name, value in moments.items():
-        if name in MOMENTS and value is not None and value.shape != parameter.shape:
-            raise ValueError(f"{name} of shape {list(value.shape)} for a weight of shape {list(parameter.shape)}")
+        if name in shapes and value is not None and value.shape != shapes[name]:
+            raise ValueError(f"{name} of shape {list(value.shape)} for a weight of shape {list(shape)}")
         if isinstance(value, Tensor) and (fault := _fault_of(value)):
             raise ValueError(f"{name} {fault}")
+
+
+def _files_of(folder: Path) -> dict[Path, list[Path]]:
+    """Returns all names of each checkpoint in a folder, under one of them; links are names of the same file."""
+    names = [path for path in sorted(folder.glob("*.ckpt"), reverse=True) if path.exists()]  # a link may lead nowhere
+    files: dict[tuple[int, int, int], list[Path]] = {}
+    for path in names:
+        mark = path.stat()
+        identity = (mark.st_ino, mark.st_size, mark.st_mtime_ns)  # some file systems give all files the same number
+        files.setdefault(identity, []).append(path)
+    return {paths[-1]: paths for paths in files.values()}
+
+
+def _readable(files: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Reads checkpoints, and says which of them can't be read."""
+    readable = {}
+    for path in files:
+        try:
+            content = read_file(path)
+            check_description(content, OfRun, f"weights={path}: this is no checkpoint of a run.")
+            readable[path] = content
+        except InputError as error:
+            rank_zero_only(print)(printable(f"{error} Taking another checkpoint."))
+    return readable
 
 
 def resume_point(
@@ -175,18 +200,8 @@ def resume_point(
     Raises:
         InputError: if no checkpoint can be read, or the run had other settings or another network.
     """
-    whole = [path for path in sorted(folder.glob("*.ckpt"), reverse=True) if path.exists()]  # a link may lead nowhere
-    # Links count once. Some file systems give all files the same number.
-    marks = [path.stat() for path in whole]
-    files = {(mark.st_ino, mark.st_size, mark.st_mtime_ns): path for mark, path in zip(marks, whole, strict=True)}
-    readable: dict[Path, dict[str, Any]] = {}
-    for path in files.values():
-        try:
-            content = read_file(path)
-            check_description(content, OfRun, f"weights={path}: this is no checkpoint of a run.")
-            readable[path] = content
-        except InputError as error:
-            rank_zero_only(print)(printable(f"{error} Taking another checkpoint."))
+    files = _files_of(folder)
+    readable = _readable(files)
     if readable:
         path, content = max(readable.items(), key=lambda item: (item[1].get("global_step", -1), item[0].name))
         may_change = {f"module.optimizer.{name}" for name in changed}
@@ -206,8 +221,12 @@ def resume_point(
         weights = module.current_names(content["state_dict"])
         if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
             raise InputError(f"{path}: its weights do not fit this network; the code has changed since.")
-        refuse_nan(path, content)
-        refuse_damaged_optimizer(path, content, module)
+        if fault := fault_of_weights(content) or fault_of_optimizer(content, module):
+            same = [other for other in readable if other == path or sha256_of(other) == sha256_of(path)]
+            names = ", ".join(name.name for other in same for name in files[other])
+            raise InputError(
+                f"{path}: {fault}; remove {names} to go on from an older checkpoint, or resume=false starts anew."
+            )
         refuse_other_data(folder.parent, content.get("data_sha256"), data)
         return path, {name: content.get(name) for name in ("global_step", "world_size", "settings")}
     if files:

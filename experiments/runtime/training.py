@@ -1,6 +1,7 @@
 """Trainers: what `task=train` and `task=train_tokenizer` have in common."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.changed_options import ChangedOptions
-from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, RunFacts
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, LeaveOnSignal, RunFacts
 from callbacks.generation_metrics import ImageMetrics
 from enat.errors import InputError
 from enat.files import write_atomically
@@ -110,6 +111,29 @@ def build_trainer(
             f"trainer.accumulate_grad_batches={built.accumulate_grad_batches}, so that no checkpoint cuts a step."
         )
     return built
+
+
+@contextmanager
+def trained(
+    fitter: L.Trainer, module: AveragedModule, data: L.LightningDataModule, start: Path | None, folder: Path
+) -> Iterator[None]:
+    """Trains, and then lets the body score what was trained; signals end the one as the other.
+
+    Args:
+        fitter, module, data: of the run.
+        start: the checkpoint that the run goes on from; None for a new run.
+        folder: of the run.
+    """
+    leaving = [callback for callback in fitter.callbacks if isinstance(callback, LeaveOnSignal)]  # type: ignore[attr-defined]
+    with ExitStack() as handlers:
+        for callback in leaving:
+            handlers.enter_context(callback.handling())
+        fitter.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        if not isinstance(fitter.checkpoint_callback, Checkpoints):
+            fitter.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+        for callback in leaving:
+            callback.finish_training(fitter)
+        yield
 
 
 def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: int) -> None:

@@ -1,9 +1,12 @@
 """Runs that are killed, run out of disk, or lose files: one sentence, nothing lost, the same weights in the end."""
 
+import os
 import resource
 import signal
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -158,6 +161,60 @@ def test_a_signal_saves_and_the_run_goes_on(uninterrupted, command, killed, tmp_
     assert read_file(saved.with_name("last.ckpt"))["global_step"] == 10
     assert command(*run, f"output={tmp_path}").results["steps"] == 20
     assert same(folder, tmp_path)
+
+
+@pytest.fixture
+def ignored():
+    """The signals that end a run, which this process ignores before and after it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    earlier = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    yield numbers
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("moment", ["callbacks.checkpoints.Checkpoints.on_train_end", "experiments.train.score_all"])
+def test_a_signal_after_the_last_batch(command, monkeypatch, ignored, tmp_path, moment, number):
+    """Such as in the last validation, and while the trained network is scored."""
+    sent = ignored[number]
+    asked = []
+    scontrol = SimpleNamespace(run=lambda arguments, check: asked.append(arguments))
+    monkeypatch.setattr("callbacks.checkpoints.subprocess", scontrol)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    original = resolve_name(moment)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), sent)
+        return original(*arguments)
+
+    run = [*TRAINING[:1], *TRAINING[2:], "metrics.evaluation.num_images=20", f"output={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, signalled)
+        left = command(*run)
+    assert left.status == LEFT_ON_SIGNAL
+    assert f"{sent.name}: training is finished and saved; the same command goes on with the scores." in left.err
+    assert asked == ([["scontrol", "requeue", "7"]] if sent == signal.SIGUSR1 else [])
+    assert [signal.getsignal(each) for each in ignored] == [signal.SIG_IGN] * 3
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert command(*run).results["steps"] == 4
+
+
+def test_a_run_that_fails_leaves_no_handler_of_signals(command, ignored, tmp_path):
+    """The next job of a multirun would have it, in which nothing looks at its flag."""
+    assert command(*TRAINING, "callbacks.checkpoint.monitor=val/nothing", f"output={tmp_path}").status == 1
+    assert [signal.getsignal(each) for each in ignored] == [signal.SIG_IGN] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["callbacks.checkpoints:Checkpoints.on_train_end", "experiments.train:score_all"])
+def test_all_ranks_leave_after_the_last_batch(killed, command, tmp_path, moment):
+    run = [*TRAINING[:1], *TRAINING[2:], "metrics.evaluation.num_images=20", f"output={tmp_path}"]
+    left = killed(*run, "trainer.accelerator=cpu", at=moment, sent=signal.SIGTERM, ranks=2)
+    assert left.status == LEFT_ON_SIGNAL, left.err
+    assert left.err.count("SIGTERM: training is finished and saved; the same command goes on with the scores.") == 1
+    assert command(*run).results["steps"] == 4
 
 
 @pytest.mark.parametrize(

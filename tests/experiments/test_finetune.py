@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
 from enat.checkpoints.weights import read_file
 from experiments.train import print_start
@@ -178,3 +179,27 @@ def test_a_run_goes_on_without_the_file_that_it_started_from(command, trained, p
     assert longer.status == 0, longer.err
     assert longer.results["steps"] == 2
     assert "there is no such file" in command(*run, f"output={tmp_path}/new").err
+
+
+def test_the_untrained_network_of_a_run_that_goes_on(command, monkeypatch, trained, tmp_path):
+    """It is the one that training started from or, where its file is gone, none."""
+    scored = []
+
+    def keep(fitter, nets, *_):
+        scored.append({name: net.state_dict() for name, net in nets.items()})
+        return {}
+
+    monkeypatch.setattr("experiments.train.score_all", keep)
+    shutil.copy(trained, tmp_path / "start.ckpt")
+    start = f"weights={tmp_path}/start.ckpt"
+    run = ["experiment=debug", "callbacks.generation_metrics=null", "callbacks.sample_grid=null"]
+    run += ["metrics.untrained=true", f"output={tmp_path}/run"]
+    for steps in (2, 4):
+        assert command(*run, start, f"trainer.max_steps={steps}").status == 0
+    before, now = (nets["untrained network"] for nets in scored)
+    assert all(torch.equal(before[name], now[name]) for name in before)
+    (tmp_path / "start.ckpt").unlink()
+    for steps, options in ((6, [start]), (8, [])):
+        longer = command(*run, *options, f"trainer.max_steps={steps}")
+        assert "Note: the untrained network is not scored (metrics.untrained), for the run started from" in longer.out
+        assert scored[-1].keys() == {"this network"}

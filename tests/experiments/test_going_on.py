@@ -1,6 +1,7 @@
 """What a run that goes on may not carry over in silence: scores, averages, best values and records of before."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -169,12 +170,63 @@ def test_weights_of_nan_do_not_go_on(command, tmp_path, part):
     average = content["callbacks"]["EMA"]["net"]
     name = "net.head_bias" if part == "weights" else "head_bias"
     (content["state_dict"] if part == "weights" else average)[name][0] = torch.nan
-    for other in path.parent.glob("*.ckpt"):
-        other.unlink()
+    step = path.with_name("step_0000004.ckpt")
+    path.unlink()
+    step.unlink()
     torch.save(content, path)
+    step.hardlink_to(path)
+    shutil.copy(path, path.with_name("copy.ckpt"))  # as on a disk without links
     outcome = command(*run, "trainer.max_steps=6")
     assert outcome.status == 1
-    assert f"{path}: {name} of its {part} holds NaN or infinite values; remove this file" in outcome.err
+    named = re.search(
+        f"ckpt: {name} of its {part} holds NaN or infinite values; remove ([^ ]+, [^ ]+, [^ ]+) to", outcome.err
+    )
+    assert set(named[1].split(", ")) == {"last.ckpt", "step_0000004.ckpt", "copy.ckpt"}
+    for other in named[1].split(", "):
+        (path.parent / other).unlink()
+    assert "best.ckpt, step 4" in command(*run, "trainer.max_steps=6").out  # whose content is sound
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("Adafactor", []),  # which keeps other moments of vectors than of matrices
+        ("LBFGS", ["~module.optimizer.weight_decay"]),
+        ("RMSprop", ["+module.optimizer.momentum=0.9", "+module.optimizer.centered=true"]),
+    ],
+)
+def test_optimizers_of_torch_go_on(command, tmp_path, optimizer, options):
+    without = [f"~module.optimizer.{name}" for name in ("betas", "eps", "fused")]
+    options = [f"module.optimizer._target_=torch.optim.{optimizer}", *without, *options]
+    run = [*DEBUG, *NO_SCORES, *options, f"output={tmp_path}"]
+    assert command(*run, "trainer.max_steps=2").status == 0
+    longer = command(*run, "trainer.max_steps=3")
+    assert longer.status == 0, longer.err
+    assert "Going on from" in longer.out
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 4}),
+        ("ExponentialLR", {"gamma": 5}),
+    ],
+)
+def test_schedules_far_above_the_rate_that_they_start_from_go_on(command, tmp_path, schedule, options):
+    changes = [f"module.scheduler._target_=torch.optim.lr_scheduler.{schedule}"]
+    changes += ["~module.scheduler.start_factor", "~module.scheduler.total_iters"]
+    changes += [f"+module.scheduler.{name}={value}" for name, value in options.items()]
+    run = [*DEBUG, *NO_SCORES, *changes, f"output={tmp_path}"]
+    assert command(*run, "trainer.max_steps=2").status == 0
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = read_file(path)
+    longer = command(*run, "trainer.max_steps=3")
+    assert longer.status == 0, longer.err
+    assert "Going on from" in longer.out
+    content["optimizer_states"][0]["param_groups"][0]["lr"] *= 100
+    path.unlink()
+    torch.save({**content, "global_step": 9}, path)
+    assert "the state of its optimiser is damaged (the learning rate " in command(*run, "trainer.max_steps=10").err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from enat.checkpoints.weights import read_file
+from enat.errors import InputError
+from experiments.runtime import lock as locks
 
 DEBUG = "experiment=debug"
 NO_SCORES = ["metrics=none", "callbacks.sample_grid=null"]
@@ -128,6 +130,60 @@ def test_two_starts_in_one_folder(command, tmp_path):
         f"on elsewhere is at work in this folder; expected another output=DIR. If it is gone, delete {lock}"
         in refused.err
     )
+
+
+GONE = 2**22 + 1  # above the largest number of a process
+
+
+def holder_of(process: int) -> str:
+    """Returns a lock of a process of this machine, as it is in a file."""
+    own = {"host": socket.gethostname(), "process": process, "job": None}
+    return json.dumps({**own, "began": locks._beginning(process)})
+
+
+def test_a_lock_is_taken_over_by_one_of_two_starters(monkeypatch, tmp_path):
+    """The other one takes the folder after this one has read that the old lock's process is gone."""
+    path = tmp_path / "in_use.json"
+    path.write_text(holder_of(GONE))
+    alive, beginning = holder_of(os.getppid()), locks._beginning
+
+    def other_is_faster(process):
+        if process == GONE:
+            path.write_text(alive)
+        return beginning(process)
+
+    monkeypatch.setattr(locks, "_beginning", other_is_faster)
+    with pytest.raises(InputError, match=f"process {os.getppid()} on .* is at work"), locks.lock(tmp_path):
+        pass
+    assert path.read_text() == alive
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_process_that_takes_over_a_lock(tmp_path, is_alive):
+    """While one is at it, no other one removes the old lock; one that was killed meanwhile leaves nothing behind."""
+    path, removal = tmp_path / "in_use.json", tmp_path / "in_use.json.removal"
+    path.write_text(holder_of(GONE))
+    removal.write_text(holder_of(os.getppid() if is_alive else GONE))
+    if is_alive:
+        with pytest.raises(InputError, match=f"is at work in this folder; .* delete {removal}"), locks.lock(tmp_path):
+            pass
+        assert path.read_text() == holder_of(GONE)
+        return
+    with locks.lock(tmp_path):
+        assert json.loads(path.read_text())["process"] == os.getpid()
+        assert list(tmp_path.iterdir()) == [path]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_lock", [True, False])
+def test_a_process_removes_no_lock_but_its_own(monkeypatch, tmp_path, is_lock):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    content = holder_of(os.getppid()) if is_lock else "[1]"
+    path = tmp_path / "in_use.json"
+    with locks.lock(tmp_path):
+        path.write_text(content)
+    assert path.read_text() == content
 
 
 @pytest.mark.slow

@@ -196,6 +196,12 @@ OPTIMIZER = {
         lambda state: state["state"][0].update(exp_avg=torch.zeros(3)),
         "exp_avg of shape [3] for",
     ),
+    "another shape of what Adafactor has": (
+        lambda state: [
+            kept.update(row_var=torch.zeros(3)) for kept in state["state"].values() if kept["exp_avg"].ndim == 2
+        ],
+        "row_var of shape [3] for",
+    ),
     "NaN": (lambda state: state["state"][1]["exp_avg_sq"].fill_(np.nan), "exp_avg_sq holds NaN"),
     "a missing moment": (lambda state: state["state"][2].pop("exp_avg"), "moments that some weights lack"),
     "no moments": (lambda state: state["state"].clear(), "no moments"),
