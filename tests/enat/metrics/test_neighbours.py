@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from data.references import TensorImages
-from enat.metrics.neighbours import DensityCoverage, LinearProbe, Memorization, nearest
+from enat.errors import InputError
+from enat.metrics.neighbours import DensityCoverage, LinearProbe, Memorization, nearest, read_features
 
 
 def both(metric, fake, real, **classes):
@@ -60,6 +61,19 @@ def test_copies_count_as_memorized_and_held_out_images_do_not():
     fake = torch.cat([real[:30], torch.rand(70, 3) + 5])
     assert both(Memorization(images, Means(), share=0.05), fake, real) == {"memorized": 0.3}
     assert both(Memorization(images, Means(), share=0.05), held_out, real)["memorized"] == pytest.approx(0.05)
+
+
+def test_held_out_images_that_can_not_be_read():
+    class Unreadable(TensorImages):
+        def read(self, places, device):
+            return (block._replace(images=block.images[:0]) for block in super().read(places, device))
+
+    images = Unreadable(torch.rand(4, 3, 2, 2))
+    with pytest.raises(InputError, match="images: none of 4 images can be read"):
+        read_features(images, Means(), torch.device("cpu"))
+    metric = Memorization(images, Means())
+    assert both(metric, torch.rand(9, 3), torch.rand(9, 3)) == {}  # and the other scores are kept
+    assert metric.notes == ["Without memorized, which needs held-out images; images: none of 4 images can be read."]
 
 
 def test_a_linear_probe_sees_the_class_that_was_asked_for():
