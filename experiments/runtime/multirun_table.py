@@ -47,7 +47,7 @@ class MultirunTable(Callback):
         failed = [
             job.name
             for job, record in records.items()
-            if record["number"] < trials and (record["error"] is not None or not is_done(job))
+            if record.get("number", 0) < trials and (record.get("error") is not None or not is_done(job))
         ]
         if failed:
             names = ", ".join(failed)
