@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from callbacks.generation_metrics import ImageMetrics
+from callbacks.guard import advice_on_divergence
 from enat.errors import InputError
 from enat.files import write_atomically
 
@@ -29,6 +30,10 @@ AUTO = "auto"
 OWN_NAME = re.compile(r"step_\d{7,}\.ckpt")  # of a file that may be removed; a copy of it has another name
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
 TRAINED = "training is finished and saved; the same command goes on with the scores."
+
+
+# What is measured on the held-out samples themselves, of which `trainer.limit_val_batches` may take a part.
+OF_BATCHES = [f"val/{name}" for name in ("loss", "accuracy", "psnr", "ssim", "codes_used", "perplexity")]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -61,7 +66,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.monitor = monitor
         self.best: float | None = None
-        self.best_of: list[Any] | None = None  # what is compared: its name and, of a score, how images are made
+        self.best_of: list[Any] | None = None  # what is compared: its name and how images are made, or which are seen
         self.saved_step = -1
         self.is_due = False  # a checkpoint, before the next batch
         self.is_best = False  # the state that is due
@@ -90,8 +95,9 @@ class Checkpoints(Checkpoint):
             raise InputError(f"callbacks.checkpoint.monitor={monitor}: nothing of that name is logged.")
         value = float(logged[monitor])
         scorers = [part for part in trainer.callbacks if isinstance(part, ImageMetrics)]  # type: ignore[attr-defined]
-        of_scores = monitor not in ("val/loss", "val/accuracy")
-        compared = [monitor, *(value for scorer in scorers if of_scores for value in scorer.identity())]
+        compared = [monitor, *(value for scorer in scorers for value in scorer.identity())]
+        if monitor in OF_BATCHES:
+            compared = [monitor, validated_batches(trainer)]
         if self.best_of is not None and self.best_of != compared[: len(self.best_of)]:
             self.best = None  # (checkpoints of older versions say less, or nothing)
         self.best_of = compared
@@ -149,11 +155,20 @@ class Checkpoints(Checkpoint):
         self.best_of = state_dict.get("best_of")
 
 
+def validated_batches(trainer: L.Trainer) -> str | int:
+    """Returns on how many held-out batches a validation is computed, on all devices together; `all` for all of them."""
+    (number,) = trainer.num_val_batches
+    return "all" if number == len(trainer.val_dataloaders) else int(number) * trainer.world_size  # type: ignore[arg-type]
+
+
 class RunFacts(L.Callback):
     """Adds to each checkpoint what it has to say of its run: the configuration, the processes, classes and samples.
 
     Args:
         settings: the whole configuration as plain values.
+
+    Raises:
+        InputError: in training, for weights that are not finite; they are not saved.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -161,6 +176,7 @@ class RunFacts(L.Callback):
         self.tokenizer_sha256: str | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        refuse_diverged(trainer, pl_module)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["settings"] = dict(self.settings)
         checkpoint["world_size"] = trainer.world_size
@@ -172,6 +188,16 @@ class RunFacts(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         count_batches(checkpoint, trainer.accumulate_grad_batches)
+
+
+def refuse_diverged(trainer: L.Trainer, module: Any) -> None:
+    """Raises InputError if weights of a network in training, or of its average, are not finite."""
+    for net in (module, module.averaged_net):
+        if not all(weight.isfinite().all() for weight in net.state_dict().values()):
+            raise InputError(
+                f"step {trainer.global_step}: training has diverged, for weights are NaN or infinite; they are not "
+                f"saved, and earlier checkpoints are kept. {advice_on_divergence(trainer)}"
+            )
 
 
 def count_batches(checkpoint: dict[str, Any], accumulated: int) -> None:
@@ -270,7 +296,7 @@ class LeaveOnSignal(L.Callback):
         path = checkpoints.save(trainer) if isinstance(checkpoints, Checkpoints) else None
         what = f"saved {path}; the same command goes on from there."
         if path is None:
-            what = "nothing is saved, for callbacks.checkpoint=null; the same command starts anew."
+            what = "nothing is saved, for callbacks.checkpoint=null; the same command starts where this one did."
         self._leave(trainer, number, what)
 
     def finish_training(self, trainer: L.Trainer) -> None:

@@ -33,6 +33,10 @@ class NonFiniteGuard(L.Callback):
         self.skipped = 0
         self.in_a_row = 0
         self.uncounted: tuple[int, Tensor] | None = None  # a step, and whether its gradient is not finite
+        self.advice = ""  # known when training starts
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.advice = advice_on_divergence(trainer)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -63,8 +67,7 @@ class NonFiniteGuard(L.Callback):
         if self.in_a_row > self.max_skipped:
             raise InputError(
                 f"step {step}: the gradient is not finite, for {counted(self.in_a_row, 'step')} in a row; expected "
-                "at most callbacks.guard.max_skipped of them. A lower module.optimizer.lr or trainer.precision="
-                "32-true may help."
+                f"at most callbacks.guard.max_skipped of them. {self.advice}"
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -76,6 +79,12 @@ class NonFiniteGuard(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
+
+
+def advice_on_divergence(trainer: L.Trainer) -> str:
+    """Returns a sentence on what may keep a training from diverging."""
+    precision = "" if trainer.precision == "32-true" else " or trainer.precision=32-true"
+    return f"A lower module.optimizer.lr{precision} may help."
 
 
 def skip_fused_step(optimizer: Optimizer, is_skipped: Tensor) -> None:

@@ -180,10 +180,15 @@ def without_masks(net: ENAT, token_ids: Tensor) -> Tensor:
         InputError: if some are still masked, since the network has computed NaN there.
     """
     if (token_ids == net.mask_token_id).any():
-        raise InputError(
-            "the network computes NaN or infinite values; expected fabric.precision=32-true or bf16-true, whose range "
-            "is larger than that of 16-true."
-        )
+        device = net.head_bias.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        expected = "an earlier checkpoint, or a training with a lower module.optimizer.lr"
+        if torch.float16 in (net.head_bias.dtype, autocast):
+            expected = (
+                "fabric.precision=32-true or bf16-true (in training, trainer.precision=32-true or bf16-mixed), whose "
+                "range is larger than that of float16"
+            )
+        raise InputError(f"the network computes NaN or infinite values; expected {expected}.")
     return token_ids
 
 

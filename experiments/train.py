@@ -31,7 +31,14 @@ from experiments.reporting.scores import notes_on, print_scores
 from experiments.runtime.provenance import hardware, sampler_settings
 from experiments.runtime.resuming import Changeable, announce, finished_results, refuse_other_start, resume_point
 from experiments.runtime.scoring import score
-from experiments.runtime.training import build_trainer, finish_logs, record_settings, trained, with_own_callbacks
+from experiments.runtime.training import (
+    build_trainer,
+    finish_logs,
+    record_settings,
+    refuse_other_places,
+    trained,
+    with_own_callbacks,
+)
 
 
 def score_all(
@@ -221,6 +228,7 @@ def train(
         The scores of the averaged network and of what it is compared with, the checkpoint and the pictures.
     """
     folder = Path(output)
+    refuse_other_places(settings, folder)
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     check_references(evaluation, callbacks, tokenizer, module.net, data)
     start, started_from = find_start(module, data, tokenizer, settings, folder, weights, resume, changed_on_resume)

@@ -22,7 +22,14 @@ from experiments.reporting.scores import print_scores
 from experiments.runtime.provenance import hardware
 from experiments.runtime.resuming import Changeable, announce, finished_results, resume_point
 from experiments.runtime.scoring import score
-from experiments.runtime.training import build_trainer, finish_logs, record_settings, trained, with_own_callbacks
+from experiments.runtime.training import (
+    build_trainer,
+    finish_logs,
+    record_settings,
+    refuse_other_places,
+    trained,
+    with_own_callbacks,
+)
 
 BLOCK = 50  # images that are reconstructed at a time
 
@@ -70,6 +77,7 @@ def train_tokenizer(
         PSNR, SSIM, the share of the codebook in use, its perplexity, the scores, the checkpoint and the pictures.
     """
     folder = Path(output)
+    refuse_other_places(settings, folder)
     held_out = data.held_out_images  # first, for a folder that does not serve
     if evaluation is not None:
         evaluation.check_count(held_out.num_images, f"data.held_out={data.held_out}, data.at_most={data.at_most}")

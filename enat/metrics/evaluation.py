@@ -229,8 +229,17 @@ class Evaluation:
             record = accumulate(self.metrics, images, True, *shared)
             if record.num_images < 2:
                 raise InputError(f"images: {record.num_images} readable ones to compare with; expected at least 2.")
+            self._leave_out_without_classes(record)
         self.reference_record = record
         return record
+
+    def _leave_out_without_classes(self, record: Record) -> None:
+        """Removes the scores that compare with real images by their classes if these images have none."""
+        for collection in self.metrics.values():
+            for name, score in scores_in(collection).items():
+                if score.wants_real and not score.sees(record.has_class_ids):
+                    self.left_out.add(name)
+                    del collection[name]
 
     def _reference_size(self) -> Sequence[int] | None:
         """Returns height and width of the images to compare with, once they are seen; None if that is not known."""
@@ -251,7 +260,10 @@ class Evaluation:
             chosen = scores_in(collection)
             for name in self.names:  # in the order that the user has chosen
                 if name in chosen and chosen[name].sees(record.has_class_ids):
-                    scores[protocol] |= chosen[name].numbers(name)
+                    numbers = chosen[name].numbers(name)
+                    if numbers.keys() & scores[protocol].keys():  # two scores may be of one class
+                        numbers = {f"{name}_{key}": value for key, value in numbers.items()}
+                    scores[protocol] |= numbers
                     notes += getattr(chosen[name].metric, "notes", [])
             if isinstance(self.reference, Reference):
                 scores[protocol] |= self.reference.own_scores(protocol, chosen, self.features)

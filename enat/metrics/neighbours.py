@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.features.network import FeatureNetwork
 from enat.images import Images, blocks_of
 from enat.metrics.scores import KeptFeatures
@@ -37,7 +37,11 @@ def nearest(features: Tensor, others: Tensor, rank: int = 1, rows: int = 1000) -
 
 @torch.no_grad()
 def read_features(images: Images, network: FeatureNetwork, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Reads images (n, 3, H, W) and computes their pool features (n, D) by a network's first protocol, on the CPU."""
+    """Reads images (n, 3, H, W) and computes their pool features (n, D) by a network's first protocol, on the CPU.
+
+    Raises:
+        InputError: if none of the images can be read.
+    """
     net: Any = network
     net.to(device)
     protocol = next(iter(network.protocols))
@@ -48,6 +52,8 @@ def read_features(images: Images, network: FeatureNetwork, device: torch.device)
             continue
         pixels.append(block.images.cpu())
         features.append(network(block.images)[protocol]["pool"].float().cpu())
+    if not features:
+        raise InputError(f"images: none of {counted(images.num_images, 'image')} can be read.")
     return torch.cat(pixels), torch.cat(features)
 
 
@@ -145,9 +151,13 @@ class Memorization(KeptFeatures):
         self.features: Any = [features]  # in a list, past torchmetrics, which would copy and save the network
 
     def compute(self) -> dict[str, float]:
-        """Returns `memorized`, in [0, 1]."""
+        """Returns `memorized`, in [0, 1]; nothing if no held-out image can be read."""
         fake, real = super().compute()
-        _, held_out = read_features(self.held_out, self.features[0], torch.device("cpu"))
+        try:
+            _, held_out = read_features(self.held_out, self.features[0], torch.device("cpu"))
+        except InputError as error:
+            self.notes = [f"Without memorized, which needs held-out images; {error}"]
+            return {}
         share, self.notes = memorized_share(nearest(fake, real)[0], nearest(held_out, real)[0], self.share)
         return {"memorized": share}
 

@@ -45,7 +45,9 @@ def notes_on(result: Result, num_features: int) -> list[str]:
                 f"The reference has {counted(facts['num_images'], 'image')}, no more than {num_features} features."
             )
     if result.left_out:
-        notes.append(f"Without {', '.join(result.left_out)}: the reference has no images or single features for that.")
+        notes.append(
+            f"Without {', '.join(result.left_out)}: the reference has no images, classes or single features for that."
+        )
     return list(dict.fromkeys([*notes, *result.notes]))
 
 

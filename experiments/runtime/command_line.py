@@ -167,6 +167,8 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None
     if isinstance(error, ValueError) and _is_of_logging(error):
         reason = f" ({error.__cause__})" if error.__cause__ else ""
         return f"hydra.job_logging or hydra.hydra_logging: {error}{reason}.", 2
+    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":  # of optuna
+        return "all jobs of the search failed; the job.json of each says why.", 1
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}.", 1
     if isinstance(error, KeyboardInterrupt):

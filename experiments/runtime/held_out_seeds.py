@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enat.files import read_record
-from experiments.runtime.multirun import JOB, RECORDED, objectives, read_job_record
+from experiments.runtime.multirun import JOB, RECORDED, JobError, objectives, read_job_record
 from experiments.stages import run_command
 
 AT_MOST = 5  # settings that are scored again
@@ -19,6 +19,7 @@ def value_of(results: dict[str, Any], name: str) -> float:
 
     Raises:
         InputError: if there is no such number.
+        JobError: for NaN.
     """
     value = objectives([name], results)
     assert isinstance(value, float)
@@ -38,16 +39,19 @@ def best_jobs(folder: Path, objective: Sequence[str], directions: Sequence[str])
     values = {}
     for job in done:
         results = read_record(job / "results.json")
-        values[job] = [sign * value_of(results, name) for sign, name in zip(signs, objective, strict=True)]
+        try:
+            values[job] = [sign * value_of(results, name) for sign, name in zip(signs, objective, strict=True)]
+        except JobError:  # NaN
+            continue
 
     def is_beaten(job: Path) -> bool:
         return any(
             all(one <= other for one, other in zip(values[rival], values[job], strict=True))
             and values[rival] != values[job]
-            for rival in done
+            for rival in values
         )
 
-    return sorted((job for job in done if not is_beaten(job)), key=lambda job: values[job])[:AT_MOST]
+    return sorted((job for job in values if not is_beaten(job)), key=lambda job: values[job])[:AT_MOST]
 
 
 def score_again(

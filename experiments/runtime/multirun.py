@@ -1,6 +1,7 @@
 """Jobs of a multirun: each keeps its overrides and how it ended, so that the same sweep again runs what is missing."""
 
 import json
+import math
 import multiprocessing
 import re
 import sys
@@ -141,7 +142,7 @@ def _failure(output: Path, sentence: str) -> JobError:
     """Prints why a job failed, and returns the error to raise."""
     if is_first():
         print(printable(f"{output}: failed: {sentence}"), file=sys.stderr)
-    return JobError(f"{output}: {sentence} The other jobs went on; the same command runs what is missing.")
+    return JobError(f"{output}: {sentence} The same command runs what is missing.")
 
 
 def _print_on_first(text: str) -> None:
@@ -254,6 +255,7 @@ def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tupl
 
     Raises:
         InputError: if there is no such number.
+        JobError: for NaN, for which optuna would end a search.
     """
     values = []
     for name in names or []:
@@ -262,5 +264,7 @@ def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tupl
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, int | float):
             raise InputError(f"objective={name}: the results have no such number.")
+        if math.isnan(value):
+            raise JobError(f"objective={name}: the result is NaN, so the sweeper can't use it.")
         values.append(float(value))
     return values[0] if len(values) == 1 else tuple(values) or None

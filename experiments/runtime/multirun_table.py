@@ -1,6 +1,8 @@
 """Ends a multirun with the table of its jobs."""
 
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from enat.errors import printable
-from experiments.runtime.multirun import JOB
+from experiments.runtime.multirun import JOB, is_done, read_job_record
 
 
 class MultirunTable(Callback):
@@ -33,6 +35,26 @@ class MultirunTable(Callback):
             print(f"For plots, curves and intervals: {command}")
         if config.get("held_out_seeds"):
             self.score_again(config, folder)
+        self.tell_failures(config, jobs)
+
+    def tell_failures(self, config: DictConfig, jobs: Sequence[Path]) -> None:
+        """Ends a search with status 1 if jobs of it have failed: optuna, unlike Hydra, raises no error of a job.
+
+        Raises:
+            SystemExit: naming the folders. Hydra turns other errors here into warnings.
+        """
+        trials = config.hydra.sweeper.get("n_trials", 0)  # an earlier command may have had more of them
+        records = {job: read_job_record(job / JOB) for job in sorted(jobs)}
+        failed = [
+            job.name
+            for job, record in records.items()
+            if record.get("number", 0) < trials and (record.get("error") is not None or not is_done(job))
+        ]
+        if failed:
+            names = ", ".join(failed)
+            what = f"these jobs failed: {names}; their job.json says why, and the same command runs them again."
+            print(f"Error: {config.hydra.sweep.dir}: {what}", file=sys.stderr)
+            raise SystemExit(1)
 
     def score_again(self, config: DictConfig, folder: Path) -> None:
         """Scores the best settings of a search with seeds that it has not seen, and prints what comes out."""

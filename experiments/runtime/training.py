@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -15,7 +16,7 @@ from callbacks.changed_options import ChangedOptions
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, LeaveOnSignal, RunFacts
 from callbacks.generation_metrics import ImageMetrics
 from enat.errors import InputError
-from enat.files import write_atomically
+from enat.files import part_of, write_atomically
 from enat.training.module import AveragedModule
 from experiments.runtime.launch import (
     cluster_plugins,
@@ -69,11 +70,45 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     if options.get("barebones") or options.get("enable_checkpointing") is False:
         raise InputError(
             "trainer: barebones=true and enable_checkpointing=false are not possible; expected "
-            "callbacks.checkpoint=null to save nothing."
+            "callbacks.checkpoint=null to save nothing before the end."
         )
     for name in ("callbacks", "logger", "plugins"):
         if name in options:
             raise InputError(f"trainer.{name}: training replaces it; callbacks and loggers are groups of their own.")
+
+
+def refuse_other_places(settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuses checkpoints and curves elsewhere than where the same command, reports and other tasks look for them.
+
+    Args:
+        settings: the whole configuration.
+        folder: of the run.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, options in settings["callbacks"].items():
+        place = part_of(options, "folder")
+        is_checkpoint = str(part_of(options, "_target_")).endswith(".Checkpoints")
+        if is_checkpoint and Path(place).resolve() != (folder / "checkpoints").resolve():
+            raise InputError(
+                f"callbacks.{name}.folder={place}: checkpoints are looked for in {folder / 'checkpoints'}; expected "
+                "output=DIR for a run in another place, or a link to another folder there."
+            )
+    for name, options in settings["logger"].items():
+        if not str(part_of(options, "_target_")).endswith(".CSVLogger"):
+            continue
+        if part_of(options, "version") is not None:
+            raise InputError(
+                f"logger.{name}.version={options['version']}: the curves of this version would be deleted when the "
+                "run goes on; expected no version, so that each start has the next one."
+            )
+        place = Path(options["save_dir"]) / str(part_of(options, "name"))
+        if place.resolve() != (folder / "metrics").resolve():
+            raise InputError(
+                f"logger.{name}: its files would be in {place}, and reports look for them in {folder / 'metrics'}; "
+                f"expected no other logger.{name}.name or save_dir."
+            )
 
 
 def build_trainer(
@@ -98,7 +133,9 @@ def build_trainer(
         )
     try:
         plugins: list[Any] = [AtomicCheckpointIO(), *cluster_plugins()]
-        built = trainer(callbacks=chosen, logger=loggers or False, plugins=plugins, **devices_of_launcher(trainer))
+        options = {"plugins": plugins, "logger": loggers or False, **devices_of_launcher(trainer)}
+        saves = any(isinstance(callback, Checkpoint) for callback in chosen)  # or Lightning would, in a way of its own
+        built = trainer(callbacks=chosen, enable_checkpointing=saves, **options)
     except (ValueError, TypeError) as error:
         raise InputError(f"trainer: {error}.") from error
     if isinstance(built.strategy, DDPStrategy) and not sets_find_unused_parameters(built.strategy):

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from enat.errors import InputError
-from enat.generation import GeneratedImages, classes_in_proportion, find_class_ids, sample_classes, sample_images
+from enat.generation import (
+    GeneratedImages,
+    classes_in_proportion,
+    find_class_ids,
+    sample_classes,
+    sample_images,
+    without_masks,
+)
 from enat.sampler import Sampler
 from enat.schedules import constant, cosine, rising
 from enat.tokenizers.pixels import PixelTokenizer
@@ -77,10 +84,17 @@ def test_nan_is_no_token(small_net):
     images = GeneratedImages(small_net, sampler, tokenizer, 20, 0, 10, 10)
     with torch.no_grad():
         small_net.head_bias[3] = torch.nan
-    with pytest.raises(InputError, match=r"the network computes NaN or infinite values; expected fabric\.precision="):
+    with pytest.raises(InputError, match="the network computes NaN or infinite values; expected an earlier"):
         sample_images(small_net, sampler, tokenizer, [(0, 0)], 0)
     with pytest.raises(InputError, match="the network computes NaN"):
         next(iter(images.read([range(10)], torch.device("cpu"))))
+    masked = torch.full((1, 9), small_net.mask_token_id)
+    with pytest.raises(
+        InputError, match=r"expected fabric\.precision=32-true or bf16-true \(in training, trainer\.prec"
+    ):
+        without_masks(small_net.half(), masked)
+    with pytest.raises(InputError, match=r"expected fabric\.precision=32"), torch.autocast("cpu", torch.float16):
+        without_masks(small_net.float(), masked)
 
 
 def test_steps_are_those_of_the_first_image_of_each_class(small_net):

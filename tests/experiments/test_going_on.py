@@ -62,9 +62,26 @@ def test_the_best_checkpoint_is_the_best_of_what_is_watched_now(command, tmp_pat
     assert state["best_of"][:2] == ["val/fid", 60 if "callbacks.generation_metrics.num_images=60" in change else 40]
 
 
+@pytest.mark.parametrize(("limit", "steps"), [("1", [4]), ("1.0", [6, 8])])
+def test_the_best_loss_is_that_of_the_same_samples(command, tmp_path, limit, steps):
+    """A loss of one batch may be lower than any of all batches."""
+    run = [*DEBUG, *NO_SCORES, f"output={tmp_path}"]
+    command(*run)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["callbacks"]["Checkpoints"]["best"] = 0.0
+    for other in path.parent.glob("*.ckpt"):
+        torch.save(content, other)
+    command(*run, f"trainer.limit_val_batches={limit}", "trainer.max_steps=8")
+    best = read_file(tmp_path / "checkpoints" / "best.ckpt")
+    assert best["global_step"] in steps
+    assert read_file(path)["callbacks"]["Checkpoints"]["best_of"] == ["val/loss", 1 if limit == "1" else "all"]
+
+
 def test_a_run_without_the_checkpoint_callback_says_what_it_is(command, tmp_path):
     run = [*DEBUG, *NO_SCORES, "callbacks.checkpoint=null", f"output={tmp_path}"]
     command(*run)
+    assert list(tmp_path.rglob("*.ckpt")) == [tmp_path / "checkpoints" / "last.ckpt"]
     assert command("task=sample", f"weights={tmp_path}", "classes=1", "images_per_class=1").status == 0
     outcome = command(*run, "trainer.max_steps=6")
     assert "Going on from" in outcome.out
@@ -141,6 +158,15 @@ def test_an_empty_configuration(command, tmp_path):
             "+trainer.logger=false",
             "trainer.logger: training replaces it; callbacks and loggers are",
         ),
+        (
+            "callbacks.checkpoint.folder=elsewhere",
+            "callbacks.checkpoint.folder=elsewhere: checkpoints are looked for in",
+        ),
+        (
+            "+logger.csv.version=0",
+            "logger.csv.version=0: the curves of this version would be deleted when the run goes",
+        ),
+        ("logger.csv.name=curves", "logger.csv: its files would be in "),
         ("callbacks.sample_grid.class_ids=[1]", "callbacks.sample_grid=null leaves it out with all of its options"),
     ],
 )
@@ -159,6 +185,23 @@ def test_a_folder_whose_name_looks_like_a_number():
         "data.shards='17'",
         "weights=a,b",
     ]
+
+
+@pytest.mark.parametrize("checkpoint", [[], ["callbacks.checkpoint=null"]])
+def test_a_training_that_has_diverged_is_no_success(command, tmp_path, checkpoint):
+    run = [*DEBUG, *NO_SCORES, *checkpoint, "callbacks.guard=null", f"output={tmp_path}"]
+    outcome = command(*run, "module.optimizer.lr=1e18", "trainer.max_steps=30", "trainer.val_check_interval=30")
+    assert outcome.status == 1
+    assert "step 30: training has diverged, for weights are NaN or infinite; they are not saved" in outcome.err
+    assert "A lower module.optimizer.lr may help." in outcome.err  # the precision is 32-true already
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_scores_of_a_training_that_has_diverged(command, tmp_path):
+    outcome = command(*DEBUG, "module.optimizer.lr=1e30", f"output={tmp_path}")
+    assert outcome.status == 1
+    assert "expected an earlier checkpoint, or a training with a lower module.optimizer.lr." in outcome.err
 
 
 @pytest.mark.parametrize("part", ["weights", "EMA weights"])

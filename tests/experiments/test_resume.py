@@ -71,8 +71,8 @@ def test_another_number_of_accumulated_batches_changes_no_step(command, tmp_path
         ("~trainer.use_distributed_sampler", "trainer.use_distributed_sampler: it is missing, and Lightning's default"),
         ("trainer.use_distributed_sampler=true", "the data divide themselves already; expected false."),
         ("+trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2: the data have no epochs, so that"),
-        ("+trainer.barebones=true", "are not possible; expected callbacks.checkpoint=null to save nothing."),
-        ("+trainer.enable_checkpointing=false", "expected callbacks.checkpoint=null to save nothing."),
+        ("+trainer.barebones=true", "are not possible; expected callbacks.checkpoint=null to save nothing before"),
+        ("+trainer.enable_checkpointing=false", "expected callbacks.checkpoint=null to save nothing before"),
         ("+trainer.overfit_batches=5", "trainer.overfit_batches=5: the data have no epochs; expected"),
     ],
 )

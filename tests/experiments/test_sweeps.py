@@ -1,6 +1,7 @@
 """Studies run in one command: what is missing, and nothing else; a failure stops no other job, and is not hidden."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from experiments.runtime import held_out_seeds
 from experiments.runtime.held_out_seeds import best_jobs
-from experiments.runtime.multirun import fixed_options, objectives
+from experiments.runtime.multirun import JobError, fixed_options, objectives
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["experiment=debug", "trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.sample_grid=null"]
@@ -40,7 +41,9 @@ def test_a_study_is_run_once_and_a_failure_is_told(sweep, tmp_path):
     ]
     first = sweep(*options)
     assert first.status == 1
-    assert "module.net: width=32: expected a multiple of num_heads=5. The other jobs went on" in first.err
+    assert (
+        "module.net: width=32: expected a multiple of num_heads=5. The same command runs what is missing." in first.err
+    )
     assert "Traceback" not in first.err
     jobs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/job.json")}
     assert len(jobs) == 4
@@ -195,11 +198,13 @@ def test_objectives():
     assert objectives(["fid"], results) == 2.0
     assert objectives(["fid", "cost.gflop_per_image"], results) == (2.0, 3.0)
     assert objectives(None, results) is None
+    with pytest.raises(JobError, match="objective=fid: the result is NaN"):  # this job fails, and the search goes on
+        objectives(["fid"], {"fid": math.nan})
 
 
 def test_the_best_of_a_search(tmp_path):
     """Those than which no other is better in all objectives, the one of the lowest FID first."""
-    values = {"a": (3.0, 1.0), "b": (1.0, 3.0), "c": (2.0, 2.0), "d": (2.5, 2.5), "e": (1.0, 3.0)}
+    values = {"a": (3.0, 1.0), "b": (1.0, 3.0), "c": (2.0, 2.0), "d": (2.5, 2.5), "e": (1.0, 3.0), "f": (math.nan, 0.5)}
     for name, (fid, gflop) in values.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.json").write_text("{}")
@@ -255,6 +260,35 @@ def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_pat
     again = separate_command(*search, f"hydra.sweep.dir={tmp_path}/search")  # finds all of it there
     assert f"which are the ones to quote: {folder}" in again.out
     assert (folder / "results.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_does_not_end_a_search(command, separate_command, tmp_path):
+    """The command ends with status 1 and names the job, and so does the same command again, which goes on."""
+    command(*SMALL, *NO_SCORES, f"output={tmp_path}/run")
+    search = ["+sweep=tune", f"weights={tmp_path}/run/checkpoints/last.ckpt", "metrics.evaluation.num_images=40"]
+    search += ["hydra.sweeper.n_trials=3", "held_out_seeds=null", f"hydra.sweep.dir={tmp_path}/search"]
+    search += ["sampler.guidance_scale=interval(-4,4)"]  # below zero, a job fails
+    for _ in range(2):
+        outcome = separate_command("-m", "experiment=debug", *search)
+        assert outcome.status == 1
+        jobs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("search/*/job.json")}
+        assert sorted(jobs) == ["0", "1", "2"]
+        failed = [name for name in sorted(jobs) if jobs[name]["error"]]
+        assert 0 < len(failed) < 3
+        assert f"Error: {tmp_path}/search: these jobs failed: {', '.join(failed)}; their job.json" in outcome.err
+        assert "Traceback" not in outcome.err
+    assert outcome.out.count("done already") == 3 - len(failed)
+
+
+@pytest.mark.slow
+def test_a_search_whose_jobs_all_fail_says_so(separate_command, tmp_path):
+    search = ["-m", "experiment=debug", "+sweep=tune", "weights=none.ckpt", f"hydra.sweep.dir={tmp_path}"]
+    outcome = separate_command(*search, "hydra.sweeper.n_trials=2")
+    assert outcome.status == 1
+    assert len(list(tmp_path.glob("*/job.json"))) == 2
+    assert "Error: all jobs of the search failed; the job.json of each says why." in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.slow

@@ -44,6 +44,15 @@ def test_it_learns_and_says_how_well(command, photos, tmp_path):
     assert again.results["psnr"] == results["psnr"]
 
 
+def test_a_training_that_has_diverged_is_no_success(command, photos, tmp_path):
+    diverging = ["callbacks.guard=null", "module.optimizer.lr=1e30", "metrics.evaluation=null"]
+    outcome = command(*TINY, *diverging, f"data.images={photos}", f"output={tmp_path}")
+    assert outcome.status == 1
+    assert "training has diverged, for weights are NaN or infinite; they are not saved" in outcome.err
+    for path in tmp_path.glob("checkpoints/*.ckpt"):
+        assert all(weight.isfinite().all() for weight in read_file(path)["state_dict"].values())
+
+
 def test_a_killed_run_goes_on_with_the_same_bits(command, killed, same_training, photos, tmp_path):
     """With a codebook that restarts entries at random, and a discriminator."""
     run = [*TINY, *VQ, *DISCRIMINATOR, f"data.images={photos}", "tokenizer.quantizer.restart_below=50"]

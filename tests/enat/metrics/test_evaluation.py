@@ -221,6 +221,39 @@ def test_nan_and_too_few_images():
         evaluation(real, batch_size=10)
 
 
+def test_two_scores_of_one_class_keep_their_values():
+    """The second would replace the first, whose names it has; it is named by its key in the YAML."""
+    real, fake = TensorImages(noise(100, 1, 3, 3)), TensorImages(noise(60, 1, 3, 3, seed=1))
+    small = {"kid_of_five": OnView("pool", KernelDistance(subset_size=5))}
+    scores = evaluation(real, small).score(fake, CPU, Processes()).scores["pixels"]
+    alone = evaluation(real).score(fake, CPU, Processes()).scores["pixels"]
+    assert {name: value for name, value in scores.items() if not name.startswith("kid_of_five")} == alone
+    assert scores.keys() - alone.keys() == {"kid_of_five_kid", "kid_of_five_kid_std"}
+    assert scores["kid_of_five_kid"] != scores["kid"]
+
+
+def test_a_reference_without_classes_leaves_out_the_probe():
+    real = TensorImages(noise(100, 1, 3, 3))
+    fake = TensorImages(noise(60, 1, 3, 3, seed=1), torch.arange(60) % 3)
+    probed = evaluation(real, {"linear_probe": OnView("pool", LinearProbe())})
+    result = probed.score(fake, CPU, Processes())
+    assert result.left_out == ["linear_probe"]
+    assert result.scores == evaluation(real).score(fake, CPU, Processes()).scores
+    assert "Without linear_probe: the reference has no images, classes or single features for that." in notes_on(
+        result, 4
+    )
+    assert (
+        "probe_accuracy"
+        in (
+            evaluation(
+                TensorImages(real.images, torch.arange(100) % 3), {"linear_probe": OnView("pool", LinearProbe())}
+            )
+            .score(fake, CPU, Processes())
+            .scores["pixels"]
+        )
+    )
+
+
 def test_classes_as_often_as_in_the_reference():
     """Another mixture is another work, so that an evaluation does not go on with it."""
     real = TensorImages(noise(100, 1, 3, 3))

@@ -6,7 +6,7 @@ import torch
 
 from data.references import TensorImages
 from enat.errors import InputError
-from enat.metrics.neighbours import DensityCoverage, LinearProbe, Memorization, nearest
+from enat.metrics.neighbours import DensityCoverage, LinearProbe, Memorization, nearest, read_features
 
 
 def both(metric, fake, real, **classes):
@@ -82,6 +82,19 @@ def test_held_out_copies_do_not_hide_those_of_the_samples():
 def test_memorization_without_held_out_images():
     with pytest.raises(InputError, match=r"needs held-out images; expected metrics=lite0 metrics\.images=DIR"):
         Memorization(None, Means())
+
+
+def test_held_out_images_that_can_not_be_read():
+    class Unreadable(TensorImages):
+        def read(self, places, device):
+            return (block._replace(images=block.images[:0]) for block in super().read(places, device))
+
+    images = Unreadable(torch.rand(4, 3, 2, 2))
+    with pytest.raises(InputError, match="images: none of 4 images can be read"):
+        read_features(images, Means(), torch.device("cpu"))
+    metric = Memorization(images, Means())
+    assert both(metric, torch.rand(9, 3), torch.rand(9, 3)) == {}  # and the other scores are kept
+    assert metric.notes == ["Without memorized, which needs held-out images; images: none of 4 images can be read."]
 
 
 def test_a_linear_probe_sees_the_class_that_was_asked_for():
