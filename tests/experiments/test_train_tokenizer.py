@@ -72,13 +72,16 @@ def test_a_decoder_alone(quantizer, command, photos, tmp_path):
     command(*run, f"output={tmp_path}/a")
     first = tmp_path / "a/checkpoints/last.ckpt"
     decoder = [*run, "module.decoder_only=true", f"output={tmp_path}/b"]
-    trained = command(*decoder, f"tokenizer.weights={first}", "module.optimizer.weight_decay=0.1")
+    decoder_of = [*decoder, f"tokenizer.weights={first}", "module.optimizer.weight_decay=0.1"]
+    trained = command(*decoder_of)
     assert trained.status == 0, trained.err
     before, after = tokenizer_of(first), tokenizer_of(trained.results["checkpoint"])
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, after.state_dict()[name]) == (not name.startswith("decoder."))
     (group,) = read_file(trained.results["checkpoint"])["optimizer_states"][0]["param_groups"]
     assert len(group["params"]) == len(list(after.decoder.parameters()))  # several processes wait for no others
+    longer = command(*decoder_of, f"trainer.max_steps={trained.results['steps'] + 1}")
+    assert "Going on from" in longer.out, longer.err
     refused = command(*decoder, f"output={tmp_path}/c")
     assert "module.decoder_only=true: expected tokenizer.weights=FILE, whose decoder is trained." in refused.err
 
