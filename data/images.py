@@ -14,10 +14,9 @@ from annotated_types import Ge
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
-from data.labels import read_labels
-from enat.errors import InputError, without_controls
+from data.labels import number_classes, read_labels
+from enat.errors import InputError
 from enat.files import is_open
-from enat.generation import UNCONDITIONAL
 from enat.images import center_crop, refuse_deep, upright
 
 Image.init()
@@ -27,7 +26,6 @@ SUFFIXES -= {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".wmf", ".emf", "
 # Files of these formats alone are opened, whatever their names are: another plugin of Pillow may start a program.
 FORMATS = sorted({kind for suffix, kind in Image.registered_extensions().items() if suffix in SUFFIXES})
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
-MAX_CLASSES = 100_000  # a larger number is a name, such as a date, and no class id
 
 
 def find_images(folder: Path) -> tuple[list[Path], list[str]]:
@@ -110,7 +108,7 @@ class ImageList:
         if labels is not None:
             ignored += _left_out(folder, labels, {folder / name for name, _ in listed})
         files, names = zip(*listed, strict=True)
-        class_names, class_ids = _number_classes(set(names), classes)
+        class_names, class_ids = number_classes(set(names), classes)
         return cls(folder, list(files), np.array([class_ids[name] for name in names]), class_names, ignored)
 
     def look(self, at_most: int = 200) -> Overview:
@@ -133,45 +131,6 @@ def _left_out(folder: Path, labels: Path, listed: set[Path]) -> list[str]:
     resolved = {path.resolve() for path in listed}
     others = [path for path in find_images(folder)[0] if path.resolve() not in resolved]
     return [f"{folder}: images that {labels} does not list: {len(others)}, such as {others[0].name}"] if others else []
-
-
-def _number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
-    """Returns the class names in the order of their ids, and the id of each name, see `ImageList.find`."""
-    if classes is not None:
-        ordered = _read_classes(classes)
-        if unknown := sorted(names - set(ordered)):
-            raise InputError(f"classes={classes}: the class {unknown[0]} is not in it.")
-    elif all(name.isascii() and name.isdigit() for name in names):
-        ids = {name: int(name) for name in names}  # "007" is 7
-        if len(set(ids.values())) == len(ids) and max(ids.values()) < MAX_CLASSES:
-            return [str(class_id) for class_id in range(max(ids.values()) + 1)], ids
-        ordered = sorted(names)
-    else:
-        ordered = sorted(names)
-    for name in ordered:
-        _check_class_name(name)
-    return ordered, {name: class_id for class_id, name in enumerate(ordered)}
-
-
-def _check_class_name(name: str) -> None:
-    """Refuses a name that could not be printed or asked for, whether the class has images or not."""
-    try:
-        without_controls(name)
-    except ValueError as error:
-        raise InputError(f"a class is named {name!r}; expected a name without control characters.") from error
-    if name == UNCONDITIONAL:
-        raise InputError(f"a class is named {name}, which stands for images of no class; expected another name.")
-
-
-def _read_classes(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"classes={path}: expected a text file with a class name on each line.") from error
-    names = [line for line in lines if line]
-    if len(set(names)) < len(names):
-        raise InputError(f"classes={path}: a class is named twice.")
-    return names
 
 
 def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str]]:

@@ -1,11 +1,14 @@
-"""Reads a CSV file that names the class of each image of a folder."""
+"""Reads which class each image of a folder has, and numbers the classes."""
 
 import csv
 from collections import Counter
 from pathlib import Path
 
-from enat.errors import InputError
+from enat.errors import InputError, without_controls
 from enat.files import exists
+from enat.generation import UNCONDITIONAL
+
+MAX_CLASSES = 100_000  # a larger number is a name, such as a date, and no class id
 
 
 def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
@@ -43,3 +46,42 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
     if twice:
         raise InputError(f"labels={labels}: {twice[0]} is listed twice; expected one class for each file.")
     return files_and_classes
+
+
+def number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
+    """Returns the class names in the order of their ids, and the id of each name, see `data.images.ImageList.find`."""
+    if classes is not None:
+        ordered = _read_classes(classes)
+        if unknown := sorted(names - set(ordered)):
+            raise InputError(f"classes={classes}: the class {unknown[0]} is not in it.")
+    elif all(name.isascii() and name.isdigit() for name in names):
+        ids = {name: int(name) for name in names}  # "007" is 7
+        if len(set(ids.values())) == len(ids) and max(ids.values()) < MAX_CLASSES:
+            return [str(class_id) for class_id in range(max(ids.values()) + 1)], ids
+        ordered = sorted(names)
+    else:
+        ordered = sorted(names)
+    for name in ordered:
+        _check_class_name(name)
+    return ordered, {name: class_id for class_id, name in enumerate(ordered)}
+
+
+def _check_class_name(name: str) -> None:
+    """Refuses a name that could not be printed or asked for, whether the class has images or not."""
+    try:
+        without_controls(name)
+    except ValueError as error:
+        raise InputError(f"a class is named {name!r}; expected a name without control characters.") from error
+    if name == UNCONDITIONAL:
+        raise InputError(f"a class is named {name}, which stands for images of no class; expected another name.")
+
+
+def _read_classes(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"classes={path}: expected a text file with a class name on each line.") from error
+    names = [line for line in lines if line]
+    if len(set(names)) < len(names):
+        raise InputError(f"classes={path}: a class is named twice.")
+    return names

@@ -1,8 +1,7 @@
 """Composes a configuration from what the files that a command line names say of themselves.
 
 A checkpoint (`weights=FILE`) has the settings of its run: the network, the tokenizer, the sampler, the metrics. Shards
-(`data.shards=DIR`) have a manifest: the tokenizer and all sizes. Both become choices of groups, so that the command
-line overrides them like any other.
+(`data.shards=DIR`) have a manifest: the tokenizer and all sizes. The command line overrides both.
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.changed_options import ChangedOptions
-from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, LeaveOnSignal, RunFacts
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, LeaveOnSignal
 from callbacks.generation_metrics import ImageMetrics
+from callbacks.run_facts import RunFacts
 from enat.errors import InputError
 from enat.files import part_of, write_atomically
 from enat.training.module import AveragedModule
