@@ -30,7 +30,6 @@ OWN_NAME = re.compile(r"step_\d{7,}\.ckpt")  # of a file that may be removed; a 
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
 TRAINED = "training is finished and saved; the same command goes on with the scores."
 
-
 # What is measured on the held-out samples themselves, of which `trainer.limit_val_batches` may take a part.
 OF_BATCHES = [f"val/{name}" for name in ("loss", "accuracy", "psnr", "ssim", "codes_used", "perplexity")]
 

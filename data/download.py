@@ -24,12 +24,7 @@ TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20  # bytes
 MAX_DIGITS = 18  # of a number of bytes
 ZIP, PICKLE = b"PK", b"\x80"
-STARTS = {
-    ".npz": (ZIP,),
-    ".pth": (ZIP, PICKLE),
-    ".pt": (ZIP, PICKLE),
-    ".ckpt": (ZIP, PICKLE),
-}  # of files, by their names
+STARTS = {".npz": (ZIP,), ".pth": (ZIP, PICKLE), ".pt": (ZIP, PICKLE), ".ckpt": (ZIP, PICKLE)}  # by the ends of names
 BLANKS = b"\xef\xbb\xbf \t\r\n"  # which a page may begin with
 PARTIAL_CONTENT = 206
 RANGE_NOT_SATISFIABLE = 416
