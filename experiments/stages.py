@@ -13,7 +13,7 @@ from typing import Any
 
 from data.images import ImageList
 from enat.errors import InputError
-from enat.files import exists, read_record, sha256_of, write_atomically
+from enat.files import exists, read_record, write_atomically
 from experiments.runtime.job_data import sha256_at
 from experiments.runtime.ranks import processes
 
@@ -42,20 +42,29 @@ def is_of_user(path: str, output: Path) -> bool:
     return path != "" and exists(path) and not Path(path).resolve().is_relative_to(output.resolve())
 
 
-def inputs_of(command: Sequence[str], output: Path, earlier: Mapping[str, Path]) -> dict[str, str]:
-    """Returns hashes of what a stage reads: the results of the stages before it, and files and folders of the user.
-
-    Args:
-        command: the options of the stage.
-        output: the folder of all stages.
-        earlier: the files of the results of the stages before it, by name.
-    """
-    inputs = {name: sha256_of(file) for name, file in earlier.items()}
+def inputs_of(command: Sequence[str]) -> dict[str, str]:
+    """Returns hashes of the files and folders that the options of a stage name, by the options' names."""
+    inputs = {}
     for option in command:
         name, _, value = option.partition("=")
-        if is_of_user(value, output) and (sha256 := sha256_at(Path(value))) is not None:
+        if name != "output" and value and exists(value) and (sha256 := sha256_at(Path(value))) is not None:
             inputs[name] = sha256
     return inputs
+
+
+def refuse_folders(stage: str, words: Sequence[str], output: Path) -> None:
+    """Refuses options of a stage that would put its results where the stages after it do not look for them.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for option in words:
+        name = option.partition("=")[0]
+        if name in ("output", "resume"):
+            raise InputError(
+                f"more.{stage}: {name} is of all stages together; expected output=DIR beside the experiment, or move "
+                f"{output / stage} away to run this stage and those after it anew."
+            )
 
 
 def check_images(command: Sequence[str], output: Path) -> None:
@@ -66,8 +75,19 @@ def check_images(command: Sequence[str], output: Path) -> None:
         ImageList.find(Path(given["images"]), *(Path(given[name]) for name in ("labels", "classes") if name in given))
 
 
+def set_aside(folder: Path) -> None:
+    """Moves a stage's folder, which was made from what stages before it gave earlier, beside it; nothing is deleted."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}_before_{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    print(f"{folder} was made from earlier results, and is {aside} now.", flush=True)
+
+
 def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> dict[str, Any]:
-    """Runs a command for each stage. Finished stages are passed over, unless one before them runs; others go on.
+    """Runs a command for each stage. Finished stages are passed over, and others go on.
+
+    A stage begins anew, in an empty folder, if what it reads has changed, such as what a stage before it has made.
 
     Args:
         stages: the options of each command, by the stage's name; each stage has its own folder in `output`.
@@ -94,27 +114,29 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
         except ValueError as error:
             given = f"{options} {more.get(name, '')}"
             raise InputError(f"stages.{name}: {error} in {given}; expected quotes in pairs, none in paths.") from error
+        refuse_folders(name, words, Path(output))
         commands[name] = [*words, f"output={Path(output) / name}"]
         check_images(words, Path(output))
     results: dict[str, Any] = {}
-    finished: dict[str, Path] = {}
-    has_run = False  # then what comes after depends on new results
     for number, (name, command) in enumerate(commands.items(), 1):
         folder = Path(output) / name
-        done = folder / "stage.json"  # the command that has finished, and what it has read
+        stage_file = folder / "stage.json"  # the command, what it reads, and whether it has finished
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)
-        record = {"command": command, "inputs": inputs_of(command, Path(output), finished)}
-        is_done = done.exists() and results_file.exists() and read_record(done) == record
-        if is_done and not has_run:
+        inputs = inputs_of(command)
+        record = {"command": command, "inputs": inputs, "finished": True}
+        earlier = {"finished": True, **read_record(stage_file)} if stage_file.exists() else {}
+        if earlier == record and results_file.exists():
             print("It is done already.")
         else:
-            has_run = True
-            done.unlink(missing_ok=True)
+            read_before = earlier.get("inputs", {})
+            if any(read_before.get(option, sha256) != sha256 for option, sha256 in inputs.items()):
+                set_aside(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(stage_file, json.dumps({**record, "finished": False}).encode())
             status = run_command(command)
             if status:
                 raise SystemExit(status)
-            write_atomically(done, json.dumps(record).encode())
-        finished[name] = results_file
+            write_atomically(stage_file, json.dumps(record).encode())
         results[name] = read_record(results_file)
     return results

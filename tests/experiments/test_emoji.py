@@ -185,11 +185,15 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
 
 def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monkeypatch, tmp_path):
     commands = []
+    labels = tmp_path / "labels.csv"
 
     def pretend(options):
         commands.append(options)
         folder = Path(options[-1].partition("=")[2])
-        folder.mkdir(parents=True, exist_ok=True)
+        made = f"{options} {labels.read_text() if labels.exists() else ''}"
+        for file in ("checkpoints/last.ckpt", "manifest.json"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(made)
         (folder / "results.json").write_text("{}")
         return 0
 
@@ -201,7 +205,6 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
     assert command(*run, '+more.network="trainer.max_steps=5"').status == 0
     assert len(commands) == 4
     assert "trainer.max_steps=5" in commands[3]
-    labels = tmp_path / "labels.csv"
     long = f"callbacks.sample_grid.class_ids=[{','.join(['0'] * 200)}]"  # no path can be as long
     of_labels = [f"output={tmp_path}/labels", f'+more.shards="labels={labels}"', f'+more.network="{long}"']
     commands.clear()
@@ -210,9 +213,19 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
         assert command(*run[:2], *of_labels).status == 0
     assert [Path(options[-1]).name for options in commands[3:]] == ["shards", "network"]
     commands = commands[:4]
-    # What comes after a stage that runs again runs again too: it would be of the old tokenizer.
+    # What was made with the old tokenizer is kept, and made anew; a tokenizer that is trained longer goes on.
+    of_old = (tmp_path / "run/shards/manifest.json").read_text()
     assert command(*run, '+more.tokenizer="seed=1"', '+more.network="trainer.max_steps=5"').status == 0
     assert [Path(options[-1]).name for options in commands[4:]] == ["tokenizer", "shards", "network"]
+    folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert folders == ["network", "network_before_1", "shards", "shards_before_1", "tokenizer"]
+    assert (tmp_path / "run/shards_before_1/manifest.json").read_text() == of_old
+    for option in ("resume=false", "output=elsewhere"):
+        refused = command(*run, f'+more.tokenizer="{option}"')
+        name = option.partition("=")[0]
+        assert (
+            f"Error: more.tokenizer: {name} is of all stages together; expected output=DIR beside the " in refused.err
+        )
     quoted = command("experiment=from_images", 'images="a 5\\" b"', f"output={tmp_path}/q", '+more.network="x=1 \'y"')
     assert "No closing quotation" in quoted.err
     assert (
