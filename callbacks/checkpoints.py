@@ -69,15 +69,6 @@ class Checkpoints(Checkpoint):
         self.is_due = False  # a checkpoint, before the next batch
         self.is_best = False  # the state that is due
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        start = Path(trainer.ckpt_path).parent if trainer.ckpt_path else None
-        others = sorted(self.folder.glob("*.ckpt"))
-        if others and (start is None or start.resolve() != self.folder.resolve()):
-            raise InputError(
-                f"callbacks.checkpoint.folder={self.folder}: the checkpoints in it are of another run; expected an "
-                "empty folder."
-            )
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
 
