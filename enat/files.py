@@ -16,6 +16,7 @@ MAX_SETTINGS = 100_000  # values; those of this project have some hundred
 MAX_VALUES = 10_000_000  # in a whole file
 MAX_TEXT = 2**28  # bytes of a file of settings or results
 EXPECTED = "expected a file that this program has written, or none"
+CHOICES = "another output=DIR, or resume=false for a new folder"  # what a user can do about work of other settings
 MARK = ".made_by_enat"  # a file in folders that this program may remove
 MODEL = "model.safetensors"  # the weights of the network, in a folder that task=export wrote
 
@@ -118,7 +119,7 @@ def refuse_other_work(
     earlier: Mapping[str, Any],
     wanted: Mapping[str, Any],
     what: str,
-    choices: str = "another output=DIR, or resume=false for a new folder",
+    choices: str = CHOICES,
 ) -> None:
     """Refuses to go on in a folder whose work was begun with other settings.
 
@@ -146,6 +147,25 @@ def refuse_other_work(
         raise InputError(
             f"{folder}: the folder holds {what} ({'; '.join(changes)}); expected the same settings, {choices}."
         )
+
+
+def refuse_other_content(
+    folder: Path, recorded: Any, hashes: Mapping[str, str], what: str, choices: str = CHOICES
+) -> None:
+    """Refuses to replace results of files that have other content now; a hash that is not known is not compared.
+
+    Args:
+        folder, what, choices: see `refuse_other_work`.
+        recorded: the hashes that the folder's record has, by name; other values, such as None, are no hashes.
+        hashes: the same of now.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    earlier = recorded if isinstance(recorded, dict) else {}
+    known = earlier.keys() & hashes.keys()
+    before, now = ({name: part[name] for name in known} for part in (earlier, hashes))
+    refuse_other_work(folder, before, now, what, choices)
 
 
 def read_text(path: Path, at_most: int = MAX_TEXT) -> str:

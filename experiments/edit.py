@@ -1,6 +1,6 @@
 """task=edit: keeps a part of images and draws the rest anew (docs/editing.md)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count, product
@@ -15,7 +15,7 @@ from callbacks.sample_grid import save_grid
 from data.images import find_images, load_upright
 from enat.editing import Editor, cost, mark_region, tokens_under
 from enat.errors import InputError, counted, printable
-from enat.files import write_atomically
+from enat.files import read_record, refuse_other_content, sha256_of, write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names
 from enat.images import cut_word, file_name, refuse_other_shape, square_pixels, to_pil, white_pixels
 from enat.net import ENAT
@@ -24,7 +24,7 @@ from enat.tokenizers.base import Tokenizer
 from experiments.runtime.checkpoint import Checkpoint
 from experiments.runtime.progress import ImageProgress
 from experiments.runtime.provenance import hardware, sampler_settings
-from experiments.sample import choose_classes, refuse_other_files
+from experiments.sample import choose_classes, refuse_other_files, refuse_other_tokenizer
 
 MAX_ROWS = 16  # of the picture
 MAX_COLUMNS = 10
@@ -51,6 +51,7 @@ class Region:
         keep: Share = 0.0,
     ):
         self.mask = None if mask is None else load_upright(Path(mask), "RGBA")
+        self.mask_file = mask
         self.mask_name = f"region.mask={mask}"
         self.box = box
         self.scale = scale
@@ -145,6 +146,24 @@ def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:
     return read_image(Path(other), tokenizer)
 
 
+def hash_inputs(image: str | Sequence[str] | None, other: str | None, region: Region) -> dict[str, str]:
+    """Returns the sha256 of each file that an edit reads: the images by the names of their results, and options."""
+    files, _ = list_images(image)
+    named = {f"image {name}": file for name, file in zip(name_images(files), files, strict=True)}
+    options = {"other": other, "region.mask": region.mask_file}
+    named |= {name: Path(file) for name, file in options.items() if file is not None}
+    return {name: sha256_of(file) for name, file in named.items()}
+
+
+def refuse_other_results(folder: Path, files: Collection[Path], inputs: Mapping[str, str], tokenizer: str) -> None:
+    """Refuses a folder of images with other files, or with results of other images or of another tokenizer."""
+    refuse_other_files(folder, files)
+    refuse_other_tokenizer(folder.parent, tokenizer)
+    results = folder.with_name("results.json")
+    recorded = read_record(results).get("inputs_sha256") if results.exists() else None
+    refuse_other_content(folder.parent, recorded, inputs, "results of other images")
+
+
 def result_files(
     folder: Path, images: Iterable[str], class_ids: Sequence[int], class_names: Sequence[str], seed: int, per_image: int
 ) -> dict[tuple[str, int, int], Path]:
@@ -236,19 +255,17 @@ def edit(
     Args:
         checkpoint, sampler: draw the new tokens.
         image: an image file, several, or a folder.
-        other: an image file of which tokens are mixed in; with `region.keep`, an interpolation of two images.
-        weight: the share of the kept tokens that come from `other`.
+        other, weight: an image file of which tokens are mixed in, and the share of the kept tokens that it gives.
         region, soft_blend: what is drawn anew, and how it is shown; see `Editor`.
         classes: ids or names of the classes of the new tokens, or `unconditional`.
         results_per_image, batch_size: how often each image is edited for each class, and how many are drawn at a time.
-        seed: of the noise.
-        output, settings: the folder of the pictures, and the whole configuration.
+        seed, output, settings: of the noise; the folder of the pictures; and the whole configuration.
 
     Returns:
-        `images`, the folder; `num_images`; `strip`, a PNG file; `skipped`, why files are left out; the operations.
+        `images`, the folder; `num_images`; `strip`, a PNG file; `skipped`, files; `inputs_sha256`; the operations.
 
     Raises:
-        InputError: for images or classes that there are not, and for a folder with other images.
+        InputError: for images or classes that there are not, and for a folder with results of others.
     """
     net, tokenizer = checkpoint.net, checkpoint.tokenizer
     if checkpoint.processes.rank > 0:
@@ -260,7 +277,8 @@ def edit(
     editor = Editor(net, sampler, tokenizer, region, region.keep, read_other(other, tokenizer), weight, soft_blend)
     folder = Path(output) / "images"
     files = result_files(folder, images, class_ids, names, seed, results_per_image)
-    refuse_other_files(folder, set(files.values()))
+    inputs = hash_inputs(image, other, region)
+    refuse_other_results(folder, set(files.values()), inputs, checkpoint.facts["tokenizer_sha256"])
     folder.mkdir(parents=True, exist_ok=True)
     rows, num_tokens = draw_edits(editor, checkpoint.context, images, files, names, seed, batch_size)
     strip = save_strip(rows, editor, folder.with_name("strip.png"))
@@ -270,6 +288,7 @@ def edit(
         "num_images": len(files),
         "strip": str(strip),
         "skipped": skipped,
+        "inputs_sha256": inputs,
         **costs(net, sampler, max(1, round((1 - region.keep) * num_tokens))),
         "classes": [names[class_id] for class_id in class_ids],
         "sampler": sampler_settings(settings),

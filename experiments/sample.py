@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Ge, MinLen
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.sample_grid import save_grid, save_reveal
 from data.images import load_rgb
@@ -42,6 +43,10 @@ def choose_classes(
     Raises:
         InputError: for a class that there is not, or that is chosen twice.
     """
+    if classes is None and "null" in names:
+        rank_zero_only(print)(
+            "Note: classes=null stands for all classes; 'classes=[\"null\"]' is the one of this name."
+        )
     class_ids = find_class_ids(classes, names)
     if len(set(class_ids)) < len(class_ids):
         raise InputError(f"classes={classes}: a class is named twice; {hint} of each.")

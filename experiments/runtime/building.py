@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from enat.errors import InputError
+from experiments.runtime.options import CONF, choices_of
 from experiments.runtime.targets import import_target, refuse_variables
 from experiments.runtime.type_hints import check_value, takes_partial
 
@@ -130,7 +131,14 @@ def _check(option: str, name: str, value: Any, planned: Any, hint: Any) -> None:
             f"metrics=none: there is nothing to compute {name} with; expected metrics=inception with a reference, "
             "such as reference=images reference.path=DIR (docs/evaluation.md)."
         )
-    check_value(option, None if gives_nothing else value, hint)
+    try:
+        check_value(option, None if gives_nothing else value, hint)
+    except InputError:
+        group = re.split(r"[._]", option)[-1]  # sampler.mask_schedule is a choice of conf/schedule
+        if value is not None or not (choices := choices_of(CONF / group)):
+            raise
+        place = group if group == option else f"{group}@{option}"
+        raise InputError(f"{option}=null: expected {place}=NAME with one of {', '.join(choices)}.") from None
 
 
 def _part(node: Any, key: str) -> Any:

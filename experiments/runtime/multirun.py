@@ -15,7 +15,15 @@ from hydra.types import RunMode
 
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
-from enat.files import EXPECTED, read_record, refuse_other_work, sha256_of, weights_file, write_atomically
+from enat.files import (
+    EXPECTED,
+    read_record,
+    refuse_other_content,
+    refuse_other_work,
+    sha256_of,
+    weights_file,
+    write_atomically,
+)
 from experiments.runtime.lock import LOCK, lock
 from experiments.runtime.ranks import is_first
 
@@ -243,11 +251,7 @@ def refuse_other_data(record: Path, data: Mapping[str, str]) -> None:
     """
     if not (record.exists() and record.with_name("results.json").exists()):
         return
-    recorded = read_record(record).get("data_sha256")
-    earlier = recorded if isinstance(recorded, dict) else {}
-    known = earlier.keys() & data.keys()
-    before, now = ({name: hashes[name] for name in known} for hashes in (earlier, data))
-    refuse_other_work(record.parent, before, now, "results of other data", CHOICES)
+    refuse_other_content(record.parent, read_record(record).get("data_sha256"), data, "results of other data", CHOICES)
 
 
 def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tuple[float, ...] | None:

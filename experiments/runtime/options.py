@@ -54,6 +54,11 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in prepared if argument not in MULTIRUN]
 
 
+def choices_of(group: Path) -> list[str]:
+    """Returns the choices of a group, which are the YAML files in its folder; none if there is no such group."""
+    return sorted(file.stem for file in group.glob("*.yaml"))
+
+
 def _has_several_values(argument: str) -> bool:
     """Says whether an option has a value for each of several jobs, such as `seed=1,2`."""
     if argument.startswith("-") or "=" not in argument:
@@ -78,7 +83,7 @@ def _prepare(argument: str) -> str:
         value = str(Path(value) / LAST)
     group = CONF / name.partition("@")[0]
     if value == "null" and group.is_dir():
-        choices = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+        choices = ", ".join(choices_of(group))
         parts = f"; {name}.NAME=null leaves out one of them" if name in ("callbacks", "logger") else ""
         raise InputError(f"{argument}: expected one of {choices}{parts}.")
     if name == "output" and (value in ("", "null") or value.startswith(("[", "{"))):
@@ -151,7 +156,7 @@ def _explain_choice(path: str) -> str:
         *others, last = sorted(folder.name for folder in (CONF / "net").iterdir() if folder.is_dir())
         name = group.removeprefix("net/")
         return f"experiment={name}: the ablations have no networks for it; expected {', '.join(others)} or {last}."
-    choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    choices = choices_of(CONF / group)
     similar = difflib.get_close_matches(name, choices, 1)
     hint = f"did you mean {similar[0]}? There " if similar else ""
     return f"{option}: there is no such choice; {hint}{'are' if hint else 'there are'} {', '.join(choices)}."

@@ -209,12 +209,13 @@ def resume_point(
         of_average = {name for part in (earlier, wanted) for name in part if name.startswith("callbacks.ema")}
         if any(part.get("callbacks.ema._target_") is None for part in (earlier, wanted)):  # one may be added
             may_change |= of_average
+        choices = "another output=DIR, or resume=false for a new folder"
+        options = {name: f"module.optimizer.{name}" for name in get_args(Changeable)}
+        changes = [name for name, full in options.items() if earlier.get(full) != wanted.get(full)]
         for part in (earlier, wanted):
             for name in may_change & part.keys():
                 del part[name]
-        choices = "another output=DIR, or resume=false for a new folder"
-        options = {name: f"module.optimizer.{name}" for name in get_args(Changeable)}
-        if changes := [name for name, full in options.items() if earlier.get(full) != wanted.get(full)]:
+        if not set(changes) <= set(changed):
             choices += f"; changed_on_resume=[{','.join(changes)}] goes on with the change"
         refuse_other_work(folder.parent, earlier, wanted, "another run", choices)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

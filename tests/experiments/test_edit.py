@@ -1,5 +1,6 @@
 """task=edit with the weights of the repository."""
 
+import json
 import re
 from pathlib import Path
 
@@ -140,6 +141,35 @@ def test_no_result_replaces_another(edit, tmp_path):
     names = {f"{name}_class_0001_face_seed_0_0000" for name in ("a", "a_2", "a_3", "A_4")}
     assert len(edited) == outcome.results["num_images"] == 4
     assert {name.lower() for name in edited} == {name.lower() for name in names}
+
+
+@pytest.mark.parametrize("replaced", ["image red", "other", "region.mask"])
+def test_results_of_another_file_at_the_same_path_are_kept(edit, tmp_path, replaced):
+    """The same command with the same files is done again, with another picture it is refused."""
+    paths = {name: tmp_path / f"{name.rpartition(' ')[2]}.png" for name in ("image red", "other", "region.mask")}
+    for path in paths.values():
+        Image.new("RGB", (32, 32), "white").save(path)
+    image, other, mask = paths.values()
+    options = [f"image={image}", f"other={other}", f"region.mask={mask}", "region.keep=0.5", "results_per_image=1"]
+    first, _ = edit(*options, "sampler.num_steps=1")
+    results = Path(first.results["strip"]).with_name("results.json")
+    assert set(first.results["inputs_sha256"]) == set(paths)
+    assert edit(*options, "sampler.num_steps=1")[0].status == 0
+    before = results.read_bytes()
+    picture = Image.new("RGB", (32, 32), "white")
+    picture.putpixel((3, 3), (250, 250, 250))
+    picture.save(paths[replaced])
+    refused, _ = edit(*options, "sampler.num_steps=1")
+    assert refused.status == 1
+    assert f"the folder holds results of other images ({replaced}: " in refused.err
+    assert "another output=DIR, or resume=false for a new folder." in refused.err
+    assert results.read_bytes() == before
+    older = {name: value for name, value in json.loads(before).items() if name != "inputs_sha256"}
+    results.write_text(json.dumps(older))
+    assert edit(*options, "sampler.num_steps=1")[0].status == 0
+    picture.putpixel((3, 3), (240, 240, 240))
+    picture.save(paths[replaced])
+    assert edit(*options, "sampler.num_steps=1", "resume=false")[0].status == 0
 
 
 def test_results_of_classes_with_like_names_have_other_files():

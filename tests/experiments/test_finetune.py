@@ -104,6 +104,9 @@ def test_another_learning_rate_where_it_is_asked_for(command, tmp_path):
     refused = command(*changed)
     assert f"module.optimizer.lr: {rate} before, {rate / 2} now" in refused.err
     assert "a new folder; changed_on_resume=[lr] goes on with the change." in refused.err
+    refused = command(*changed, "module.optimizer.weight_decay=0.5", "changed_on_resume=[lr]")
+    assert f"lr: {rate} before" not in refused.err
+    assert "a new folder; changed_on_resume=[lr,weight_decay] goes on with the change." in refused.err
     assert command(*changed, "changed_on_resume=[lr]").status == 0
     group = read_file(tmp_path / "a" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"][0]
     assert group["lr"] == pytest.approx(rate / 2)

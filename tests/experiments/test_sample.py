@@ -122,6 +122,17 @@ def test_classes_that_are_named_twice(command, weights, tmp_path):
     assert "classes=[3, 3]: a class is named twice; images_per_class=N draws more" in refused.err
 
 
+def test_a_class_that_is_named_null(capsys):
+    """`null` is all classes, and that is said where it could be meant as a name."""
+    assert task.choose_classes(None, ["cat", "dog"]) == [0, 1]
+    assert task.choose_classes(["null"], ["cat", "null"]) == [1]
+    assert capsys.readouterr().out == ""
+    assert task.choose_classes(None, ["cat", "null"]) == [0, 1]
+    assert (
+        "classes=null stands for all classes; 'classes=[\"null\"]' is the one of this name." in capsys.readouterr().out
+    )
+
+
 def test_images_of_no_class(command, weights, tmp_path):
     results = command("task=sample", weights, "classes=unconditional", "images_per_class=2", f"output={tmp_path}/a")
     assert results.results["classes"] == ["unconditional"]

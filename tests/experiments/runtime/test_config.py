@@ -204,6 +204,17 @@ def test_a_missing_package_is_named(compose_config, monkeypatch):
         ({"callbacks.ema": 3}, r"^callbacks\.ema=3: expected a Callback with its _target_ or null"),
         ({"trainer.precision": "fast"}, r"trainer\.precision=fast: expected 64, 32, 16, transformer-engine"),
         ({"module.net": 3}, r"module\.net=3: expected an ENAT with its _target_"),
+        ({"module.net": None}, r"^module\.net=null: expected net@module\.net=NAME with one of enat_b, "),
+        ({"module.net.attention": None}, r"expected attention@module\.net\.attention=NAME with one of auto, "),
+        (
+            {"module.scheduler": None},
+            r"expected scheduler@module\.scheduler=NAME with one of constant, warmup, warmup_co",
+        ),
+        (
+            {"module.optimizer": None},
+            r"^module\.optimizer=null: expected optimizer@module\.optimizer=NAME with one of ad",
+        ),
+        ({"sampler.mask_schedule": None}, r"=null: expected schedule@sampler\.mask_schedule=NAME with one of arccos, "),
         ({"trainer.max_steps": "many"}, r"trainer\.max_steps=many"),
         ({"callbacks.sample_grid.class_ids": ["a"]}, r"class_ids\[0\]=a: expected an integer"),
     ],

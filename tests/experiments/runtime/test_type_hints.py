@@ -157,9 +157,9 @@ def test_values_that_do_not_fit(hint, value, sentence):
     assert str(refused.value).startswith(sentence)
 
 
-@pytest.mark.parametrize("value", [[True], [1000.0]])
+@pytest.mark.parametrize("value", [[True], [1000.0], [None]])
 def test_a_name_that_needs_quotes(value):
     with pytest.raises(
-        InputError, match=r"classes\[0\]=.*a name such as true or 1e3 needs quotes, 'classes=\[\"true\"\]'"
+        InputError, match=r"classes\[0\]=.*a name such as true, null or 1e3 needs quotes, 'classes=\[\"true\"\]'"
     ):
         check_value("classes", value, list[int | str] | int | str | None)
