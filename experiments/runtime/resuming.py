@@ -15,7 +15,7 @@ from enat.checkpoints.description import check_description
 from enat.checkpoints.limits import has_numbers
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError, printable
-from enat.files import by_full_name, read_record, refuse_other_work, sha256_of, weights_file
+from enat.files import CHOICES, by_full_name, read_record, refuse_other_work, sha256_of, weights_file
 from enat.training.module import AveragedModule
 from experiments.runtime.provenance import options_that_matter
 from experiments.runtime.run_files import read_settings
@@ -209,7 +209,7 @@ def resume_point(
         of_average = {name for part in (earlier, wanted) for name in part if name.startswith("callbacks.ema")}
         if any(part.get("callbacks.ema._target_") is None for part in (earlier, wanted)):  # one may be added
             may_change |= of_average
-        choices = "another output=DIR, or resume=false for a new folder"
+        choices = CHOICES
         options = {name: f"module.optimizer.{name}" for name in get_args(Changeable)}
         changes = [name for name, full in options.items() if earlier.get(full) != wanted.get(full)]
         for part in (earlier, wanted):
