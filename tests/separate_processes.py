@@ -82,6 +82,8 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], output: str, 
     try:
         runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
     finally:
+        if executor := getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None):
+            executor.shutdown(wait=True)  # its idle workers would stay for five minutes, and the test with them
         atexit._run_exitfuncs()  # which a process of multiprocessing does not call
 
 
