@@ -64,7 +64,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.monitor = monitor
         self.best: float | None = None
-        self.best_of: list[Any] | None = None  # what is compared: its name and how images are made, or which are seen
+        self.best_of: list[Any] | None = None  # the name of the value, and what it is measured on
         self.saved_step = -1
         self.is_due = False  # a checkpoint, before the next batch
         self.is_best = False  # the state that is due
@@ -168,7 +168,7 @@ class LeaveOnSignal(L.Callback):
     and after training the ranks compare their flags, on the CPU, so that nothing waits for a GPU. A second SIGINT ends
     the run at once. While the trained network is scored, each rank that gets a signal leaves at once: all is saved.
 
-    The handlers are there as long as `handling` is entered.
+    The handlers are installed within the context `handling`.
 
     Args:
         every_n_steps: the number of steps between two comparisons.

@@ -33,7 +33,7 @@ class NonFiniteGuard(L.Callback):
         self.skipped = 0
         self.in_a_row = 0
         self.uncounted: tuple[int, Tensor] | None = None  # a step, and whether its gradient is not finite
-        self.advice = ""  # known when training starts
+        self.advice = ""  # on a training that diverges; set when training starts
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.advice = advice_on_divergence(trainer)

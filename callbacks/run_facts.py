@@ -1,4 +1,4 @@
-"""Adds to checkpoints what they have to say of their run, and refuses to save what is worth nothing."""
+"""Adds to checkpoints what they have to say of their run, and refuses to save weights that are not finite."""
 
 from collections.abc import Mapping
 from typing import Any

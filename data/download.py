@@ -60,7 +60,7 @@ def download_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_links(partial, version)
     with _open_alone(partial, version, url) as file:
-        _fetch(url, address, partial, version, file, on_progress)
+        _fetch(lambda: _fetch_next(url, address, partial, version, file, on_progress), version)
         digest = sha256_of(partial)
         if sha256 is not None and not digest.startswith(sha256.lower()):
             partial.unlink()
@@ -111,22 +111,19 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
-def _fetch(
-    url: str,
-    address: str,
-    partial: Path,
-    version: Path,
-    file: BinaryIO,
-    on_progress: Callable[[int, int | None], None],
-) -> None:
+def _fetch(fetch_next: Callable[[], bool], version: Path) -> None:
     """Fetches what is missing of a file; all of it, once, if the server has another version of it by now.
+
+    Args:
+        fetch_next: see `_fetch_next`.
+        version: the file with the mark of the version that the part is of.
 
     Raises:
         InputError: if the file can't be fetched, or only a part of it.
     """
     for begins_anew in (False, True):
         try:
-            while _fetch_next(url, address, partial, version, file, on_progress):
+            while fetch_next():
                 pass  # the server sends less at a time than was asked for
             return
         except OtherVersionError:

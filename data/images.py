@@ -73,7 +73,7 @@ class Overview(NamedTuple):
     smallest: int  # short side in pixels
     largest: int
     num_images: int
-    num_altered: int  # with transparency or an EXIF orientation, which `load_rgb` ignores
+    num_altered: int  # with an alpha channel or an EXIF orientation, which `load_rgb` ignores
 
 
 @dataclass

@@ -109,12 +109,12 @@ def named(value: Any) -> Any:
     return {name: options} if options else name
 
 
-def plain(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """Returns nested options with the numbers and arrays of NumPy and torch as those of Python."""
     if isinstance(value, Mapping):
-        return {name: plain(own) for name, own in value.items()}
+        return {name: to_python(own) for name, own in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(own) for own in value]
+        return [to_python(own) for own in value]
     return value.tolist() if hasattr(value, "tolist") else value
 
 

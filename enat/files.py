@@ -90,6 +90,15 @@ def exists(path: str | Path) -> bool:
         return False
 
 
+def make_before(folder: Path) -> Path:
+    """Makes the first of `before_1`, `before_2` ... in a folder that is free, for results that don't count any more."""
+    number = 1
+    while (before := folder / f"before_{number}").exists():
+        number += 1
+    before.mkdir()
+    return before
+
+
 def is_open(folder: Path) -> bool:
     """Says whether the files of a folder may be listed and opened."""
     return os.access(folder, os.R_OK | os.X_OK)

@@ -255,14 +255,14 @@ def edit(
     Args:
         checkpoint, sampler: draw the new tokens.
         image: an image file, several, or a folder.
-        other, weight: an image file of which tokens are mixed in, and the share of the kept tokens that it gives.
+        other, weight: an image file whose tokens are mixed in, and the share of the kept tokens that come from it.
         region, soft_blend: what is drawn anew, and how it is shown; see `Editor`.
         classes: ids or names of the classes of the new tokens, or `unconditional`.
         results_per_image, batch_size: how often each image is edited for each class, and how many are drawn at a time.
-        seed, output, settings: of the noise; the folder of the pictures; and the whole configuration.
+        seed, output, settings: the seed of the noise, the folder of the pictures, and the whole configuration.
 
     Returns:
-        `images`, the folder; `num_images`; `strip`, a PNG file; `skipped`, files; `inputs_sha256`; the operations.
+        The folder of the images, their number, the strip, why files are skipped, hashes of the inputs, the operations.
 
     Raises:
         InputError: for images or classes that there are not, and for a folder with results of others.

@@ -104,12 +104,10 @@ def neighbours(
         pictures.append(str(draw_neighbours(*shown, columns, Path(output) / file)))
     plot_distances(distances, Path(output) / "distances.png")
     memorized, notes = memorized_share(distances["samples"], distances["held-out images"])
-    for note in notes:
-        print(note)
-    print(f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are.")
+    what = f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are."
+    print(*notes, what, sep="\n")
     quantiles = {
-        name: {f"{share:.0%}": float(values.quantile(share)) for share in QUANTILES}
-        for name, values in distances.items()
+        name: {f"{share:.0%}": float(own.quantile(share)) for share in QUANTILES} for name, own in distances.items()
     }
     return {
         "memorized": memorized,

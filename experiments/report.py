@@ -68,6 +68,30 @@ def report(
     return results | write_study(read_study(*run_folders), table, baseline, Path(output), logger, notes)
 
 
+def notes_on_table(study: Study) -> list[str]:
+    """Writes sentences on what the table of a study has, and on what it lacks."""
+    errors = study.jobs["error"].dropna()
+    unfinished = int((errors == UNFINISHED).sum())
+    notes = []
+    if len(errors):
+        notes.append(f"{len(study.jobs)} jobs: {len(errors) - unfinished} failed, {unfinished} not finished.")
+    if study.groups["seeds"].max() > 1:
+        notes.append("± is the sample standard deviation over seeds.")
+    has_no_score = study.jobs["error"].isna()
+    if "fid" in study.jobs:
+        has_no_score &= study.jobs["fid"].isna()
+    if has_no_score.any():
+        names = ", ".join(study.jobs.loc[has_no_score, "job"])
+        notes.append(f"No scores were computed (metrics=none) in {names}.")
+    if study.has("published_fid"):
+        notes.append("Numbers of the paper are of ImageNet, with one training each: it gives no error bars.")
+        if study.other_settings is None:
+            notes.append("Its operations in Tables 3 and 4 include the VQGAN's decoder, which ours leave out.")
+    if study.other_settings:
+        notes.append(f"Settings that differ from the paper's, which are in parentheses: {study.other_settings}.")
+    return notes
+
+
 def write_study(
     study: Study,
     name: str | None,
@@ -93,26 +117,7 @@ def write_study(
         raise InputError(f"baseline={baseline}: expected the number of a row of the table, 1 to {len(study.groups)}.")
     differences = {score: compare_groups(study, score, baseline - 1) for score in SCORES if study.has(score)}
     table = table_of(study, differences.get("fid"))
-    errors = study.jobs["error"].dropna()
-    unfinished = int((errors == UNFINISHED).sum())
-    notes = []
-    if len(errors):
-        notes.append(f"{len(study.jobs)} jobs: {len(errors) - unfinished} failed, {unfinished} not finished.")
-    if study.groups["seeds"].max() > 1:
-        notes.append("± is the sample standard deviation over seeds.")
-    has_no_score = study.jobs["error"].isna()
-    if "fid" in study.jobs:
-        has_no_score &= study.jobs["fid"].isna()
-    if has_no_score.any():
-        names = ", ".join(study.jobs.loc[has_no_score, "job"])
-        notes.append(f"No scores were computed (metrics=none) in {names}.")
-    if study.has("published_fid"):
-        notes.append("Numbers of the paper are of ImageNet, with one training each: it gives no error bars.")
-        if study.other_settings is None:
-            notes.append("Its operations in Tables 3 and 4 include the VQGAN's decoder, which ours leave out.")
-    if study.other_settings:
-        notes.append(f"Settings that differ from the paper's, which are in parentheses: {study.other_settings}.")
-    notes += [*describe_differences(study, baseline - 1, differences), *further_notes]
+    notes = [*notes_on_table(study), *describe_differences(study, baseline - 1, differences), *further_notes]
     print(printable("\n".join([table.to_string(index=False), *notes])))
 
     pictures = plot_study(study, folder)
@@ -133,4 +138,5 @@ def write_study(
     log_table(logger, title, rows, pictures)
     paths = {name: str(path) for name, path in files.items()}
     drawn = [str(picture) for picture in pictures]
-    return {**paths, "pictures": drawn, "groups": groups.to_dict("records"), "failed": len(errors)}
+    failed = int(study.jobs["error"].notna().sum())
+    return {**paths, "pictures": drawn, "groups": groups.to_dict("records"), "failed": failed}

@@ -13,8 +13,8 @@ from typing import Any
 
 from data.images import ImageList
 from enat.errors import InputError
-from enat.files import exists, read_record, write_atomically
-from experiments.runtime.job_data import sha256_at
+from enat.files import exists, make_before, read_record, write_atomically
+from experiments.runtime.job_data import NAMES, sha256_at
 from experiments.runtime.ranks import processes
 
 ENTRY = Path(__file__).parent.parent / "run.py"
@@ -43,11 +43,11 @@ def is_of_user(path: str, output: Path) -> bool:
 
 
 def inputs_of(command: Sequence[str]) -> dict[str, str]:
-    """Returns hashes of the files and folders that the options of a stage name, by the options' names."""
+    """Returns hashes of the files and folders that a stage reads, by the options that name them, as in `NAMES`."""
     inputs = {}
     for option in command:
         name, _, value = option.partition("=")
-        if name != "output" and value and exists(value) and (sha256 := sha256_at(Path(value))) is not None:
+        if name.rpartition(".")[2] in NAMES and value and (sha256 := sha256_at(Path(value))) is not None:
             inputs[name] = sha256
     return inputs
 
@@ -59,11 +59,11 @@ def refuse_folders(stage: str, words: Sequence[str], output: Path) -> None:
         InputError: naming the option.
     """
     for option in words:
-        name = option.partition("=")[0]
+        name = option.lstrip("+").partition("=")[0]
         if name in ("output", "resume"):
             raise InputError(
-                f"more.{stage}: {name} is of all stages together; expected output=DIR beside the experiment, or move "
-                f"{output / stage} away to run this stage and those after it anew."
+                f"more.{stage}: {name} can't be set for one stage; expected output=DIR beside the experiment, to run "
+                f"all stages in another folder, or move {output / stage} away to run this one and those after it anew."
             )
 
 
@@ -76,12 +76,9 @@ def check_images(command: Sequence[str], output: Path) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Moves a stage's folder, which was made from what stages before it gave earlier, beside it; nothing is deleted."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}_before_{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    print(f"{folder} was made from earlier results, and is {aside} now.", flush=True)
+    """Moves a stage's folder, which was made from other inputs than there are now; nothing is deleted."""
+    aside = folder.rename(make_before(folder.parent) / folder.name)
+    print(f"{folder} was made from other inputs than there are now; it has been moved to {aside}.", flush=True)
 
 
 def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """task=statistics: reference statistics of real images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from enat.errors import InputError, printable
 from enat.features.network import FeatureNetwork
 from enat.files import write_atomically
 from enat.images import Images
-from enat.metrics.accumulation import accumulate
+from enat.metrics.accumulation import Record, accumulate
 from enat.metrics.scores import FrechetDistance, KeptFeatures
 from enat.metrics.view import OnView, scores_in
 from enat.processes import Processes
@@ -63,22 +64,13 @@ def statistics(
     if record.num_images < 2:
         raise InputError(f"images: {record.num_images} readable ones; expected at least 2.")
     print(f"Statistics of {record.num_images} images of {' x '.join(map(str, record.size or ()))} pixels.")
-    main = next(iter(metrics))
-    content: dict[str, Any] = {
-        "features_sha256": network.sha256,
-        "protocol": main,
-        "num_images": record.num_images,
-        "size": record.size,
-    }
-    for protocol, collection in metrics.items():
-        content |= arrays_of(collection, "" if protocol == main else f"{protocol}/")
-    if max_features and "features" not in content:
+    arrays = content_of(metrics, network, record)
+    if max_features and "features" not in arrays:
         print(
             f"max_features={max_features}: fewer than two of these images can be read, so that the file has no "
             "features for KID, precision and recall; a larger number keeps some."
         )
     path = Path(output) / "statistics.npz"
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in content.items()}
     write_atomically(path, lambda file: np.savez(file, **arrays))
     return {
         "statistics": str(path),
@@ -98,6 +90,16 @@ def metrics_for(network: FeatureNetwork, max_features: int) -> dict[str, MetricC
     if max_features:
         scores["features"] = OnView("pool", KeptFeatures(max_features))
     return {name: MetricCollection(scores, compute_groups=False).clone() for name in network.protocols}
+
+
+def content_of(metrics: Mapping[str, MetricCollection], network: FeatureNetwork, record: Record) -> dict[str, Any]:
+    """Returns what the file holds, by name; the arrays of the first protocol have no prefix, as in ADM's files."""
+    main = next(iter(metrics))
+    content = {"features_sha256": network.sha256, "protocol": main, "num_images": record.num_images}
+    arrays: dict[str, Any] = {**content, "size": record.size}
+    for protocol, collection in metrics.items():
+        arrays |= arrays_of(collection, "" if protocol == main else f"{protocol}/")
+    return {name: np.asarray(value) for name, value in arrays.items()}
 
 
 def arrays_of(collection: MetricCollection, prefix: str) -> dict[str, Any]:

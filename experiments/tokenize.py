@@ -145,7 +145,7 @@ def describe(source: Source, side: int, held_out: float) -> str:
         lines.append(f"Their short sides have {sides} pixels; they are {change} (tokenizer.resolution={side}).")
         if num_altered:
             lines.append(
-                f"Images with transparency or an EXIF orientation, which are ignored: {num_altered} of the "
+                f"Images with an alpha channel or an EXIF orientation, which are ignored: {num_altered} of the "
                 f"{num_images} looked at (docs/data.md, Tokenising)."
             )
     return "\n".join(lines)

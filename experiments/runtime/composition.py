@@ -20,9 +20,8 @@ from experiments.runtime.options import CONF
 from experiments.runtime.settings_of_files import check_settings
 
 PRIMARY = "config"
-OF_CHECKPOINT = "of_checkpoint"  # the name of a choice, in several groups
-OF_SHARDS = "of_shards"
-OF_TOKENIZER = "of_tokenizer"
+# The names of choices, in several groups.
+OF_CHECKPOINT, OF_SHARDS, OF_TOKENIZER = "of_checkpoint", "of_shards", "of_tokenizer"
 FINETUNE = "finetune"  # an experiment whose network is that of the checkpoint
 IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is

@@ -17,6 +17,7 @@ from data.credentials import without_credentials
 from enat.errors import InputError, printable
 from enat.files import (
     EXPECTED,
+    make_before,
     read_record,
     refuse_other_content,
     refuse_other_work,
@@ -181,11 +182,7 @@ def set_aside(output: Path, resume: bool) -> None:
     earlier = [path for path in output.iterdir() if path.name != LOCK and not re.fullmatch(r"before_\d+", path.name)]
     if [path.name for path in earlier] == [JOB]:  # it failed before it wrote anything
         return
-    number = 1
-    while (output / f"before_{number}").exists():
-        number += 1
-    aside = output / f"before_{number}"
-    aside.mkdir()
+    aside = make_before(output)
     for path in sorted(earlier, key=lambda path: (path != results, path.name == JOB)):  # the record last
         path.rename(aside / path.name)
 

@@ -224,7 +224,9 @@ def test_images_whose_looks_are_not_what_is_read(tmp_path):
     listed = ImageList(tmp_path, names, np.zeros(len(names), int), ["cat"])
     assert listed.look() == Overview(smallest=9, largest=9, num_images=4, num_altered=2)
     note = describe(ImageSource(listed, Plain(8), 1, 0), 8, 0.5).splitlines()[-1]
-    assert note.startswith("Images with transparency or an EXIF orientation, which are ignored: 2 of the 4 looked at")
+    assert note.startswith(
+        "Images with an alpha channel or an EXIF orientation, which are ignored: 2 of the 4 looked at"
+    )
     assert np.asarray(load_rgb(tmp_path / "clear.png"))[0, 0].tolist() == [255, 0, 255]
 
 

@@ -88,17 +88,23 @@ def test_a_stopped_download_goes_on(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("change", [{"tag": '"2"', "content": CONTENT[::-1]}, {"knows_ranges": False}])
-def test_a_part_of_another_version_is_fetched_anew(server, tmp_path, change):
+def download_in_two_parts(server, path, change):
+    """Downloads a file from a server that stops once and then changes; checks that it is as the server has it then."""
     kind, url = server
     kind.stops_after = 2_000_000
     with pytest.raises(InputError, match="stopped"):
-        download_file(url, tmp_path / "file")
+        download_file(url, path)
     kind.stops_after = None
     for name, value in change.items():
         setattr(kind, name, value)
-    download_file(url, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == kind.content
+    download_file(url, path)
+    assert path.read_bytes() == kind.content
+    return kind
+
+
+@pytest.mark.parametrize("change", [{"tag": '"2"', "content": CONTENT[::-1]}, {"knows_ranges": False}])
+def test_a_part_of_another_version_is_fetched_anew(server, tmp_path, change):
+    download_in_two_parts(server, tmp_path / "file", change)
 
 
 def test_what_is_not_the_file(server, tmp_path):
@@ -365,15 +371,7 @@ OTHER_PARTS = {
 @pytest.mark.parametrize("change", OTHER_PARTS.values(), ids=OTHER_PARTS)
 def test_another_part_than_was_asked_for(server, tmp_path, change):
     """The file is fetched from its start then."""
-    kind, url = server
-    kind.stops_after = 2_000_000
-    with pytest.raises(InputError, match="stopped"):
-        download_file(url, tmp_path / "file")
-    kind.stops_after = None
-    for name, value in change.items():
-        setattr(kind, name, value)
-    download_file(url, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == kind.content
+    kind = download_in_two_parts(server, tmp_path / "file", change)
     assert kind.requests[1:] == ["bytes=2000000-", None]
 
 

@@ -218,14 +218,12 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
     assert command(*run, '+more.tokenizer="seed=1"', '+more.network="trainer.max_steps=5"').status == 0
     assert [Path(options[-1]).name for options in commands[4:]] == ["tokenizer", "shards", "network"]
     folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
-    assert folders == ["network", "network_before_1", "shards", "shards_before_1", "tokenizer"]
-    assert (tmp_path / "run/shards_before_1/manifest.json").read_text() == of_old
-    for option in ("resume=false", "output=elsewhere"):
+    assert folders == ["before_1", "before_2", "network", "shards", "tokenizer"]
+    assert (tmp_path / "run/before_1/shards/manifest.json").read_text() == of_old
+    for option in ("resume=false", "output=elsewhere", "++output=elsewhere"):
         refused = command(*run, f'+more.tokenizer="{option}"')
-        name = option.partition("=")[0]
-        assert (
-            f"Error: more.tokenizer: {name} is of all stages together; expected output=DIR beside the " in refused.err
-        )
+        name = option.strip("+").partition("=")[0]
+        assert f"Error: more.tokenizer: {name} can't be set for one stage; expected output=DIR beside " in refused.err
     quoted = command("experiment=from_images", 'images="a 5\\" b"', f"output={tmp_path}/q", '+more.network="x=1 \'y"')
     assert "No closing quotation" in quoted.err
     assert (
