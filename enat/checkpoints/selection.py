@@ -57,7 +57,7 @@ def _average_in(content: dict[str, Any]) -> dict[str, Tensor] | None:
         name: part
         for parts in (content, callbacks if isinstance(callbacks, dict) else {})
         for name, part in parts.items()
-        if isinstance(name, str) and AVERAGE.search(name) and not isinstance(part, Tensor)
+        if isinstance(name, str) and AVERAGE.search(name)
         if any(isinstance(value, Tensor) for value in values_of(part, name))
     }
     states = [_state_in(part) for part in averages.values()]

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 import enat
 from enat.checkpoints.official import to_official
-from enat.checkpoints.selection import select_state
+from enat.checkpoints.selection import select_state, state_of
 from enat.checkpoints.warm_start import warm_start
 from enat.checkpoints.weights import load_exactly, load_weights, read_file
 from enat.errors import InputError
@@ -217,3 +217,8 @@ def test_a_vqgan_with_the_networks_of_its_loss(tmp_path):
     torch.save(broken, tmp_path / "nan.ckpt")
     with pytest.raises(InputError, match="holds NaN"):
         VQGAN(**sizes, resolution=8, weights=str(tmp_path / "nan.ckpt"))
+
+
+def test_a_weight_may_have_average_in_its_name():
+    state = {"average.weight": torch.ones(2), "head.weight": torch.zeros(2)}
+    assert state_of(dict(state)).keys() == state.keys()

@@ -30,6 +30,7 @@ class Server(BaseHTTPRequestHandler):
     sends_at_most = 10**9  # bytes of a range
     shift = 0  # of the ranges that are sent
     knows_ranges = True
+    sends_parts_only = False
 
     def do_GET(self):
         kind = type(self)
@@ -50,7 +51,7 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes */{len(kind.content)}")
             self.end_headers()
             return
-        self.send_response(206 if start else 200)
+        self.send_response(206 if start or kind.sends_parts_only else 200)
         first = start + kind.shift if start else 0
         content = kind.content[first:][: kind.sends_at_most if start else None]
         place = f"bytes {first}-{first + len(content) - 1}/{len(kind.content)}"
@@ -373,6 +374,21 @@ def test_another_part_than_was_asked_for(server, tmp_path, change):
     """The file is fetched from its start then."""
     kind = download_in_two_parts(server, tmp_path / "file", change)
     assert kind.requests[1:] == ["bytes=2000000-", None]
+
+
+def test_a_part_without_a_mark_is_of_the_same_version(server, tmp_path):
+    """As RFC 9110 allows in an answer to If-Range."""
+    kind = download_in_two_parts(server, tmp_path / "file", {"about": {"ETag": ""}, "heeds_if_range": False})
+    assert kind.requests == [None, "bytes=2000000-"]
+
+
+def test_a_part_that_was_not_asked_for(server, tmp_path):
+    """Without a mark, the next request could not tell that there is a part."""
+    kind, url = server
+    kind.sends_parts_only = True
+    kind.about = {"ETag": ""}
+    with pytest.raises(InputError, match="the server sends another part than was asked for"):
+        download_file(url, tmp_path / "file")
 
 
 def test_no_mark_and_no_part_is_left_behind(server, tmp_path):

@@ -96,6 +96,15 @@ def test_task(command, study_folder, tmp_path):
     assert len(results["runs"]) == 6  # with a file for scalars, which for two of them is empty
 
 
+def test_curves_without_scores_have_no_note_on_them(command, tmp_path, make_job):
+    make_job(tmp_path / "run", 1, ["seed=0"], fid=1.0, steps=2)
+    metrics = tmp_path / "run/one/metrics/version_0/metrics.csv"
+    metrics.write_text("step,train/loss\n1,2.0\n2,1.0")
+    outcome = command("task=report", f"runs={tmp_path}/run", f"output={tmp_path}/report")
+    assert "panels" in outcome.results
+    assert VALIDATION not in (tmp_path / "report" / "report.md").read_text()
+
+
 def test_jobs_without_metrics(command, tmp_path, make_job):
     for seed in range(2):
         for images, prob in ((0, "0.5"), (1, "default")):
@@ -105,7 +114,6 @@ def test_jobs_without_metrics(command, tmp_path, make_job):
     outcome = command("task=report", f"runs={tmp_path}/study", f"output={tmp_path}/report")
     assert outcome.status == 0
     assert "panels" not in outcome.results
-    assert VALIDATION not in (tmp_path / "report" / "report.md").read_text()
     assert not (tmp_path / "report" / "panels.png").exists()
     assert not (tmp_path / "report" / "losses.png").exists()
     assert (tmp_path / "report" / "fid_over_p.png").exists()
