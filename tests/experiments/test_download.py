@@ -31,6 +31,7 @@ class Server(BaseHTTPRequestHandler):
     shift = 0  # of the ranges that are sent
     knows_ranges = True
     sends_parts_only = False
+    trailing = b""  # what it sends after the bytes that it says a part has
 
     def do_GET(self):
         kind = type(self)
@@ -55,6 +56,7 @@ class Server(BaseHTTPRequestHandler):
         first = start + kind.shift if start else 0
         content = kind.content[first:][: kind.sends_at_most if start else None]
         place = f"bytes {first}-{first + len(content) - 1}/{len(kind.content)}"
+        content += kind.trailing if start else b""
         about = {"Content-Length": f"{len(content)}", "Content-Range": place, "ETag": kind.tag, **kind.about}
         for name, value in about.items():
             self.send_header(name, value)
@@ -106,6 +108,10 @@ def download_in_two_parts(server, path, change):
 @pytest.mark.parametrize("change", [{"tag": '"2"', "content": CONTENT[::-1]}, {"knows_ranges": False}])
 def test_a_part_of_another_version_is_fetched_anew(server, tmp_path, change):
     download_in_two_parts(server, tmp_path / "file", change)
+
+
+def test_bytes_after_the_end_of_a_part_are_left_out(server, tmp_path):
+    download_in_two_parts(server, tmp_path / "file", {"trailing": b"more"})
 
 
 def test_what_is_not_the_file(server, tmp_path):

@@ -15,6 +15,7 @@ from data.toy.digits import classify_digits, digit_images, digit_labels
 from enat.editing import box_region, draw_anew, tokens_under
 from enat.images import center_crop
 from enat.pipeline import load
+from enat.tokenizers.base import Tokenizer
 from experiments.command.main import main
 from experiments.edit import name_images, result_files
 
@@ -75,6 +76,15 @@ def test_what_is_no_image_in_a_folder_is_named(edit, pictures, tmp_path):
     outcome, edited = edit(f"image={folder}", "results_per_image=1")
     assert outcome.results["skipped"] == reasons
     assert all(f"Skipped {reason}\n" in outcome.out for reason in reasons)
+    assert len(edited) == 1
+
+
+def test_results_of_another_tokenizer_are_not_kept(edit, pictures, monkeypatch):
+    options = [f"image={pictures / 'red.png'}", "results_per_image=1"]
+    assert edit(*options)[0].status == 0
+    monkeypatch.setattr(Tokenizer, "fingerprint", lambda *_: "another")
+    refused, edited = edit(*options)
+    assert "the folder holds images of another tokenizer (tokenizer_sha256: " in refused.err
     assert len(edited) == 1
 
 
