@@ -15,6 +15,7 @@ from enat.errors import InputError
 from experiments.reporting.runs import find_runs
 from experiments.runtime.job_data import data_sha256
 from experiments.runtime.multirun import JobError, refuse_other_data, refuse_other_jobs, refuse_other_weights, run_job
+from experiments.runtime.multirun_table import MultirunTable
 
 CHOICES = "expected the same settings, another hydra.sweep.dir=DIR, or resume=false to run its jobs anew."
 
@@ -46,6 +47,22 @@ def test_results_of_other_weights_are_refused(record):
         refuse_other_weights([record], "cd34")
     record.with_name("results.json").unlink()
     refuse_other_weights([record], "cd34")  # nothing was computed with the others
+
+
+def test_failures_of_a_shorter_search_are_told(tmp_path, capsys):
+    """Its folder may have further jobs, of the same search when it was longer."""
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}, "sweeper": {"n_trials": 2}}})
+    for number, error in enumerate([None, None, "ValueError"]):
+        job = tmp_path / str(number)
+        job.mkdir()
+        (job / "results.json").write_text("{}")
+        (job / "job.json").write_text(json.dumps({"overrides": [], "number": number, "error": error}))
+    jobs = list(tmp_path.iterdir())
+    MultirunTable().tell_failures(config, jobs)
+    config.hydra.sweeper.n_trials = 3
+    with pytest.raises(SystemExit):
+        MultirunTable().tell_failures(config, jobs)
+    assert "search: these jobs failed: 2; their job.json" in capsys.readouterr().err.replace(str(tmp_path), "search")
 
 
 @pytest.fixture
