@@ -42,7 +42,7 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """Describes a folder of shards: what they hold and which tokenizer made them.
+    """Describes a folder of shards: what they hold and which tokenizer made them, by its two fingerprints.
 
     `skipped` lists the images that could not be read, each with its `file` and the `reason`. `tokenizer_settings` are
     the options that made the tokenizer, with its class as `_target_`; training on the shards makes the same one.
@@ -59,6 +59,7 @@ class Manifest:
     splits: dict[PlainText, list[Shard]]
     skipped: list[dict[str, str]] = field(default_factory=list)
     tokenizer_settings: dict[str, Any] | None = None
+    codes_sha256: PlainText | None = None
     version: int = VERSION
 
     @property

@@ -199,7 +199,7 @@ class ShardsDataModule(TokenDataModule):
         self.class_names = self.manifest.class_names
         self.num_classes = len(self.class_names)
         super().setup(stage)
-        if self.manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
+        if self.tokenizer.has_other_codes(vars(self.manifest)):
             raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
         if self.trainer is not None:
             net = self.trainer.lightning_module.net

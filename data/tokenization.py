@@ -188,6 +188,7 @@ def collect_shards(
     manifest = Manifest(
         tokenizer=type(tokenizer).__name__,
         tokenizer_sha256=tokenizer.fingerprint(),
+        codes_sha256=tokenizer.codes_fingerprint(),
         resolution=tokenizer.resolution,
         grid=list(tokenizer.grid),
         codebook_size=tokenizer.codebook_size,

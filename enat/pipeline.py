@@ -22,7 +22,7 @@ from enat.checkpoints.names import split_blocks
 from enat.checkpoints.official import official_settings
 from enat.checkpoints.saving import describe, save_folder
 from enat.checkpoints.selection import state_of_file
-from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file
+from enat.checkpoints.weights import load_exactly, read_file
 from enat.editing import Editor, mark_region
 from enat.errors import InputError, check_share, check_whole
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
@@ -282,7 +282,7 @@ def load(weights: str | Path, tokenizer: str | Path | None = None, device: torch
     built_tokenizer = build_from_settings(of_tokenizer)
     if not isinstance(sampler, Sampler) or not isinstance(built_tokenizer, Tokenizer):
         raise InputError(f"{path}: its settings are damaged: sampler or tokenizer is something else.")
-    if other_tokenizer(content, built_tokenizer.fingerprint()):
+    if built_tokenizer.has_other_codes(content):
         print(f"Note: {path} was trained on the tokens of another tokenizer, so that its images may be wrong.")
     described = describe(content, path)
     described |= {"settings": settings, "weights_kind": kind}

@@ -10,7 +10,7 @@ from enat.building import build_from_settings
 from enat.checkpoints.folder import CONFIG, TOKENIZER, refuse_other_folder, with_found_tokenizer
 from enat.checkpoints.official import to_official
 from enat.checkpoints.saving import describe, save_folder, stored
-from enat.checkpoints.weights import load_weights, other_tokenizer, read_file
+from enat.checkpoints.weights import load_weights, read_file
 from enat.errors import InputError
 from enat.files import MODEL, read_record, sha256_of, write_atomically
 from enat.layers import Block
@@ -66,7 +66,7 @@ def export(
     description.setdefault("scores", _known_scores(Path(str(weights)), source["sha256"]))
     description["provenance"] = {"commit": commit(), **description["provenance"]}
     tokenizer = _tokenizer_of(settings["tokenizer"], with_tokenizer)
-    if tokenizer is not None and other_tokenizer(content, tokenizer.fingerprint()):
+    if tokenizer is not None and tokenizer.has_other_codes(content):
         print(f"Note: {weights} was trained on the tokens of another tokenizer than the one that is written.")
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier export, whose files are replaced now
     hashes = save_folder(folder, net, tokenizer, content.get("class_names"), description, half)

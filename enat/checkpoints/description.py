@@ -68,6 +68,7 @@ class Description(TypedDict, total=False):
     class_names: list[PlainText] | None
     tokenizer_file: TokenizerFile
     tokenizer_sha256: str
+    codes_sha256: str
     weights_kind: Literal["EMA", "official", "raw"]
 
 

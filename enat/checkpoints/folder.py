@@ -44,6 +44,7 @@ class FolderConfig(TypedDict):
     weights_kind: Literal["EMA", "official", "raw"]
     files: dict[Literal["model.safetensors", "tokenizer.safetensors"], Sha256 | None]
     tokenizer_sha256: NotRequired[str]
+    codes_sha256: NotRequired[str]
     licence: NotRequired[PlainText | None]
     recipe: NotRequired[dict[str, Any]]
     scores: NotRequired[dict[str, Any]]

@@ -20,7 +20,8 @@ from enat.tokenizers.base import Tokenizer
 # Parts of the settings of a run that sampling, scoring and fine-tuning read; the others are of its machine.
 KEPT = ("name", "seed", "module", "tokenizer", "sampler", "metrics", "reference", "scores", "protocols")
 NEEDED = ("module.net", "tokenizer", "sampler")
-PASSED_ON = ("tokenizer_sha256", "licence", "recipe", "scores", "provenance")
+FINGERPRINTS = ("tokenizer_sha256", "codes_sha256")
+PASSED_ON = (*FINGERPRINTS, "licence", "recipe", "scores", "provenance")
 
 
 def save_folder(
@@ -72,7 +73,7 @@ def save_folder(
         **{name: description[name] for name in PASSED_ON if description.get(name)},
     }
     if tokenizer is not None:
-        config.pop("tokenizer_sha256", None)  # that of the file says more
+        config = {name: value for name, value in config.items() if name not in FINGERPRINTS}  # the file says more
     config.setdefault("recipe", recipe_of(settings))
     config["provenance"] = {"versions": versions(), **config.get("provenance", {})}
     config["settings"] = kept

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from enat.checkpoints.names import split_blocks
 from enat.checkpoints.selection import state_of_file
-from enat.checkpoints.weights import load_exactly, other_tokenizer, read_file, refuse_other_network
+from enat.checkpoints.weights import load_exactly, read_file, refuse_other_network
 from enat.errors import InputError
 from enat.files import sha256_of, weights_file
 from enat.net import ENAT
@@ -84,8 +84,8 @@ def has_other_codes(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
     The same tokenizer for images of another size has the same codes.
     """
     settings = (content.get("settings") or {}).get("tokenizer") or {}
-    fingerprints = (tokenizer.fingerprint(), tokenizer.fingerprint(settings.get("resolution")))
-    return all(other_tokenizer(content, fingerprint) for fingerprint in fingerprints)
+    resolutions = (tokenizer.resolution, settings.get("resolution"))
+    return all(tokenizer.has_other_codes(content, resolution) for resolution in resolutions)
 
 
 def draw_tables(state: dict[str, Tensor], own: Mapping[str, Tensor], has_other_codes: bool) -> list[str]:

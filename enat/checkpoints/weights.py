@@ -94,11 +94,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {"state_dict": load_file(path), **described}
 
 
-def other_tokenizer(content: Mapping[str, Any], fingerprint: str) -> bool:
-    """Says whether a checkpoint's network was trained on the tokens of another tokenizer, as far as it says that."""
-    return bool(content.get("tokenizer_sha256", fingerprint) != fingerprint)
-
-
 def without_loss(content: dict[str, Any]) -> dict[str, Any]:
     """Leaves out the networks of the loss, which files of taming-transformers and of our own training also hold."""
     return {

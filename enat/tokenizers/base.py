@@ -2,6 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +65,32 @@ class Tokenizer(nn.Module, ABC):
 
         With a `resolution`, it is that of the same tokenizer for images of another size, whose codes are the same.
         """
+        return self._sha256(self.state_dict(), resolution)
+
+    def codes_fingerprint(self, resolution: int | None = None) -> str:
+        """Returns the sha256 of kind, sizes and all weights but the decoder's; where it is equal, ids mean the same.
+
+        The `resolution` is that of `fingerprint`.
+        """
+        encoding = {name: weight for name, weight in self.state_dict().items() if not name.startswith("decoder.")}
+        return self._sha256(encoding, resolution)
+
+    def has_other_codes(self, described: Mapping[str, Any], resolution: int | None = None) -> bool:
+        """Says whether tokens are those of another tokenizer. A tokenizer with another decoder has the same.
+
+        Args:
+            described: what a file says of the tokenizer of its tokens: its fingerprints, as `tokenizer_sha256` and
+                `codes_sha256`. Files of older versions lack the second, and official ones both; those count as fitting.
+            resolution: that of `fingerprint`.
+        """
+        if described.get("tokenizer_sha256") in (None, self.fingerprint(resolution)):
+            return False
+        return described.get("codes_sha256") != self.codes_fingerprint(resolution)
+
+    def _sha256(self, weights: Mapping[str, Tensor], resolution: int | None) -> str:
         resolution = self.resolution if resolution is None else resolution
         digest = hashlib.sha256(f"{type(self).__name__} {self.codebook_size} {resolution}".encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, tensor in sorted(weights.items()):
             digest.update(name.encode())
             content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy has no bfloat16
             digest.update(content.numpy().tobytes())

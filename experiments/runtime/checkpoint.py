@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 from lightning.fabric import Fabric
 
-from enat.checkpoints.weights import load_weights, other_tokenizer, read_file
+from enat.checkpoints.weights import load_weights, read_file
 from enat.generation import GeneratedImages
 from enat.metrics.evaluation import Evaluation
 from enat.net import ENAT
@@ -30,16 +30,16 @@ class Checkpoint:
         self.source = load_weights(net, weights)
         self.device = fabric.device
         self.processes = Processes()
-        content, fingerprint = read_file(str(weights)), tokenizer.fingerprint()
+        content = read_file(str(weights))
         self.class_names: list[str] | None = content.get("class_names")
-        if other_tokenizer(content, fingerprint) and self.processes.rank == 0:
+        if self.processes.rank == 0 and tokenizer.has_other_codes(content):
             print(f"Note: {weights} was trained on the tokens of another tokenizer, so that its images may be wrong.")
         precision = fabric.strategy.precision
         self.facts = {
             **self.source,
             "net": net.sizes,
             "network_precision": precision.precision,
-            "tokenizer_sha256": fingerprint,
+            "tokenizer_sha256": tokenizer.fingerprint(),
         }
         self.net = net
         self.tokenizer = tokenizer

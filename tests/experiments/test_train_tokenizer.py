@@ -86,6 +86,38 @@ def test_a_decoder_alone(quantizer, command, photos, tmp_path):
     assert "module.decoder_only=true: expected tokenizer.weights=FILE, whose decoder is trained." in refused.err
 
 
+def test_a_network_fits_another_decoder(command, photos, tmp_path):
+    """Shards and networks of a tokenizer fit the same one with another decoder, and no other."""
+    run = [*TINY, f"data.images={photos}"]
+    command(*run, f"output={tmp_path}/1")
+    weights = {name: f"tokenizer.weights={tmp_path}/{name}/checkpoints/last.ckpt" for name in "123"}
+    assert command(*run, weights["1"], "module.decoder_only=true", f"output={tmp_path}/2").status == 0
+    assert command(*run, "seed=1", f"output={tmp_path}/3").status == 0
+    small = ["module.net.width=32", "module.net.encoder_depth=2", "module.net.num_heads=2", "data.batch_size=8"]
+    small += ["trainer.max_steps=1", "trainer.val_check_interval=1", "data.num_workers=0", "callbacks.sample_grid=null"]
+    shards = f"data.shards={tmp_path}/shards_1"
+    for name, file in weights.items():
+        made = [
+            "task=tokenize",
+            f"images={photos}",
+            "held_out=0.2",
+            "num_workers=0",
+            f"output={tmp_path}/shards_{name}",
+        ]
+        assert command(*made, file).status == 0
+    assert command(*small, shards, weights["2"], f"output={tmp_path}/network").status == 0
+    other = command(*small, shards, weights["3"], f"output={tmp_path}/other")
+    assert "made by another tokenizer than the one configured" in other.err
+    network = f"weights={tmp_path}/network/checkpoints/last.ckpt"
+    for name, fits in (("1", True), ("2", True), ("3", False)):
+        drawn = ["task=sample", network, weights[name], "classes=0", "images_per_class=1", f"output={tmp_path}/s{name}"]
+        assert ("of another tokenizer" not in command(*drawn).out) == fits
+        options = ["experiment=finetune", network, f"data.shards={tmp_path}/shards_{name}", *small]
+        tuned = command(*options, f"output={tmp_path}/tuned_{name}")
+        assert tuned.status == 0, tuned.err
+        assert ("drawn anew" not in tuned.out) == fits
+
+
 def test_two_processes_train_as_one(command, separate_command, photos, tmp_path):
     run = [*TINY, f"data.images={photos}", "trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu"]
     one = command(*run, f"output={tmp_path}/one")
