@@ -128,7 +128,7 @@ class TokenStream(Dataset[tuple[Tensor, Tensor]]):
         if self.class_balance:
             class_ids = np.concatenate([class_ids for _, class_ids in packs])
             _, of_class, counts = np.unique(class_ids, return_inverse=True, return_counts=True)
-            weights = counts[of_class] ** -self.class_balance
+            weights = counts[of_class] ** -float(self.class_balance)
             order = rng.choice(len(order), len(order), p=weights / weights.sum())
         return Pool(
             packs=packs,

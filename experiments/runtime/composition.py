@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from enat.errors import InputError
 from enat.files import by_full_name, part_of
 from experiments.runtime.options import CONF
-from experiments.runtime.settings_of_files import check_settings
+from experiments.runtime.settings_of_files import check_settings, settings_of_shards
 
 PRIMARY = "config"
 # The names of choices, in several groups.
@@ -54,7 +54,7 @@ def primary_config(arguments: Sequence[str]) -> str:
         for other in files[1:]:
             _refuse_other_settings(files[0], settings, other, given)
         choices = _store_checkpoint(settings)
-        _replace(defaults, {name: choice for name, choice in choices.items() if name not in given})
+        _replace(defaults, {name: choice for name, choice in choices.items() if name not in _chosen(given)})
     if shards:
         _store_shards(defaults, str(shards), given)
         for other in filter(None, _values_of(arguments, "data.shards")):
@@ -65,6 +65,12 @@ def primary_config(arguments: Sequence[str]) -> str:
         return PRIMARY
     ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
     return f"{PRIMARY}_of_files"
+
+
+def _chosen(given: Mapping[str, Any]) -> set[str]:
+    """Returns the groups that a command chooses itself. Metrics choose the scores that fit them, if it does not."""
+    metrics = {"metrics", "score"} if "metrics" in given or given.get("experiment") == FINETUNE else set()
+    return {*given, *metrics}
 
 
 def _existing(weights: str, given: Mapping[str, Any], trains: bool) -> str:
@@ -144,7 +150,7 @@ def _refuse_other_settings(first: str, settings: Mapping[str, Any], other: str, 
     Raises:
         InputError: naming an option in which they differ, unless the command line has it.
     """
-    chosen = {GROUPS.get(name, name) for name in given}
+    chosen = {GROUPS.get(name, name) for name in _chosen(given)}
     before, now = (by_full_name(_used(one)) for one in (settings, _settings_of(other, given)))
     for name in sorted(before.keys() | now.keys()):
         is_given = any(name == one or name.startswith(f"{one}.") for one in chosen)
@@ -245,7 +251,7 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     """
     if "experiment" not in given and given.get("task", "train") == "train":
         _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
-    sizes, tokenizer = _of_manifest(shards, given)
+    sizes, tokenizer = settings_of_shards(shards, given)
     store = ConfigStore.instance()
     content: dict[str, Any] = {"module": {"net": sizes}}
     if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
@@ -259,38 +265,13 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
     defaults.insert(is_override.index(True), f"sizes_{OF_SHARDS}")  # after the experiment; overrides come last
 
 
-def _of_manifest(shards: str, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any] | None]:
-    """Returns the sizes of a network for a folder of shards, and the settings of their tokenizer.
-
-    Raises:
-        InputError: for a folder without a manifest, or with one that can't be read.
-    """
-    from data.fetch import fetch_manifest  # here, since they import torch
-    from data.manifest import Manifest
-
-    folder = Path(shards)
-    if "://" in shards:
-        cache = given.get("data.cache", yaml.safe_load((CONF / "data" / "shards.yaml").read_text())["cache"])
-        folder = fetch_manifest(shards, Path(cache))
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise InputError(
-            f"data.shards={shards}: there is no manifest.json in it; expected the output of task=tokenize."
-        )
-    manifest = Manifest.load(folder)
-    sizes = {"codebook_size": manifest.codebook_size, "num_tokens": manifest.num_tokens}
-    sizes["num_classes"] = len(manifest.class_names)
-    check_settings(str(path), {"tokenizer_settings": manifest.tokenizer_settings})
-    return sizes, manifest.tokenizer_settings
-
-
 def _refuse_other_sizes(first: str, other: str, given: Mapping[str, Any]) -> None:
     """Refuses a multirun over shards of other sizes: all of its jobs have those of the first.
 
     Raises:
         InputError: naming a size in which they differ.
     """
-    before, now = (_of_manifest(shards, given)[0] for shards in (first, other))
+    before, now = (settings_of_shards(shards, given)[0] for shards in (first, other))
     for name, size in before.items():
         if now[name] != size:
             raise InputError(

@@ -1,9 +1,13 @@
 """Checks the settings that a checkpoint, a folder of weights or a manifest of shards has, before Hydra sees them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from enat.errors import InputError
+from experiments.runtime.options import CONF
 from experiments.runtime.targets import is_allowed
 
 # What the settings of a file may have built, since the file may come from anybody.
@@ -24,6 +28,31 @@ def check_settings(file: str, node: Any) -> None:
     """
     refuse_references(file, node)
     refuse_other_targets(file, node)
+
+
+def settings_of_shards(shards: str, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """Returns the sizes of a network for a folder of shards, and the settings of their tokenizer.
+
+    Raises:
+        InputError: for a folder without a manifest, or with one that can't be read.
+    """
+    from data.fetch import fetch_manifest  # here, since they import torch
+    from data.manifest import Manifest
+
+    folder = Path(shards)
+    if "://" in shards:
+        cache = given.get("data.cache", yaml.safe_load((CONF / "data" / "shards.yaml").read_text())["cache"])
+        folder = fetch_manifest(shards, Path(cache))
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise InputError(
+            f"data.shards={shards}: there is no manifest.json in it; expected the output of task=tokenize."
+        )
+    manifest = Manifest.load(folder)
+    sizes = {"codebook_size": manifest.codebook_size, "num_tokens": manifest.num_tokens}
+    sizes["num_classes"] = len(manifest.class_names)
+    check_settings(str(path), {"tokenizer_settings": manifest.tokenizer_settings})
+    return sizes, manifest.tokenizer_settings
 
 
 def refuse_other_targets(file: str, node: Any) -> None:

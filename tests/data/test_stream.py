@@ -104,7 +104,7 @@ def test_global_batch_is_divided_or_refused():
         per_device_batch(50, 4, 3)
 
 
-@pytest.mark.parametrize(("balance", "share"), [(0.0, 0.9), (0.5, 0.75), (1.0, 0.5)])
+@pytest.mark.parametrize(("balance", "share"), [(0.0, 0.9), (0.5, 0.75), (1.0, 0.5), (1, 0.5)])
 def test_classes_can_come_more_evenly(balance, share):
     """Of two classes with 900 and 100 samples; the root of the sizes is 30 and 10."""
     tokens = np.arange(1000, dtype=np.uint16).reshape(1000, 1, 1)

@@ -58,3 +58,31 @@ def test_images_stay_split_as_in_training_whatever_the_seed_is_now(compose_confi
     del content["settings"]["metrics"]["split_seed"]  # of an older version
     torch.save(content, tmp_path / "last.ckpt")
     assert of_command() == [["a", 0.2, 0]] * 2
+
+
+def test_other_metrics_have_their_own_scores(compose_config, tmp_path):
+    """Those of the checkpoint may need what only its metrics have."""
+    trained = compose_config("experiment=own_images", "metrics=lite0", "metrics.images=a", "metrics.held_out_share=0.2")
+    content = {"settings": OmegaConf.to_container(trained, resolve=True), "state_dict": {"x": torch.zeros(1)}}
+    torch.save(content, tmp_path / "last.ckpt")
+
+    def scores_of(*options):
+        arguments = [f"weights={tmp_path}/last.ckpt", *options]
+        name = primary_config(arguments)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(name, arguments)
+        return list(OmegaConf.to_container(config, resolve=True)["scores"])
+
+    assert scores_of("task=evaluate") == list(trained.scores)
+    assert scores_of("task=evaluate", "score=[fid]") == ["fid"]
+    assert scores_of("task=sample", "metrics=none") == ["fid", "inception_score"]
+    assert scores_of("experiment=finetune", "data.shards=null") == ["fid", "inception_score"]
+    assert scores_of("task=evaluate", "metrics=inception") == [
+        "fid",
+        "inception_score",
+        "sfid",
+        "kid",
+        "precision_recall",
+    ]
+    assert "memorization" in scores_of("experiment=finetune", "data.shards=null", "metrics=lite0")

@@ -308,3 +308,11 @@ def test_unknown_and_missing_options(compose_config):
         plan(compose_config("+module.net.widht=3"), "task")
     with pytest.raises(InputError, match=r"module\.net\.width: a value is missing"):
         plan(compose_config("~module.net.width"), "task")
+
+
+def test_options_of_an_experiment_that_another_choice_lacks(compose_config):
+    """The sentence says how to leave them out."""
+    choice = "scheduler@module.scheduler=warmup_cosine"
+    with pytest.raises(InputError, match=r"total_iters: no such .* sets it .*, ~module\.scheduler\.total_iters leaves"):
+        plan(compose_config("experiment=digits", choice), "module")
+    plan(compose_config("experiment=digits", choice, "~module.scheduler.total_iters"), "module")
