@@ -160,8 +160,8 @@ def _hints_of_call(option: str, called: Any, names: list[str], is_partial: bool)
     for name in names:
         if name not in parameters and not (takes_others and name.isidentifier() and not name.startswith("_")):
             raise InputError(
-                f"{option}.{name}: no such option; expected one of {', '.join(parameters)}. If the experiment sets it for "
-                f"another choice, ~{option}.{name} leaves it out."
+                f"{option}.{name}: no such option; expected one of {', '.join(parameters)}. If the experiment sets it "
+                f"for another choice, ~{option}.{name} leaves it out."
             )
     for name, parameter in signature.items():
         is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
