@@ -179,10 +179,14 @@ class ShardsDataModule(TokenDataModule):
     reader: Callable[[Path, Manifest, str], Packs]
     cache: str = "assets/shards"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shards is None:
+            raise InputError("shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
+
     def prepare_data(self) -> None:
         """Fetches remote shards and checks every shard; Lightning calls it in one process of each machine."""
-        if self.shards is None:
-            raise InputError("data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
+        assert self.shards is not None
         folder = fetch(self.shards, Path(self.cache))
         manifest = Manifest.load(folder)
         check_shards(folder, manifest)

@@ -239,7 +239,7 @@ def train(
     record_settings(fitter, settings, composition, folder)
     nets = untrained_net(module.net, weights, tokenizer, start and started_from) if untrained else {}
     if start is not None:
-        announce(*start, fitter.world_size, fitter.accumulate_grad_batches)
+        announce(*start, fitter.world_size, settings)
     elif started_from:
         print_start(started_from, data)
     with trained(fitter, module, data, start and start[0], folder):

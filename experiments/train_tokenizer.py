@@ -87,7 +87,7 @@ def train_tokenizer(
         return finished
     record_settings(fitter, settings, composition, folder)
     if start is not None:
-        announce(*start, fitter.world_size, fitter.accumulate_grad_batches)
+        announce(*start, fitter.world_size, settings)
     with trained(fitter, module, data, start and start[0], folder):
         device = fitter.strategy.root_device
         tokenizer = module.averaged_net.to(device).eval()

@@ -136,15 +136,24 @@ def _with_moved_tokenizer(content: dict[str, Any], path: Path) -> dict[str, Any]
     """Returns the content of DIR/network/checkpoints/FILE with the path of DIR/tokenizer/checkpoints/last.ckpt."""
     settings = content.get("settings")
     tokenizer = settings.get("tokenizer") if isinstance(settings, dict) else None
-    if not isinstance(settings, dict) or not isinstance(tokenizer, dict):
+    if not isinstance(settings, dict) or not isinstance(tokenizer, dict) or len(path.absolute().parents) < 3:
         return content
+    found = found_beside(tokenizer, path.absolute().parents[2])
+    return {**content, "settings": {**settings, "tokenizer": found}}
+
+
+def found_beside(tokenizer: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a tokenizer's settings with the path of its weights, if the folder of experiment=from_images was moved.
+
+    Args:
+        tokenizer: the settings. Weights that are where they say stay as they are.
+        folder: DIR, which has the weights in DIR/tokenizer/checkpoints/last.ckpt if it is of experiment=from_images.
+    """
     named = tokenizer.get("weights")
-    if not isinstance(named, str) or exists(named) or len(path.absolute().parents) < 3:
-        return content
-    moved = path.absolute().parents[2] / "tokenizer" / "checkpoints" / "last.ckpt"
-    if Path(named).parts[-3:] != moved.parts[-3:] or not moved.is_file():
-        return content
-    return {**content, "settings": {**settings, "tokenizer": {**tokenizer, "weights": str(moved)}}}
+    moved = folder / "tokenizer" / "checkpoints" / "last.ckpt"
+    if not isinstance(named, str) or exists(named) or not moved.is_file():
+        return tokenizer
+    return {**tokenizer, "weights": str(moved)} if Path(named).parts[-3:] == moved.parts[-3:] else tokenizer
 
 
 def _check_file(path: Path, sha256: str) -> None:

@@ -254,13 +254,25 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
 
 
 @rank_zero_only
-def announce(path: Path, content: Mapping[str, Any], world_size: int, batches: int) -> None:
-    """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run."""
+def announce(path: Path, content: Mapping[str, Any], world_size: int, now: Mapping[str, Any]) -> None:
+    """Prints from where a run goes on, and whether it gives the same bits as an uninterrupted run.
+
+    Args:
+        path, content: the checkpoint, and what is known of it.
+        world_size, now: the number of processes and the settings of the run that goes on.
+    """
     print(printable(f"Going on from {path}, step {content['global_step']}; resume=false starts anew."))
     before = content["world_size"]
     settings = content["settings"]
+    if settings["module"].get("scheduler") != now["module"].get("scheduler"):  # of which no more than this may change
+        steps = [part["trainer"].get("max_steps") for part in (now, settings)]
+        note = (
+            f"Note: trainer.max_steps={steps[0]} instead of {steps[1]}: the learning rate depends on it, so the "
+            "results will differ from those of a run that had as many steps from the start."
+        )
+        print(printable(note))
     if before == world_size and settings["module"].get("mask_groups", 1) is None:
-        accumulated = settings["trainer"].get("accumulate_grad_batches", 1)
+        accumulated, batches = (part["trainer"].get("accumulate_grad_batches", 1) for part in (settings, now))
         if accumulated != batches:
             note = (
                 f"Note: trainer.accumulate_grad_batches={batches} instead of {accumulated}: masks and dropout are "

@@ -38,6 +38,7 @@ def settings_of_shards(shards: str, given: Mapping[str, Any]) -> tuple[dict[str,
     """
     from data.fetch import fetch_manifest  # here, since they import torch
     from data.manifest import Manifest
+    from enat.checkpoints.folder import found_beside
 
     folder = Path(shards)
     if "://" in shards:
@@ -52,7 +53,8 @@ def settings_of_shards(shards: str, given: Mapping[str, Any]) -> tuple[dict[str,
     sizes = {"codebook_size": manifest.codebook_size, "num_tokens": manifest.num_tokens}
     sizes["num_classes"] = len(manifest.class_names)
     check_settings(str(path), {"tokenizer_settings": manifest.tokenizer_settings})
-    return sizes, manifest.tokenizer_settings
+    tokenizer = manifest.tokenizer_settings
+    return sizes, tokenizer and found_beside(tokenizer, folder.absolute().parent)
 
 
 def refuse_other_targets(file: str, node: Any) -> None:

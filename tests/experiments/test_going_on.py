@@ -288,6 +288,18 @@ def test_what_changes_the_result_does_not_change_in_silence(command, tmp_path, o
     assert f"{option.partition('=')[0]}: {before}" in outcome.err
 
 
+@pytest.mark.parametrize(("options", "is_told"), [([], False), (["module.scheduler.warmup_steps=1"], True)])
+def test_a_schedule_that_depends_on_the_number_of_steps_says_so(command, tmp_path, options, is_told):
+    if options:
+        options = [*options, "scheduler@module.scheduler=warmup_cosine", "~module.scheduler.total_iters"]
+    run = [*DEBUG, *NO_SCORES, *options, f"output={tmp_path}"]
+    command(*run)
+    outcome = command(*run, "trainer.max_steps=6")
+    assert "Going on from" in outcome.out
+    note = "Note: trainer.max_steps=6 instead of 4: the learning rate depends on it, so the results will differ"
+    assert (note in outcome.out) == is_told
+
+
 def test_masks_that_are_drawn_by_batch_say_that_they_change(command, tmp_path):
     run = [*DEBUG, *NO_SCORES, "module.mask_groups=null", f"output={tmp_path}"]
     command(*run)

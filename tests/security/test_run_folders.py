@@ -165,10 +165,11 @@ def test_texts_of_files_do_not_steer_the_terminal(tmp_path, capsys):
     (tmp_path / "step_\x1b[32m.ckpt").write_bytes(b"x")
     with pytest.raises(InputError, match="none of its checkpoints can be read"):
         resume_point(tmp_path, {}, None, None)
-    content = {"global_step": "\x1b[33m", "world_size": "\x1b[34m", "settings": {"module": {}, "trainer": {}}}
-    announce(tmp_path / "\x1b[35m.ckpt", content, 1, 1)
+    settings = {"module": {"scheduler": {}}, "trainer": {"max_steps": "\x1b[38m"}}
+    content = {"global_step": "\x1b[33m", "world_size": "\x1b[34m", "settings": settings}
+    announce(tmp_path / "\x1b[35m.ckpt", content, 1, {"module": {}, "trainer": {}})
     print_scores({}, ["a note \x1b[36m"], ["image\x1b[37m.png"])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
-    for color in range(31, 38):
+    for color in range(31, 39):
         assert f"\\x1b[{color}m" in printed

@@ -12,6 +12,7 @@ from data.manifest import Manifest
 from enat.errors import InputError
 from experiments.runtime.composition import primary_config
 from experiments.runtime.options import CONF
+from experiments.runtime.settings_of_files import settings_of_shards
 
 
 def test_shards_of_other_sizes_are_refused(tmp_path):
@@ -33,6 +34,20 @@ def test_options_whose_values_are_not_listed(tmp_path):
     Manifest("VQGAN", "0" * 64, 256, [16, 16], 1024, ["x"], ["plain"], 100, {"train": []}).save(tmp_path)
     options = ["sampler.guidance_scale=interval(0,1)", "+preset=glob(*)"]
     assert primary_config(["-m", f"data.shards={tmp_path}", *options]) == "config_of_files"
+
+
+def test_shards_find_their_tokenizer_in_a_moved_folder(tmp_path):
+    """In that of experiment=from_images, whose shards name it relative to another working directory."""
+    settings = {"_target_": "enat.tokenizers.vqgan.VQGAN", "weights": "outputs/x/tokenizer/checkpoints/last.ckpt"}
+    manifest = Manifest("VQGAN", "0" * 64, 256, [16, 16], 1024, ["x"], ["plain"], 100, {"train": []})
+    manifest.tokenizer_settings = settings
+    (tmp_path / "shards").mkdir()
+    manifest.save(tmp_path / "shards")
+    assert settings_of_shards(f"{tmp_path}/shards", {})[1] == settings
+    weights = tmp_path / "tokenizer" / "checkpoints" / "last.ckpt"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert settings_of_shards(f"{tmp_path}/shards", {})[1] == {**settings, "weights": str(weights)}
 
 
 @pytest.mark.parametrize("task", ["evaluate", "neighbours"])
