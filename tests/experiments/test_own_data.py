@@ -130,10 +130,12 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
 
 def test_statistics_keep_two_features_or_none(command, inception, tmp_path):
     """One alone would be refused when scores are computed; the last image is one of the two, and can't be read."""
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(3):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    (tmp_path / "3.png").write_text("no picture")
-    made = ["task=statistics", f"features.weights={inception}", f"scored.path={tmp_path}", "scored.num_workers=0"]
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(images / f"{number}.png")
+    (images / "3.png").write_text("no picture")
+    made = ["task=statistics", f"features.weights={inception}", f"scored.path={images}", "scored.num_workers=0"]
     made += ["scored.resolution=8", "protocol=[adm,clean]", f"output={tmp_path}/statistics"]
     refused = command(*made, "max_features=1")
     assert "max_features=1: expected 0 or a value greater than or equal to 2." in refused.err
