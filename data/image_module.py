@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import numpy as np
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from data.images import find_images, load_rgb
 from data.module import held_out_blocks, training_loader
-from data.tokenization import split_numbers
+from data.tokenization import none_readable, split_numbers
 from enat.errors import InputError, counted, printable
 from enat.files import sha256_if_readable
 from enat.images import Block, center_crop
@@ -63,11 +63,21 @@ class RandomCrop:
 
 
 class ImageReader:
-    """Reads images of a list by number. In place of one that can't be read, it takes the next, and names the former."""
+    """Reads images of a list by number. In place of one that can't be read, it takes the next, and names the former.
 
-    def __init__(self, files: Sequence[Path]):
+    Args:
+        files: the list.
+        split: of which they are: `train` or `held_out`.
+
+    Raises:
+        InputError: if no image of the list can be read.
+    """
+
+    def __init__(self, files: Sequence[Path], split: Literal["train", "held_out"]):
         self.files = files
+        self.split = split
         self.named: set[int] = set()
+        self._read(0)  # so that no training begins in vain
 
     def __call__(self, number: int) -> Image.Image:
         """Reads an image, RGB.
@@ -75,17 +85,22 @@ class ImageReader:
         Raises:
             InputError: if no image of the list can be read.
         """
-        reason = ""
+        image, reasons = self._read(number)
+        for place in reasons.keys() - self.named:
+            print(f"Another image is taken for {printable(reasons[place])}")
+        self.named |= reasons.keys()
+        return image
+
+    def _read(self, number: int) -> tuple[Image.Image, dict[int, str]]:
+        """Reads the first image from a number on that can be read; returns it, and what is wrong with those before."""
+        reasons: dict[int, str] = {}
         for place in range(number, number + len(self.files)):
             place %= len(self.files)
             try:
-                return load_rgb(self.files[place])
+                return load_rgb(self.files[place]), reasons
             except InputError as error:
-                reason = str(error)
-                if place not in self.named:
-                    self.named.add(place)
-                    print(f"Another image is taken for {printable(reason)}")
-        raise InputError(f"data.images: none of the images can be read; {reason}")
+                reasons[place] = str(error)
+        raise InputError(f"data.images: {none_readable(self.split, [*reasons.values()], 'data.held_out')}")
 
 
 class ImageStream(Dataset[Tensor]):
@@ -95,10 +110,13 @@ class ImageStream(Dataset[Tensor]):
         files: the images.
         crop: cuts a square out of each.
         seed: determines, with the position, the order and the crops.
+
+    Raises:
+        InputError: if none of the images can be read.
     """
 
     def __init__(self, files: Sequence[Path], crop: RandomCrop, seed: int):
-        self.read = ImageReader(files)
+        self.read = ImageReader(files, "train")
         self.size = len(files)
         self.crop = crop
         self.seed = seed
@@ -128,7 +146,7 @@ class HeldOutImages(Dataset[Tensor]):
         at_most: the number of images to use.
 
     Raises:
-        InputError: if there is no such folder, or it has too few images.
+        InputError: if there is no such folder, it has too few images, or none that is held out can be read.
     """
 
     read_together = 1
@@ -142,7 +160,7 @@ class HeldOutImages(Dataset[Tensor]):
         at_most: Annotated[int, Ge(1)] = 1000,
     ):
         self.files, self.training_files = split_folder(images, held_out, seed)
-        self.read_image = ImageReader(self.files)
+        self.read_image = ImageReader(self.files, "held_out")
         self.resolution = resolution
         self.num_images = min(at_most, len(self.files))
         self.identity: Mapping[str, Any] = {
@@ -222,7 +240,7 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: processes on each rank that read ahead; 0 reads in the training process.
 
     Raises:
-        InputError: if there is no such folder, or it has too few images.
+        InputError: if there is no such folder, it has too few images, or none of a split can be read.
     """
 
     images: str | None

@@ -7,7 +7,7 @@ many ranks shared it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -47,6 +47,22 @@ def split_numbers(size: int, held_out: float, seed: int) -> dict[str, np.ndarray
     order = np.random.default_rng(seed).permutation(size)
     num_held_out = round(size * held_out)
     return {"held_out": order[:num_held_out], "train": order[num_held_out:]}
+
+
+def none_readable(split: str, reasons: Sequence[str], option: str) -> str:
+    """Says that no image of a split can be read, and what to do.
+
+    Args:
+        split: of the images, `train` or `held_out`.
+        reasons: why each of them can't be read.
+        option: the name of the option that says which share is held out.
+    """
+    kind, other = {
+        "train": ("training", f"a smaller {option} trains on more"),
+        "held_out": ("held-out", f"a larger {option} holds out more"),
+    }[split]
+    one, more = f"the only {kind} image can't be read", f"none of the {len(reasons):,} {kind} images can be read"
+    return f"{one if len(reasons) == 1 else more}; {reasons[0]} Repair or remove what can't be read; {other}."
 
 
 def plan_shards(size: int, held_out: float, shard_size: int, seed: int) -> list[ShardPlan]:
@@ -89,7 +105,7 @@ def write_shards(
         The manifest, which is also saved; None if other ranks still have shards to write.
 
     Raises:
-        InputError: if the folder has shards of other settings, no image can be read, or the disk is full.
+        InputError: if the folder has shards of other settings, no image of a split can be read, or the disk is full.
     """
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -173,7 +189,7 @@ def collect_shards(
     Its arguments and what it returns are described at `write_shards`.
 
     Raises:
-        InputError: if no image could be read.
+        InputError: if no image of a split could be read.
     """
     plans = plan_shards(source.size, held_out, shard_size, seed)
     paths = [_record(folder, plan) for plan in plans]
@@ -183,8 +199,10 @@ def collect_shards(
     for path, record in zip(paths, records, strict=True):
         check_description(record, ShardRecord, f"{path}:")
     splits: dict[str, list[Shard]] = {"train": [], "held_out": []}
+    skipped: dict[str, list[dict[str, str]]] = {"train": [], "held_out": []}
     for plan, record in zip(plans, records, strict=True):
         splits[plan.split].append(Shard(**record["shard"]))
+        skipped[plan.split] += record["skipped"]
     manifest = Manifest(
         tokenizer=type(tokenizer).__name__,
         tokenizer_sha256=tokenizer.fingerprint(),
@@ -196,11 +214,15 @@ def collect_shards(
         views=list(source.views),
         pack_size=pack_size,
         splits=splits,
-        skipped=[image for record in records for image in record["skipped"]],
+        skipped=skipped["held_out"] + skipped["train"],
         tokenizer_settings=tokenizer_settings,
     )
     if not any(shard.samples for shard in manifest.all_shards()):
         raise InputError(f"output={folder}: none of the images could be read; {manifest.skipped[0]['reason']}")
+    for split, shards in splits.items():
+        if shards and not any(shard.samples for shard in shards):
+            reasons = [image["reason"] for image in skipped[split]]
+            raise InputError(f"output={folder}: {none_readable(split, reasons, 'held_out')}")
     for left_over in folder.glob("*.tar.*.partial"):
         left_over.unlink(missing_ok=True)
     manifest.save(folder)

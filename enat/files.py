@@ -90,6 +90,26 @@ def exists(path: str | Path) -> bool:
         return False
 
 
+def lost_link(path: Path) -> str | None:
+    """Returns a sentence on a link that leads nowhere, such as to a scratch disk that was cleared; None for others."""
+    if not path.is_symlink() or exists(path):
+        return None
+    return f"{path}: a link to {path.readlink()}, which does not exist; expected it to be made, or no link."
+
+
+def refuse_lost_links(folder: Path) -> None:
+    """Refuses links in a folder that lead nowhere and stand in the place of folders, whose names have no suffix.
+
+    A link in the place of a file is replaced when the file is written.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for path in sorted(folder.iterdir()):
+        if not path.suffix and (sentence := lost_link(path)) is not None:
+            raise InputError(sentence)
+
+
 def make_before(folder: Path) -> Path:
     """Makes the first of `before_1`, `before_2` ... in a folder that is free, for results that don't count any more."""
     number = 1

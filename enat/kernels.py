@@ -79,11 +79,13 @@ def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         InputError: if xformers is not installed, or the tensors are on another device than a GPU.
     """
     if query.device.type != "cuda":
-        raise InputError("attention=xformers: it runs on a GPU only; expected attention=sdpa or auto here.")
+        raise InputError("attention@module.net.attention=xformers: it runs on a GPU only; expected sdpa or auto.")
     try:
         operations = importlib.import_module("xformers.ops")
     except ImportError as error:
-        raise InputError("attention=xformers: it is not installed; expected pip install 'enat[xformers]'.") from error
+        raise InputError(
+            "attention@module.net.attention=xformers: `pip install -e '.[xformers]'` installs it."
+        ) from error
     transposed = (x.transpose(1, 2) for x in (query, key, value))  # (B, N, H, d)
     return with_padded_heads(operations.memory_efficient_attention, *transposed).transpose(1, 2)
 

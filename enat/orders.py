@@ -115,13 +115,13 @@ class Fixed(Order):
     def __init__(self, positions: Sequence[int]):
         self.positions = list(positions)
         if sorted(self.positions) != list(range(len(self.positions))):
-            raise InputError("order.positions: expected each number from 0 to the number of tokens - 1 once.")
+            raise InputError("sampler.order.positions: expected each number from 0 to the number of tokens - 1 once.")
 
     def ranks(self, num_tokens: int) -> list[int]:
         """Returns the place of each position in the order."""
         positions = self.list_positions(num_tokens)
         if len(positions) != num_tokens:
-            raise InputError(f"order.positions: has {len(positions)} positions; an image has {num_tokens} tokens.")
+            raise InputError(f"sampler.order.positions: there are {len(positions)}; an image has {num_tokens} tokens.")
         return [place for _, place in sorted(zip(positions, range(num_tokens), strict=True))]
 
     def list_positions(self, num_tokens: int) -> list[int]:
@@ -152,7 +152,8 @@ class Halton(Fixed):
         width = self.width or num_tokens // height
         if height * width != num_tokens:
             raise InputError(
-                f"order.height={self.height} order.width={self.width}: expected sides of a grid of {num_tokens} tokens."
+                f"sampler.order.height={self.height} sampler.order.width={self.width}: expected sides of a grid of "
+                f"{num_tokens} tokens."
             )
         return list(_halton_positions(height, width))
 

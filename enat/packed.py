@@ -103,7 +103,7 @@ def predict_packed(
     """
     if type(net) is not ENAT:
         name = type(net).__name__
-        raise InputError(f"masking=per_sample: it is not for {name}; expected masking@module.masking=per_group.")
+        raise InputError(f"PerSampleMasking: it is not for {name}; expected masking@module.masking=per_group.")
     masked, new, cached = partition
     cached_features = None
     if cached is not None:

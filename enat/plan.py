@@ -129,7 +129,10 @@ class SamplerOptions:
         self.correction = correction
         self.is_adaptive = isinstance(self.order, EntropyBound)  # whether the tokens decide how many are revealed
         if self.is_adaptive and (correction or compile):
-            raise InputError("order: EntropyBound takes no correction and no compile=true, as its numbers vary.")
+            raise InputError(
+                "order: EntropyBound takes no correction and no compilation, as its numbers vary; expected "
+                "correction@sampler.correction=none and sampler.compile=false."
+            )
 
     def identity(self) -> list[Any]:
         """Returns what tokens depend on, as plain values; parts that are as in the paper do not appear in it."""

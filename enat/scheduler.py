@@ -43,7 +43,7 @@ class TokenScheduler:
 
     def __init__(self, sampler: Sampler):
         if sampler.correction is not None:
-            raise InputError("correction: expected correction=none for single steps.")
+            raise InputError("correction: expected a sampler without one (correction=None) for single steps.")
         self.sampler = sampler
 
     @torch.no_grad()

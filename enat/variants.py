@@ -145,7 +145,7 @@ class SeparateBlock(Block):
             InputError: for a kernel: that of a packed batch expects context and tokens in one softmax.
         """
         if kernel is not None:
-            raise InputError("block=separate: it takes rows of images; expected masking@module.masking=per_group.")
+            raise InputError("SeparateBlock: it takes rows of images; expected masking@module.masking=per_group.")
         shift, scale, context_shift, context_scale, gate, *rest = modulation.unbind(dim=-2)
         mlp_shift, mlp_scale, mlp_gate, cross_shift, cross_scale, cross_gate = rest  # (B, 1, D) each
         x = x + gate * self.attention(modulate(layer_norm(x), shift, scale), None)

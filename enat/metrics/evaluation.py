@@ -91,7 +91,10 @@ class Evaluation:
         if class_shares == "reference":
             self.class_counts = getattr(reference, "class_counts", None)
             if self.class_counts is None:
-                raise InputError("class_shares=reference: the reference has no classes; expected class_shares=equal.")
+                raise InputError(
+                    "class_shares=reference: the reference has no classes; expected "
+                    "metrics.evaluation.class_shares=equal."
+                )
         # Compute groups would merge metrics whose first states happen to be equal.
         collection = MetricCollection(chosen, compute_groups=False)
         self.metrics: Metrics = {protocol: collection.clone() for protocol in network.protocols}
@@ -139,7 +142,8 @@ class Evaluation:
         if self.class_counts is not None and len(self.class_counts) != num_classes:
             raise InputError(
                 f"metrics.evaluation.class_shares=reference: the reference has {len(self.class_counts)} classes, and "
-                f"the network {num_classes}; expected its images in as many class folders, or class_shares=equal."
+                f"the network {num_classes}; expected its images in as many class folders, or "
+                "metrics.evaluation.class_shares=equal."
             )
         if self.class_counts is not None or "linear_probe" in self.names:
             self._refuse_other_names(class_names, "the network")

@@ -83,8 +83,8 @@ class TokenizerModule(AveragedModule):
         of_possible = values.pop("codes_used_of_possible")
         self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
         if of_possible < COLLAPSED and not self.trainer.sanity_checking:
+            advice = " or ".join(filter(None, ["a lower module.optimizer.lr", self.net.quantize.against_collapse]))
             rank_zero_only(print)(
                 f"The codebook has collapsed at step {self.global_step}: {values['codes_used']:.1%} of its "
-                f"{self.net.codebook_size} entries are in use. A lower module.optimizer.lr may help, or another "
-                "quantizer: quantizer=fsq has no codebook that is learnt."
+                f"{self.net.codebook_size} entries are in use. What may help: {advice}."
             )

@@ -24,10 +24,12 @@ class Quantizer(nn.Module, ABC):
     Attributes:
         codebook_size: token ids are below it.
         code_width: `E`.
+        against_collapse: what may help, beside a lower learning rate, if training uses few codes; may be empty.
     """
 
     codebook_size: int
     code_width: int
+    against_collapse = ""
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Tensor:
@@ -111,6 +113,8 @@ class FSQ(_FromLibrary):
         levels: of each number; the size of the codebook is their product, the width of a code their count.
     """
 
+    against_collapse = "fewer codes, by tokenizer.quantizer.levels"
+
     def __init__(self, levels: Annotated[Sequence[Annotated[int, Ge(2)]], MinLen(1)]):
         super().__init__("FSQ", levels=list(levels))
         self.codebook_size = self.inner.codebook_size
@@ -125,6 +129,8 @@ class LFQ(_FromLibrary):
         entropy_weight: of the entropy loss.
         commitment: of the term that draws latents to codes.
     """
+
+    against_collapse = "a larger tokenizer.quantizer.entropy_weight"
 
     def __init__(
         self,
@@ -151,6 +157,8 @@ class AveragedCodebook(_FromLibrary):
         commitment: weight of the term that draws latents to entries.
         restart_below: see above; 0 never replaces one.
     """
+
+    against_collapse = "quantizer@tokenizer.quantizer=fsq, which learns no codebook"
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.credentials import without_credentials
 from enat.errors import InputError, printable
-from enat.files import weights_file
+from enat.files import lost_link, weights_file
 from experiments.runtime.job_names import job_name, options, options_of_multirun, short
 from experiments.runtime.multirun import JobError, is_job
 from experiments.runtime.options import CONF, explain_option
@@ -170,7 +170,8 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None
     if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":  # of optuna
         return "all jobs of the search failed; the job.json of each says why.", 1
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}.", 1
+        lost = lost_link(Path(error.filename)) if isinstance(error, FileExistsError) else None
+        return lost or f"{error.filename}: {error.strerror}.", 1
     if isinstance(error, KeyboardInterrupt):
         task = dict(argument.partition("=")[::2] for argument in arguments).get("task", "train")
         return f"interrupted{'; the same command goes on from there' if task in RESUMABLE else ''}.", 130

@@ -15,6 +15,7 @@ from enat.files import MAX_SETTINGS, values_of
 from experiments.runtime.hydra_settings import check_hydra, check_overrides, check_texts
 from experiments.runtime.hydra_writes import hide_credentials
 from experiments.runtime.job_names import remember_command
+from experiments.runtime.places import refuse_output_among_images
 
 load = OmegaConf.load
 
@@ -67,8 +68,8 @@ class CheckedLoader(ConfigLoaderImpl):
         """Composes a configuration.
 
         Raises:
-            InputError: for a setting of Hydra's own that would run code of a file, for a file without an end, and for
-                control characters.
+            InputError: for a setting of Hydra's own that would run code of a file, for a file without an end, for
+                control characters, and for an output folder among the images that are read.
         """
         hide_credentials()  # in the process of a job as well
         remember_command(self.arguments)
@@ -80,6 +81,7 @@ class CheckedLoader(ConfigLoaderImpl):
         check_texts(OmegaConf.to_container(config, resolve=False))
         check_overrides(config, overrides)
         check_hydra(config, self.arguments)
+        refuse_output_among_images(config)
         return config
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:

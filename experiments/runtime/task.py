@@ -20,7 +20,15 @@ from data.fetch import local_folder
 from data.manifest import Manifest
 from enat.building import check_unread_tokenizer
 from enat.errors import InputError, printable
-from enat.files import read_record, refuse_other_work, remove_own_folder, sha256_of, weights_file, write_atomically
+from enat.files import (
+    read_record,
+    refuse_lost_links,
+    refuse_other_work,
+    remove_own_folder,
+    sha256_of,
+    weights_file,
+    write_atomically,
+)
 from experiments.runtime.building import Call, build, plan
 from experiments.runtime.command_line import explain
 from experiments.runtime.hydra_settings import check_texts
@@ -135,12 +143,14 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     """Checks the options, runs the task in a folder that this process holds, and writes and prints its results.
 
     Raises:
-        InputError: if the folder has results of other settings or weights, which would be replaced.
+        InputError: if the folder has results of other settings or weights, which would be replaced, or if a link in it
+            leads nowhere.
     """
     task = check_options(config)
     _check_shards(config)
     settings, composition = (without_credentials(_plain(config, resolve=resolve)) for resolve in (True, False))
     check_texts(settings)  # of which references may be put together
+    refuse_lost_links(output)
     _refuse_to_replace(output, composition)
     L.seed_everything(config.seed, verbose=False)
     extra = {"settings": settings, "composition": composition}

@@ -81,19 +81,24 @@ def refuse_options(options: Mapping[str, Any]) -> None:
 def refuse_other_places(settings: Mapping[str, Any], folder: Path) -> None:
     """Refuses checkpoints and curves elsewhere than where the same command, reports and other tasks look for them.
 
+    So it does with a file in the place of the folder of checkpoints, which would stop the run at the first one.
+
     Args:
         settings: the whole configuration.
         folder: of the run.
 
     Raises:
-        InputError: naming the option.
+        InputError: naming the option or the file.
     """
+    checkpoints = folder / "checkpoints"
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise InputError(f"{checkpoints}: this is no folder; expected one for checkpoints, or none.")
     for name, options in settings["callbacks"].items():
         place = part_of(options, "folder")
         is_checkpoint = str(part_of(options, "_target_")).endswith(".Checkpoints")
-        if is_checkpoint and Path(place).resolve() != (folder / "checkpoints").resolve():
+        if is_checkpoint and Path(place).resolve() != checkpoints.resolve():
             raise InputError(
-                f"callbacks.{name}.folder={place}: checkpoints are looked for in {folder / 'checkpoints'}; expected "
+                f"callbacks.{name}.folder={place}: checkpoints are looked for in {checkpoints}; expected "
                 "output=DIR for a run in another place, or a link to another folder there."
             )
     for name, options in settings["logger"].items():

@@ -72,8 +72,20 @@ def test_a_broken_image_is_named_once_and_another_taken(folder, capsys):
     assert capsys.readouterr().out.count(f"Another image is taken for {files[3]}: unreadable") == 1
     for file in files:
         file.write_bytes(b"no image")
-    with pytest.raises(InputError, match="none of the images can be read"):
-        ImageStream(files, RandomCrop(8), seed=0).__getitems__(range(1))
+    with pytest.raises(InputError, match="none of the 12 training images can be read"):
+        ImageStream(files, RandomCrop(8), seed=0)
+    assert "Another image" not in capsys.readouterr().out
+
+
+def test_a_broken_image_that_is_the_only_one_held_out(folder, capsys):
+    (file,), _ = split_folder(str(folder), 0.1, 0)
+    file.write_bytes(b"no image")
+    with pytest.raises(InputError) as refused:
+        HeldOutImages(str(folder), 0.1, 0, 8)
+    assert f"data.images: the only held-out image can't be read; {file}: unreadable" in str(refused.value)
+    assert "a larger data.held_out holds out more." in str(refused.value)
+    assert HeldOutImages(str(folder), 0.2, 0, 8).__getitems__(range(2)).shape == (2, 3, 8, 8)
+    assert f"Another image is taken for {file}: unreadable" in capsys.readouterr().out
 
 
 def test_the_same_images_are_held_out_as_by_tokenisation(folder):

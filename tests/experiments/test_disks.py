@@ -57,6 +57,29 @@ def test_a_disk_that_becomes_read_only(command, small_disk):
     assert {path: path.read_bytes() for path in (small_disk / "run" / "checkpoints").iterdir()} == files
 
 
+@pytest.mark.parametrize("name", ["", "checkpoints", "samples", "metrics"])
+def test_a_link_to_a_folder_that_is_gone(command, tmp_path, name):
+    """As after a scratch disk was cleared: told before the training, whose steps would be lost."""
+    link = tmp_path / "run" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "gone")
+    run = [*DEBUG, "metrics=none", "trainer.max_steps=2", f"output={tmp_path}/run"]
+    refused = command(*run)
+    assert f"{link}: a link to {tmp_path}/gone, which does not exist" in sentence(refused)
+    assert "step" not in refused.out
+    (tmp_path / "gone").mkdir()
+    assert command(*run).status == 0
+    assert link.is_symlink()
+
+
+def test_a_file_in_the_place_of_checkpoints(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").touch()
+    refused = command(*DEBUG, "metrics=none", f"output={tmp_path}/run")
+    assert f"{tmp_path}/run/checkpoints: this is no folder" in sentence(refused)
+    assert "step" not in refused.out
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written(command, tmp_path):
     tmp_path.chmod(0o555)

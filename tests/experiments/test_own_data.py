@@ -1,14 +1,19 @@
 """A user's own folder of images, from tokenising to a score, with an Inception network of random weights."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from hydra.types import RunMode
+from omegaconf import open_dict
 from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from data.references import StatisticsFile
 from enat.errors import InputError
 from enat.features.inception import InceptionFeatures, adm
+from experiments.runtime.places import refuse_output_among_images
 
 
 def test_features_are_torch_fidelitys(inception):
@@ -125,10 +130,12 @@ def test_a_folder_of_ones_own(command, inception, photos, tmp_path):
 
 def test_statistics_keep_two_features_or_none(command, inception, tmp_path):
     """One alone would be refused when scores are computed; the last image is one of the two, and can't be read."""
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(3):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    (tmp_path / "3.png").write_text("no picture")
-    made = ["task=statistics", f"features.weights={inception}", f"scored.path={tmp_path}", "scored.num_workers=0"]
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(images / f"{number}.png")
+    (images / "3.png").write_text("no picture")
+    made = ["task=statistics", f"features.weights={inception}", f"scored.path={images}", "scored.num_workers=0"]
     made += ["scored.resolution=8", "protocol=[adm,clean]", f"output={tmp_path}/statistics"]
     refused = command(*made, "max_features=1")
     assert "max_features=1: expected 0 or a value greater than or equal to 2." in refused.err
@@ -153,3 +160,56 @@ def test_sizes_are_compared_with_the_first_block(command, inception, photos, tmp
     assert "the images are 32x32, those of the reference 16x16" in outcome.err
     assert "scored.resolution=N" in outcome.err
     assert seen == [10]  # of 60
+
+
+AMONG_IMAGES = {
+    "a tokenizer": (["experiment=tokenizer", "data.images={}"], "data.images", "output"),
+    "stages": (["experiment=from_images", "images={}"], "images", "output"),
+    "shards": (["task=tokenize", "tokenizer=vqgan_tiny", "images={}"], "images", "output"),
+    "scores": (["task=score", "metrics=inception", "scored.path={}"], "scored.path", "output"),
+    "a reference": (
+        ["task=score", "metrics=inception", "reference=images", "scored.path=other", "reference.path={}"],
+        "reference.path",
+        "output",
+    ),
+    "statistics": (["task=statistics", "scored.path={}"], "scored.path", "output"),
+    "edits": (["task=edit", "experiment=digits", "image=[other,{}]"], "image", "output"),
+    "neighbours": (
+        ["task=neighbours", "experiment=digits", "metrics=lite0", "metrics.images={}"],
+        "metrics.images",
+        "",
+    ),
+    "jobs": (["-m", "experiment=tokenizer", "data.images={}", "seed=1,2"], "data.images", "hydra.sweep.dir"),
+}
+
+
+@pytest.mark.parametrize("kind", AMONG_IMAGES)
+def test_output_among_the_images_is_refused(command, photos, tmp_path, kind):
+    """Its pictures would count as images when the same command goes on, and its folder as one of a class."""
+    options, named, place = AMONG_IMAGES[kind]
+    images = shutil.copytree(photos, tmp_path / "images")
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "link").symlink_to(images)
+    refused = command(*(option.format(images) for option in options), f"output={tmp_path}/link/outputs/run")
+    assert refused.status == 1
+    assert f"{named}={images}: {place}" in refused.err
+    assert "would lie inside this folder of images" in refused.err
+    (tmp_path / "link").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_images_that_a_task_does_not_read_may_hold_its_output(compose_config, tmp_path):
+    """Nor does output beside the images, as of scores of the pictures of a run, or among shards, count as inside."""
+    (tmp_path / "run/images").mkdir(parents=True)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/manifest.json").touch()
+    for options in (
+        ["task=sample", "metrics=lite0", f"metrics.images={tmp_path}", f"output={tmp_path}/outputs"],
+        ["task=score", "metrics=inception", f"scored.path={tmp_path}/run/images", f"output={tmp_path}/run/score"],
+        ["task=tokenize", f"images={tmp_path}/run/images", f"output={tmp_path}/run/images-shards"],
+        ["task=score", "scored=shards", f"scored.path={tmp_path}/shards", f"output={tmp_path}/shards/score"],
+    ):
+        config = compose_config(*options)
+        with open_dict(config):
+            config.hydra = {"mode": RunMode.RUN}
+        refuse_output_among_images(config)

@@ -14,7 +14,7 @@ from data.images import ImageList, PlainAndFlipped, load_rgb
 from data.manifest import Manifest
 from data.shards import ShardPacks
 from data.sources import ImageSource
-from data.tokenization import plan_shards, write_shards
+from data.tokenization import plan_shards, split_numbers, write_shards
 from enat.tokenizers.vqgan import VQGAN
 from experiments import tokenize
 
@@ -190,6 +190,24 @@ def test_nothing_readable(command, tmp_path):
     outcome = command(*OPTIONS, f"images={tmp_path}/images", f"output={tmp_path}/out")
     assert outcome.status == 1
     assert "none of the images could be read" in outcome.err
+
+
+@pytest.mark.parametrize(("split", "held_out", "hint"), [("train", 0.75, "smaller"), ("held_out", 0.25, "larger")])
+def test_nothing_readable_of_a_split(command, tmp_path, split, held_out, hint):
+    """The shards of the other split alone would train no network, which the user would learn hours later."""
+    folder = tmp_path / "images" / "kind"
+    folder.mkdir(parents=True)
+    files = [folder / f"{number}.png" for number in range(4)]
+    for file in files:
+        Image.new("RGB", (40, 40)).save(file)
+    (broken,) = split_numbers(4, held_out, 0)[split]
+    files[broken].write_text("no picture")
+    outcome = command(*OPTIONS, f"images={tmp_path}/images", f"held_out={held_out}", f"output={tmp_path}/out")
+    assert outcome.status == 1
+    kind = split.replace("train", "training").replace("_", "-")
+    assert f"the only {kind} image can't be read; {files[broken]}: unreadable" in outcome.err
+    assert f"a {hint} held_out" in outcome.err
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 @pytest.mark.slow

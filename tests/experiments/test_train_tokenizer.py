@@ -182,13 +182,21 @@ def test_reconstructions_are_scored(command, photos, tmp_path):
         assert table[f"val/{name}"].dropna().to_list()[-1] == pytest.approx(scored.results[name], rel=1e-4), name
 
 
-def test_a_collapse_is_named(command, monkeypatch, photos, tmp_path):
-    monkeypatch.setattr(tokenizer_module, "COLLAPSED", 0.9)
-    outcome = command(
-        *TINY, *VQ, f"data.images={photos}", f"output={tmp_path}", "tokenizer.quantizer.codebook_size=900"
-    )
+@pytest.mark.parametrize(
+    ("quantizer", "advice"),
+    [
+        ([*VQ, "tokenizer.quantizer.codebook_size=900"], "quantizer@tokenizer.quantizer=fsq, which learns no codebook"),
+        (["tokenizer.quantizer.levels=[10,9,10]"], "fewer codes, by tokenizer.quantizer.levels"),
+        (["quantizer@tokenizer.quantizer=lfq"], "a larger tokenizer.quantizer.entropy_weight"),
+    ],
+)
+def test_a_collapse_is_named(command, monkeypatch, photos, tmp_path, quantizer, advice):
+    """With what may help for the quantiser that is in use."""
+    monkeypatch.setattr(tokenizer_module, "COLLAPSED", 1.1)
+    outcome = command(*TINY, *quantizer, f"data.images={photos}", f"output={tmp_path}")
     assert "The codebook has collapsed at step 3:" in outcome.out
-    assert "of its 900 entries are in use" in outcome.out
+    assert f"of its {1024 if 'lfq' in advice + quantizer[0] else 900} entries are in use" in outcome.out
+    assert f"What may help: a lower module.optimizer.lr or {advice}." in outcome.out
 
 
 def test_few_images_are_no_collapse():

@@ -250,7 +250,7 @@ def test_classes_as_often_as_in_the_reference():
     """Another mixture is another work, so that an evaluation does not go on with it."""
     real = TensorImages(noise(100, 1, 3, 3))
     with pytest.raises(
-        InputError, match="class_shares=reference: the reference has no classes; expected class_shares=equal"
+        InputError, match=r"the reference has no classes; expected metrics\.evaluation\.class_shares=equal"
     ):
         evaluation(real, class_shares="reference")
     real.class_counts = [70, 30]

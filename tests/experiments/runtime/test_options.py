@@ -1,14 +1,19 @@
 """Misspelt options, groups and choices are told at once, with a suggestion; values are quoted where that is needed."""
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from data.scored_images import FolderImages
 from enat.errors import InputError
@@ -186,3 +191,57 @@ def test_help_lists_the_tasks():
     listed = help_on(["run.py", "--help"]).splitlines()
     tasks = [line.split()[0] for line in listed if line.startswith("  ")]
     assert tasks == sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
+
+
+WITH_ALL_OPTIONS = [
+    *([f"task={file.stem}"] for file in sorted((CONF / "task").glob("*.yaml"))),
+    ["experiment=tokenizer", "logger=wandb"],
+    ["experiment=tokenizer", "quantizer@tokenizer.quantizer=lfq"],
+    ["tokenizer=diffusers", "metrics=lite0", "data=shards", "order@sampler.order=fixed"],
+    ["metrics=inception", "reference=images", "order@sampler.order=halton"],
+]
+NO_OPTION = ("settings.tokenizer.quantizer.levels", "trainer.gradient_clip_val")  # in a file, and with a + alone
+
+
+def sentences(file: Path) -> Iterator[str]:
+    """Gives the texts of a module with a space in them, but for docstrings; what is put into them is {}."""
+    tree = ast.parse(file.read_text())
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    others = {id(part) for node in joined for part in node.values}
+    others |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = ["".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values) for node in joined]
+    plain = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in others]
+    texts += [node.value for node in plain if isinstance(node.value, str)]
+    yield from (text for text in texts if " " in text)
+
+
+def test_options_that_sentences_name_can_be_typed(compose_config):
+    """As `quantizer=fsq` could not: `quantizer@tokenizer.quantizer=fsq` can."""
+    options: set[str] = set()
+    for arguments in WITH_ALL_OPTIONS:
+        options |= set(all_names(OmegaConf.to_container(compose_config(*arguments))))
+    files = [CONF / "config.yaml", *(CONF / "task").glob("*.yaml")]
+    lists = [yaml.safe_load(file.read_text()).get("defaults", []) for file in files]
+    groups = {name.lstrip("/") for entries in lists for entry in entries if isinstance(entry, dict) for name in entry}
+    named = set()
+    for part in ("enat", "data", "callbacks", "experiments"):
+        for file in (ROOT / part).rglob("*.py"):
+            for text in sentences(file):
+                named |= set(re.findall(r"(?<![\w{}./@\[+-])([a-z_]+)(@[\w.]+)?((?:\.[a-z_]+)*)=([a-z_0-9]*)", text))
+    assert ("quantizer", "@tokenizer.quantizer", "", "fsq") in named
+    for group, package, rest, choice in sorted(named):
+        option = f"{group}{package}{rest}"
+        is_group = (CONF / group).is_dir() and not rest
+        if is_group and choice not in ("", "null"):
+            assert (CONF / group / f"{choice}.yaml").exists(), f"{option}={choice}"
+            assert package[1:] in options if package else group in groups, f"{option}={choice}"
+        elif rest and group != "hydra" and option not in NO_OPTION:
+            assert option in options, option
+
+
+def all_names(node: Any, prefix: str = "") -> Iterator[str]:
+    """Gives the names of all options in a configuration, and of the parts that hold them."""
+    for name, value in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from all_names(value, f"{prefix}{name}.")
