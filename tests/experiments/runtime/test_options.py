@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.scored_images import FolderImages
 from enat.errors import InputError
-from experiments.runtime.options import CONF, help_on, prepare
+from experiments.runtime.option_errors import explain_option
+from experiments.runtime.option_help import help_on
+from experiments.runtime.options import CONF, choices_of, prepare
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,6 +74,57 @@ def test_misspelt_options(command, arguments, sentence):
     assert outcome.err.startswith("Error: ")
     assert len(outcome.err.splitlines()) == 1
     assert sentence in outcome.err
+
+
+def composition_error(*arguments: str) -> str:
+    """Returns the sentence about a command line that can't be composed; nothing for one that can."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            compose("config", list(arguments))
+    except HydraException as error:
+        return explain_option(error, arguments)
+    return ""
+
+
+@pytest.mark.parametrize("group", sorted({str(file.parent.relative_to(CONF)) for file in CONF.glob("*/**/*.yaml")}))
+def test_the_name_of_a_group_alone(group):
+    """It chooses, or the sentence says which options do: each of them can be composed."""
+    choice = choices_of(CONF / group)[-1]
+    sentence = composition_error(f"{group}={choice}")
+    if not sentence:
+        return
+    assert sentence.startswith(f"{group}={choice}: ")
+    advised = re.split(": this group is chosen by |expected ", sentence, maxsplit=1)[1].rstrip(".").split(", ")
+    for part in advised:
+        options, _, beside = part.removeprefix("or ").partition(" beside ")
+        for option in re.findall(rf"\S+={choice}|\S+/{choice}", options):
+            for host in beside.split(" or "):
+                assert composition_error(*filter(None, (option, host))) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["order=halton"], "order=halton: this group is chosen by order@sampler.order=halton."),
+        (["preset=halton"], "preset=halton: expected +preset=halton, which adds a choice of this group."),
+        (["quantizer=vq"], "expected quantizer@tokenizer.quantizer=vq beside tokenizer=conv."),
+        (["quantizer=vq", "tokenizer=conv"], "quantizer=vq: this group is chosen by quantizer@tokenizer.quantizer=vq."),
+        (["perceptual=lite0"], "expected +perceptual@module.loss.terms.perceptual=lite0."),
+        (["net/digits=nat"], "expected net@module.net=digits/nat."),
+        (["task=latency", "net=enat_b"], "net@module.net=enat_b or net@networks.enat_b=enat_b or net@networks.enat_l="),
+        (["order=haltonn"], "order=haltonn: there is no such choice; did you mean halton? There are confidence, "),
+        (["order=haltonn"], "; expected order@sampler.order=CHOICE."),
+        (["order@sampler.order=haltonn"], "order@sampler.order=haltonn: there is no such choice; did you mean halton?"),
+        (
+            ["net@module.net=digits/nats"],
+            "net@module.net=digits/nats: there is no such choice; did you mean digits/nat?",
+        ),
+        (["net@module.net=digit/nat"], "net@module.net=digit/nat: there is no such choice; did you mean digits/nat?"),
+        (["+sweep=table_6a", "ablation=enat", "foo=3"], "foo: there is no such option"),
+    ],
+)
+def test_where_a_group_is_chosen(arguments, sentence):
+    assert sentence in composition_error(*arguments)
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1))
