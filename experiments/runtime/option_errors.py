@@ -32,9 +32,9 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: this is no option with a value; expected NAME=VALUE, or 'NAME=\"VALUE\"' to quote it."
-        )
+        is_list = str(error.override).partition("=")[2].startswith("[")
+        form = "\"NAME=['VALUE','VALUE']\" to quote the items of a list" if is_list else "'NAME=\"VALUE\"' to quote it"
+        return f"{error.override}: this is no option with a value; expected NAME=VALUE, or {form}."
     absent = re.match(r"(?:Interpolation key|Key) '([^'.]+)", lines[0])
     if absent and any(re.split(r"[=.]", argument)[0] == f"~{absent[1]}" for argument in arguments):
         return f"~{absent[1]}: other options need it; expected {absent[1]}=VALUE in its place."

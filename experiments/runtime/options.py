@@ -1,21 +1,19 @@
 """Prepares a command line for Hydra: quotes values, and finds the files of runs."""
 
-import re
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 from enat.errors import InputError
 from enat.files import exists
+from experiments.runtime.quoting import LISTS, QUOTES, parsed, quote, readable, split
 
 CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
 PATHS |= {"image", "other", "mask", "study", "save_dir", "default_root_dir"}
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
+BEGINNINGS = (*LISTS, *QUOTES)  # of lists and quoted strings
 MULTIRUN = {"-m", "--multirun"}
 
 
@@ -24,7 +22,8 @@ def prepare(arguments: Sequence[str]) -> list[str]:
 
     Paths below the working directory become relative to it.
 
-    For the folder of a run, `weights=DIR` becomes its last checkpoint. Of a multirun, `--cfg` shows a job, for which
+    For the folder of a run, `weights=DIR` becomes its last checkpoint. Each of several values of a multirun is prepared
+    as one alone would be. Of a multirun, `--cfg` shows a job, for which
     Hydra must not be told of the multirun.
 
     Raises:
@@ -32,7 +31,8 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             a multirun with `--cfg`.
     """
     shows = any(argument.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for argument in arguments)
-    prepared = [_prepare(argument) for argument in arguments]
+    is_multirun = bool(MULTIRUN & set(arguments))
+    prepared = [_prepare(argument, is_multirun) for argument in arguments]
     if not shows or not MULTIRUN & set(prepared):
         return prepared
     if several := next((argument for argument in prepared if _has_several_values(argument)), None):
@@ -49,13 +49,11 @@ def _has_several_values(argument: str) -> bool:
     """Says whether an option has a value for each of several jobs, such as `seed=1,2`."""
     if argument.startswith("-") or "=" not in argument:
         return False
-    try:
-        return OverridesParser.create().parse_override(argument).is_sweep_override()
-    except HydraException:
-        return False  # composition says what is wrong with it
+    override = parsed(argument.partition("=")[2])
+    return override is not None and override.is_sweep_override()
 
 
-def _prepare(argument: str) -> str:
+def _prepare(argument: str, is_multirun: bool) -> str:
     name, equals, value = argument.partition("=")
     if name.startswith("--") and equals and not name.startswith(("--config", "--package", "--experimental")):
         raise InputError(f"{argument}: options have no dashes; expected {argument.lstrip('-')}.")
@@ -65,8 +63,6 @@ def _prepare(argument: str) -> str:
         raise InputError(
             f"{argument}: there is no SLURM here, for srun is not found; expected submitit_local or joblib."
         )
-    if name == "weights" and exists(Path(value) / LAST):
-        value = str(Path(value) / LAST)
     group = CONF / name.partition("@")[0]
     if value == "null" and group.is_dir():
         choices = ", ".join(choices_of(group))
@@ -74,22 +70,37 @@ def _prepare(argument: str) -> str:
         raise InputError(f"{argument}: expected one of {choices}{parts}.")
     if name == "output" and (value in ("", "null") or value.startswith(("[", "{"))):
         raise InputError(f"{argument}: expected one folder.")
+    values = [value]
+    if (is_multirun or value.startswith(BEGINNINGS)) and not ("," in value and exists(value)):
+        values = split(value) or [value]
+    prepared = [_prepare_value(name, one) for one in values]
+    return argument if prepared == values else f"{name}={','.join(prepared)}"
+
+
+def _prepare_value(name: str, value: str) -> str:
+    """Prepares a value of an option, of which a multirun has several."""
+    override = parsed(value)
+    if override is not None and value.startswith(QUOTES):  # as it is, but for the folder of a run
+        plain = str(override.value())
+        return value if _weights(name, plain) == plain else quote(_weights(name, plain))
+    value = _weights(name, value)
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     here = f"{Path.cwd()}/"
     if value.startswith(here) and value != here:  # checkpoints and results are shared, and need not name this machine
         value = value.removeprefix(here)
-    try:
-        parsed = OverridesParser.create().parse_override(f"{name}={value}")
-        is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), int | float)
-        is_file = "," in value and exists(value)  # one path, and not several values of a multirun
-        if name == "classes" and not parsed.is_sweep_override() and isinstance(parsed.value(), bool | float):
-            return f"{name}='{value}'"  # a class that is named true or 1e3; ids are integers
-        if (is_number or is_file) and name.rpartition(".")[2] in PATHS:
-            return f"{name}='{value}'"  # a folder 2024_01 is no number
-    except HydraException:
-        if value.startswith(("[", "{", "'", '"')):
-            return argument
-        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a backslash counts only before a quote
-        return f"{name}='{quoted}'"
-    return f"{name}={value}"
+    override = parsed(value)
+    if override is None:
+        return readable(value) or value
+    is_number = not override.is_sweep_override() and isinstance(override.value(), int | float)
+    is_file = "," in value and exists(value)  # one path, and not several values of a multirun
+    if name == "classes" and not override.is_sweep_override() and isinstance(override.value(), bool | float):
+        return quote(value)  # a class that is named true or 1e3; ids are integers
+    if (is_number or is_file) and name.rpartition(".")[2] in PATHS:
+        return quote(value)  # a folder 2024_01 is no number
+    return value
+
+
+def _weights(name: str, value: str) -> str:
+    """Returns the last checkpoint for a value of `weights` that is the folder of a run; other values as they are."""
+    return str(Path(value) / LAST) if name == "weights" and exists(Path(value) / LAST) else value

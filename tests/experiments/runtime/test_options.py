@@ -165,6 +165,58 @@ def test_a_class_that_is_named_like_a_value():
     assert prepare(["classes=3", "classes=null", "classes=[3,7]"]) == ["classes=3", "classes=null", "classes=[3,7]"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("[Käse,cat]", ["Käse", "cat"]),
+        ("[sp a,b=c/x/p q.png]", ["sp a", "b=c/x/p q.png"]),
+        ("['Käse',cat, 3,true,null]", ["Käse", "cat", 3, True, None]),
+        ('[it\'s é,[é,"x, y"],{k:b=c,l:[ö,2]}]', ["it's é", ["é", "x, y"], {"k": "b=c", "l": ["ö", 2]}]),
+        ("{k:é,l:1}", {"k": "é", "l": 1}),
+        ("[photo(1,2) é.png,b]", ["photo(1,2) é.png", "b"]),
+        ("(é", "(é"),
+    ],
+)
+def test_items_of_lists_are_quoted_as_single_values_are(given, expected):
+    (argument,) = prepare([f"x={given}"])
+    assert OverridesParser.create().parse_override(argument).value() == expected
+
+
+@pytest.mark.parametrize("given", ["[Käse", "[a[1,é]", "['x y' é,b]", "[Käse,]", "{ä:1}"])
+def test_lists_that_can_not_be_told_are_refused(given):
+    assert prepare([f"x={given}"]) == [f"x={given}"]
+    sentence = composition_error(f"x={given}")
+    assert sentence.startswith(f"x={given}: this is no option with a value; expected NAME=VALUE, or ")
+    assert ("\"NAME=['VALUE','VALUE']\" to quote the items of a list." in sentence) == given.startswith("[")
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "1e3", "true", "null", "a b", "a\\,b", "'a, b'", "[1,[a,'b']]", "{a:[1]}", "${a}"]
+)
+@pytest.mark.parametrize("form", ["{}", "[{}]", "[{},c]", "{{k:{}}}", "{},{}"])
+def test_what_hydra_reads_stays_as_it_is(form, text):
+    argument = f"x={form.format(text, text)}"
+    assert prepare(["-m", argument]) == ["-m", argument]
+
+
+def test_the_values_of_a_multirun_are_prepared_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for name in ("a", "b c"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
+    last = "checkpoints/last.ckpt"
+    assert prepare(["-m", f"weights={tmp_path}/a,{tmp_path}/b c,x"])[1] == (
+        f"weights={tmp_path}/a/{last},{tmp_path}/b c/{last},x"
+    )
+    assert prepare(["-m", f"weights='{tmp_path}/b c','{tmp_path}/a'"])[1] == (
+        f"weights='{tmp_path}/b c/{last}','{tmp_path}/a/{last}'"
+    )
+    assert prepare([f"weights='{tmp_path}/a'"]) == [f"weights='{tmp_path}/a/{last}'"]
+    assert prepare(["-m", "classes=[Käse],[cat]"])[1] == "classes=['Käse'],[cat]"
+    assert prepare(["-m", "classes=Käse,cat"])[1] == "classes='Käse',cat"
+    assert prepare(["-m", "path=2024_01,~/b=c"])[1] == "path='2024_01','/home/somebody/b=c'"
+
+
 def test_a_launcher_without_its_cluster(monkeypatch):
     monkeypatch.setattr("experiments.runtime.options.find_spec", lambda name: name == "submitit")
     monkeypatch.setattr("shutil.which", lambda name: None)
