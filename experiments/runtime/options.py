@@ -63,18 +63,27 @@ def _prepare(argument: str, is_multirun: bool) -> str:
         raise InputError(
             f"{argument}: there is no SLURM here, for srun is not found; expected submitit_local or joblib."
         )
-    group = CONF / name.partition("@")[0]
-    if value == "null" and group.is_dir():
-        choices = ", ".join(choices_of(group))
-        parts = f"; {name}.NAME=null leaves out one of them" if name in ("callbacks", "logger") else ""
-        raise InputError(f"{argument}: expected one of {choices}{parts}.")
     if name == "output" and (value in ("", "null") or value.startswith(("[", "{"))):
         raise InputError(f"{argument}: expected one folder.")
     values = [value]
     if (is_multirun or value.startswith(BEGINNINGS)) and not ("," in value and exists(value)):
         values = split(value) or [value]
+    for one in values:
+        _refuse_no_choice(name, one)
     prepared = [_prepare_value(name, one) for one in values]
     return argument if prepared == values else f"{name}={','.join(prepared)}"
+
+
+def _refuse_no_choice(name: str, value: str) -> None:
+    """Refuses a value of a group that can be no choice, such as null or 3, which Hydra does not expect."""
+    group = name.partition("@")[0].lstrip("+")
+    override = parsed(value)
+    if not group or not (CONF / group).is_dir() or override is None or override.is_sweep_override():
+        return
+    if not isinstance(override.value(), str | list):
+        choices = ", ".join(choices_of(CONF / group))
+        parts = f"; {name}.NAME=null leaves out one of them" if name in ("callbacks", "logger") else ""
+        raise InputError(f"{name}={value}: expected one of {choices}{parts}.")
 
 
 def _prepare_value(name: str, value: str) -> str:

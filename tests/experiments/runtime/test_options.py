@@ -53,6 +53,9 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["output="], "output=: expected one folder."),
         (["metrics=null"], "metrics=null: expected one of digits, inception, lite0, none"),
         (["schedule@sampler.mask_schedule=null"], "expected one of arccos, constant, cosine, "),
+        (["+sweep=NULL"], "sweep=NULL: expected one of ablation_study, cache, "),
+        (["order=3"], "order=3: expected one of confidence, entropy, "),
+        (["-m", "order@sampler.order=halton,true"], "order@sampler.order=true: expected one of confidence, "),
         (["--seed=1"], "--seed=1: options have no dashes; expected seed=1."),
         (
             ["output=a${y}b"],
