@@ -11,7 +11,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
-from experiments.runtime.options import CONF, choices_of
+from enat.files import exists
+from experiments.runtime.options import CONF
 
 ALL = "`python run.py --cfg job` prints all options"
 REFERENCE_ERRORS = (InterpolationResolutionError, GrammarParseError)  # of `${NAME}`
@@ -78,6 +79,8 @@ def explain_choice(path: str, option: str = "") -> str:
         return f"experiment={name}: the ablations have no networks for it; expected {', '.join(others)} or {last}."
     files = (file.relative_to(CONF / group) for file in (CONF / group).rglob("*.yaml"))
     choices = sorted(str(file.with_suffix("")) for file in files)
+    if not choices:  # of a group of Hydra itself
+        return f"{option}: there is no such choice; `python run.py --hydra-help` is on Hydra's own groups."
     similar = difflib.get_close_matches(name, choices, 1)
     hint = f"did you mean {similar[0]}? There " if similar else ""
     return f"{option}: there is no such choice; {hint}{'are' if hint else 'there are'} {', '.join(choices)}."
@@ -103,7 +106,7 @@ def _explain_group(group: str, lines: Sequence[str]) -> str:
     given, _, choice = lines[-1].rpartition(" +")[2].partition("=")  # its last words are "use +GROUP=CHOICE"
     places = re.findall(r"[\w/]+@[\w.]+", lines[1]) if len(lines) > 2 else []
     option = f"{given}={choice}"
-    if choice not in choices_of(CONF / group):
+    if not exists(CONF / group / f"{choice}.yaml"):
         unknown = explain_choice(f"{group}/{choice}", option)
         return f"{unknown[:-1]}; expected {' or '.join(f'{place}=CHOICE' for place in places)}." if places else unknown
     if places:

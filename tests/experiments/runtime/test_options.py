@@ -114,6 +114,8 @@ def test_the_name_of_a_group_alone(group):
         (["quantizer=vq", "tokenizer=conv"], "quantizer=vq: this group is chosen by quantizer@tokenizer.quantizer=vq."),
         (["perceptual=lite0"], "expected +perceptual@module.loss.terms.perceptual=lite0."),
         (["net/digits=nat"], "expected net@module.net=digits/nat."),
+        (["net=digits/nat"], "net=digits/nat: this group is chosen by net@module.net=digits/nat."),
+        (["hydra/launcher=basicc"], "hydra/launcher=basicc: there is no such choice; `python run.py --hydra-help`"),
         (["task=latency", "net=enat_b"], "net@module.net=enat_b or net@networks.enat_b=enat_b or net@networks.enat_l="),
         (["order=haltonn"], "order=haltonn: there is no such choice; did you mean halton? There are confidence, "),
         (["order=haltonn"], "; expected order@sampler.order=CHOICE."),
