@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from experiments.runtime.command_line import explain_errors
 from experiments.runtime.composition import primary_config
 from experiments.runtime.hydra_loader import check_before_hydra_builds
-from experiments.runtime.options import CONF, help_on, prepare
+from experiments.runtime.option_help import help_on
+from experiments.runtime.options import CONF, prepare
 
 
 def run(config: DictConfig) -> float | tuple[float, ...] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from enat.errors import InputError, without_controls
 from enat.files import exists
 from enat.generation import UNCONDITIONAL
+from enat.names import composed, finder
 
 MAX_CLASSES = 100_000  # a larger number is a name, such as a date, and no class id
 
@@ -27,6 +28,7 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
         files_and_classes = [(row["file"], row["class"].strip()) for row in rows]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
+    files_and_classes = _as_stored(folder, files_and_classes)
     for number, (name, class_name) in enumerate(files_and_classes, start=1):
         if not name or not class_name:
             missing = "file" if not name else "class"
@@ -48,19 +50,33 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
     return files_and_classes
 
 
+def _as_stored(folder: Path, files_and_classes: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns the rows with the names that files have on the disk, where those look the same, see `enat.names`."""
+    if all(exists(folder / name) for name, _ in files_and_classes):
+        return files_and_classes
+    stored = {composed(name): name for path in sorted(folder.rglob("*")) if (name := str(path.relative_to(folder)))}
+    return [
+        (name if exists(folder / name) else stored.get(composed(name), name), class_name)
+        for name, class_name in files_and_classes
+    ]
+
+
 def number_classes(names: set[str], classes: Path | None) -> tuple[list[str], dict[str, int]]:
     """Returns the class names in the order of their ids, and the id of each name, see `data.images.ImageList.find`."""
     if classes is not None:
         ordered = _read_classes(classes)
-        if unknown := sorted(names - set(ordered)):
+        find = finder(ordered)
+        places = {name: find(name) for name in sorted(names)}
+        if unknown := [name for name, place in places.items() if place is None]:
             raise InputError(f"classes={classes}: the class {unknown[0]} is not in it.")
-    elif all(name.isascii() and name.isdigit() for name in names):
+        for name in ordered:
+            _check_class_name(name)
+        return ordered, {name: place for name, place in places.items() if place is not None}
+    if all(name.isascii() and name.isdigit() for name in names):
         ids = {name: int(name) for name in names}  # "007" is 7
         if len(set(ids.values())) == len(ids) and max(ids.values()) < MAX_CLASSES:
             return [str(class_id) for class_id in range(max(ids.values()) + 1)], ids
-        ordered = sorted(names)
-    else:
-        ordered = sorted(names)
+    ordered = sorted(names)
     for name in ordered:
         _check_class_name(name)
     return ordered, {name: class_id for class_id, name in enumerate(ordered)}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from enat.errors import InputError
 from enat.images import Block
+from enat.names import composed, finder
 from enat.net import ENAT
 from enat.randomness import generator_for
 from enat.sampler import Sampler
@@ -133,6 +134,8 @@ def _plain(value: Any) -> Any:
 def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names: Sequence[str]) -> list[int]:
     """Returns the ids of classes that are given by id or by name; `unconditional` is the null class.
 
+    A name may have its letters in other parts than the class, see `enat.names`.
+
     Args:
         classes: ids or names, or a single one; None for all.
         class_names: one for each class id. A network without classes has none, and all its images are unconditional.
@@ -149,6 +152,7 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
     if not class_names and any(wanted != UNCONDITIONAL for wanted in chosen):
         raise InputError(f"classes={chosen[0]}: the network has no classes; expected classes={UNCONDITIONAL}.")
     ids = []
+    find = finder(class_names)
     for wanted in chosen:
         is_id = isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(class_names)
         if is_id and str(wanted) in class_names and class_names.index(str(wanted)) != wanted:
@@ -160,12 +164,13 @@ def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names:
             ids.append(int(wanted))
         elif wanted == UNCONDITIONAL:  # even where a file of somebody else has a class of this name
             ids.append(len(class_names))
-        elif str(wanted) in class_names:  # a name may be a number, such as 20240101
-            ids.append(class_names.index(str(wanted)))
+        elif (place := find(str(wanted))) is not None:  # a name may be a number, such as 20240101
+            ids.append(place)
         elif isinstance(wanted, str) and wanted.isdecimal() and str(int(wanted)) in class_names:  # "007" is 7
             ids.append(class_names.index(str(int(wanted))))
         else:
-            near = difflib.get_close_matches(wanted, class_names, 3) if isinstance(wanted, str) else []
+            known = [composed(name) for name in class_names]
+            near = difflib.get_close_matches(composed(wanted), known, 3) if isinstance(wanted, str) else []
             names = f"did you mean {' or '.join(near)}?" if near else f"names such as {', '.join(class_names[:3])}."
             raise InputError(
                 f"classes={wanted}: expected class ids from 0 to {len(class_names) - 1}, or names; {names}"

@@ -18,6 +18,7 @@ from enat.errors import InputError, counted, printable
 from enat.files import read_record, refuse_other_content, sha256_of, write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names
 from enat.images import cut_word, file_name, refuse_other_shape, square_pixels, to_pil, white_pixels
+from enat.names import composed
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
@@ -90,18 +91,18 @@ def list_images(images: str | Sequence[str] | None) -> tuple[list[Path], list[st
 def name_images(files: Sequence[Path]) -> list[str]:
     """Names images after their files. Files of an equal name get a number, so that no two images have one name.
 
-    Names that differ in capital letters alone count as equal, for on some disks they would be one file.
+    Names that differ in capital letters alone, or look the same, count as equal, for on some disks they are one file.
     """
     words = [cut_word(file.stem) for file in files]
-    taken = {word.casefold() for word in words}
+    taken = {composed(word).casefold() for word in words}
     given: set[str] = set()
     names = []
     for word in words:
         name = word
-        if word.casefold() in given:
-            name = next(other for number in count(2) if (other := f"{word}_{number}").casefold() not in taken)
-        taken.add(name.casefold())
-        given.add(name.casefold())
+        if composed(word).casefold() in given:
+            name = next(other for number in count(2) if composed(other := f"{word}_{number}").casefold() not in taken)
+        taken.add(composed(name).casefold())
+        given.add(composed(name).casefold())
         names.append(name)
     return names
 

@@ -22,6 +22,7 @@ from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
 from enat.module import MaskedTokenModule
+from enat.names import composed
 from enat.net import ENAT
 from enat.processes import Processes
 from enat.sampler import Sampler
@@ -87,9 +88,11 @@ def print_start(started_from: Mapping[str, Any], data: TokenDataModule) -> None:
     for change in [*started_from["changes"], *started_from["notes"]]:
         print(printable(change))
     before, now = started_from["class_names"], data.known_class_names()
-    if before and now and len(before) == len(now) and list(before) != list(now):
-        change = next(f"{old} becomes {new}" for old, new in zip(before, now, strict=True) if old != new)
-        print(printable(f"The embedding of classes is kept, though the classes have other names: {change}."))
+    if not before or not now or len(before) != len(now):
+        return
+    changes = [f"{old} becomes {new}" for old, new in zip(before, now, strict=True) if composed(old) != composed(new)]
+    if changes:
+        print(printable(f"The embedding of classes is kept, though the classes have other names: {changes[0]}."))
 
 
 def find_start(

@@ -15,6 +15,7 @@ from enat.features.network import IMAGES, FeatureNetwork
 from enat.images import Images
 from enat.metrics.accumulation import Metrics, Progress, Record, accumulate, refuse_other_size
 from enat.metrics.view import OnView, scores_in
+from enat.names import composed
 from enat.processes import Processes
 
 Scores = dict[str, dict[str, float]]  # by protocol and name
@@ -151,7 +152,7 @@ class Evaluation:
     def _refuse_other_names(self, class_names: Sequence[str] | None, whose: str) -> None:
         """Raises InputError for names of classes that are not those of the reference, where both are known."""
         theirs = getattr(self.reference, "class_names", None)
-        if theirs and class_names and list(theirs) != list(class_names):
+        if theirs and class_names and [*map(composed, theirs)] != [*map(composed, class_names)]:
             named = [", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in (theirs, class_names)]
             raise InputError(
                 f"the images of the reference: their classes are {named[0]}, those of {whose} {named[1]}; expected "

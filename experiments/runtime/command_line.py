@@ -23,7 +23,8 @@ from enat.errors import InputError, printable
 from enat.files import lost_link, weights_file
 from experiments.runtime.job_names import job_name, options, options_of_multirun, short
 from experiments.runtime.multirun import JobError, is_job
-from experiments.runtime.options import CONF, explain_option
+from experiments.runtime.option_errors import explain_option
+from experiments.runtime.options import CONF
 from experiments.runtime.ranks import processes
 
 RESUMABLE = ("train", "tokenize", "download", "sample", "evaluate", "score", "statistics")  # tasks

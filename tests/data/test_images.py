@@ -1,5 +1,7 @@
 """Image files: which are listed, how they become RGB, how views are cut."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,6 +119,36 @@ def test_rows_of_labels_that_lack_something(picture, tmp_path, rows, missing):
     labels.write_text("file,class\na.png\n")
     with pytest.raises(InputError, match=r"row 1 has no class"):
         ImageList.find(tmp_path, labels)
+
+
+@pytest.mark.parametrize(("typed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_look_the_same_are_the_same(picture, tmp_path, typed, stored):
+    """Those of a list of classes and of a table, which are typed, and those of folders and files, which stay."""
+    in_list, on_disk = (unicodedata.normalize(form, "Käse") for form in (typed, stored))
+    (tmp_path / "images" / on_disk).mkdir(parents=True)
+    (tmp_path / "images" / "ant").mkdir()
+    for name in (f"{on_disk}/{on_disk}.png", "ant/1.png"):
+        picture.save(tmp_path / "images" / name)
+    (tmp_path / "classes.txt").write_text(f"{in_list}\nant\n")
+    (tmp_path / "labels.csv").write_text(f"file,class\n{in_list}/{in_list}.png,{on_disk}\nant/1.png,ant\n")
+    for labels in (None, tmp_path / "labels.csv"):
+        listed = ImageList.find(tmp_path / "images", labels, tmp_path / "classes.txt")
+        assert listed.class_names == [in_list, "ant"]
+        assert dict(zip(listed.files, listed.class_ids.tolist(), strict=True)) == {
+            f"{on_disk}/{on_disk}.png": 0,
+            "ant/1.png": 1,
+        }
+
+
+def test_two_folders_that_look_the_same_are_two_classes_of_a_list_with_both(picture, tmp_path):
+    both = [unicodedata.normalize(form, "Käse") for form in ("NFD", "NFC")]
+    for name in both:
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "1.png")
+    (tmp_path / "classes.txt").write_text("\n".join(both))
+    listed = ImageList.find(tmp_path, classes=tmp_path / "classes.txt")
+    assert [listed.class_names[one] for one in listed.class_ids] == [name.split("/")[0] for name in listed.files]
+    assert len(set(listed.class_ids.tolist())) == 2
 
 
 def test_images_that_labels_do_not_list_are_counted(picture, tmp_path):

@@ -1,5 +1,7 @@
 """Images from classes."""
 
+import unicodedata
+
 import pytest
 import torch
 
@@ -75,6 +77,16 @@ def test_an_id_that_is_the_name_of_another_class_is_refused():
     assert find_class_ids("unconditional", ["cat", "unconditional"]) == [2]  # the null class, whatever a file says
     with pytest.raises(InputError, match="classes=1: this is the id of the class 2 and the name of another; expected"):
         find_class_ids([1], ["1", "2", "x"])
+
+
+def test_names_that_look_the_same_are_the_same():
+    """A keyboard types one sign where folders of macOS have two. Where there are both, each is itself."""
+    one, two = unicodedata.normalize("NFC", "Käse"), unicodedata.normalize("NFD", "Käse")
+    assert one != two
+    assert find_class_ids([one, two], ["cat", two]) == find_class_ids([one, two], ["cat", one]) == [1, 1]
+    assert find_class_ids([one, two], [two, one]) == [1, 0]
+    with pytest.raises(InputError, match=f"classes={one}e: .* did you mean {one}"):
+        find_class_ids([f"{one}e"], [two])
 
 
 def test_nan_is_no_token(small_net):

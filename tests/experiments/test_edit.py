@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,13 @@ def test_images_with_long_names_have_other_names():
     names = name_images([Path(f"{'n' * 240}{number}.png") for number in range(3)])
     assert len(set(names)) == 3
     assert max(map(len, names)) < 120
+
+
+def test_images_whose_names_look_the_same_have_other_names():
+    """On some disks, they would be one file."""
+    files = [Path(f"{unicodedata.normalize(form, 'Käse')}.png") for form in ("NFC", "NFD")]
+    names = name_images(files)
+    assert len({unicodedata.normalize("NFC", name) for name in names}) == 2
 
 
 def test_what_is_around_a_shrunken_image(edit, pictures):

@@ -1,6 +1,7 @@
 """Training that starts from a checkpoint, and a run that goes on with another learning rate."""
 
 import shutil
+import unicodedata
 from types import SimpleNamespace
 
 import pandas as pd
@@ -82,6 +83,13 @@ def test_the_first_class_of_another_name_is_named(capsys):
     data = SimpleNamespace(known_class_names=lambda: ("cat", "bird"))
     print_start(started_from, data)
     assert "though the classes have other names: dog becomes bird." in capsys.readouterr().out
+
+
+def test_classes_whose_names_look_the_same_have_no_other_names(capsys):
+    before, now = (unicodedata.normalize(form, "Käse") for form in ("NFC", "NFD"))
+    started_from = {"weights": "a.ckpt", "kind": "EMA", "changes": [], "notes": [], "class_names": [before, "dog"]}
+    print_start(started_from, SimpleNamespace(known_class_names=lambda: (now, "dog")))
+    assert "other names" not in capsys.readouterr().out
 
 
 def test_training_starts_where_the_file_is(command, trained, tmp_path):

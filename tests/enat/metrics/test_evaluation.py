@@ -1,5 +1,7 @@
 """The evaluation: any metric by protocol, in one pass that goes on where it was stopped."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -262,6 +264,9 @@ def test_classes_as_often_as_in_the_reference():
         judge.check_classes(3)
     real.class_names = ["cat", "dog"]
     judge.check_classes(2, ["cat", "dog"])
+    real.class_names = [unicodedata.normalize("NFD", "Käse"), "dog"]
+    judge.check_classes(2, [unicodedata.normalize("NFC", "Käse"), "dog"])  # which look the same
+    real.class_names = ["cat", "dog"]
     with pytest.raises(
         InputError, match="their classes are cat, dog, those of the network dog, cat; expected the same"
     ):

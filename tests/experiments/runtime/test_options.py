@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data.scored_images import FolderImages
 from enat.errors import InputError
-from experiments.runtime.options import CONF, help_on, prepare
+from experiments.runtime.option_errors import explain_option
+from experiments.runtime.option_help import help_on
+from experiments.runtime.options import CONF, choices_of, prepare
 
 ROOT = Path(__file__).parents[3]
 
@@ -54,6 +58,9 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["output="], "output=: expected one folder."),
         (["metrics=null"], "metrics=null: expected one of digits, inception, lite0, none"),
         (["schedule@sampler.mask_schedule=null"], "expected one of arccos, constant, cosine, "),
+        (["+sweep=NULL"], "sweep=NULL: expected one of ablation_study, cache, "),
+        (["order=3"], "order=3: expected one of confidence, entropy, "),
+        (["-m", "order@sampler.order=halton,true"], "order@sampler.order=true: expected one of confidence, "),
         (["--seed=1"], "--seed=1: options have no dashes; expected seed=1."),
         (
             ["output=a${y}b"],
@@ -75,6 +82,59 @@ def test_misspelt_options(command, arguments, sentence):
     assert outcome.err.startswith("Error: ")
     assert len(outcome.err.splitlines()) == 1
     assert sentence in outcome.err
+
+
+def composition_error(*arguments: str) -> str:
+    """Returns the sentence about a command line that can't be composed; nothing for one that can."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            compose("config", list(arguments))
+    except HydraException as error:
+        return explain_option(error, arguments)
+    return ""
+
+
+@pytest.mark.parametrize("group", sorted({str(file.parent.relative_to(CONF)) for file in CONF.glob("*/**/*.yaml")}))
+def test_the_name_of_a_group_alone(group):
+    """It chooses, or the sentence says which options do: each of them can be composed."""
+    choice = choices_of(CONF / group)[-1]
+    sentence = composition_error(f"{group}={choice}")
+    if not sentence:
+        return
+    assert sentence.startswith(f"{group}={choice}: ")
+    advised = re.split(": this group is chosen by |expected ", sentence, maxsplit=1)[1].rstrip(".").split(", ")
+    for part in advised:
+        options, _, beside = part.removeprefix("or ").partition(" beside ")
+        for option in re.findall(rf"\S+={choice}|\S+/{choice}", options):
+            for host in beside.split(" or "):
+                assert composition_error(*filter(None, (option, host))) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["order=halton"], "order=halton: this group is chosen by order@sampler.order=halton."),
+        (["preset=halton"], "preset=halton: expected +preset=halton, which adds a choice of this group."),
+        (["quantizer=vq"], "expected quantizer@tokenizer.quantizer=vq beside tokenizer=conv."),
+        (["quantizer=vq", "tokenizer=conv"], "quantizer=vq: this group is chosen by quantizer@tokenizer.quantizer=vq."),
+        (["perceptual=lite0"], "expected +perceptual@module.loss.terms.perceptual=lite0."),
+        (["net/digits=nat"], "expected net@module.net=digits/nat."),
+        (["net=digits/nat"], "net=digits/nat: this group is chosen by net@module.net=digits/nat."),
+        (["hydra/launcher=basicc"], "hydra/launcher=basicc: there is no such choice; `python run.py --hydra-help`"),
+        (["task=latency", "net=enat_b"], "net@module.net=enat_b or net@networks.enat_b=enat_b or net@networks.enat_l="),
+        (["order=haltonn"], "order=haltonn: there is no such choice; did you mean halton? There are confidence, "),
+        (["order=haltonn"], "; expected order@sampler.order=CHOICE."),
+        (["order@sampler.order=haltonn"], "order@sampler.order=haltonn: there is no such choice; did you mean halton?"),
+        (
+            ["net@module.net=digits/nats"],
+            "net@module.net=digits/nats: there is no such choice; did you mean digits/nat?",
+        ),
+        (["net@module.net=digit/nat"], "net@module.net=digit/nat: there is no such choice; did you mean digits/nat?"),
+        (["+sweep=table_6a", "ablation=enat", "foo=3"], "foo: there is no such option"),
+    ],
+)
+def test_where_a_group_is_chosen(arguments, sentence):
+    assert sentence in composition_error(*arguments)
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1))
@@ -113,6 +173,58 @@ def test_a_class_that_is_named_like_a_value():
     assert prepare(["classes=true", "x=true"]) == ["classes='true'", "x=true"]
     assert prepare(["classes=1e3"]) == ["classes='1e3'"]
     assert prepare(["classes=3", "classes=null", "classes=[3,7]"]) == ["classes=3", "classes=null", "classes=[3,7]"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("[Käse,cat]", ["Käse", "cat"]),
+        ("[sp a,b=c/x/p q.png]", ["sp a", "b=c/x/p q.png"]),
+        ("['Käse',cat, 3,true,null]", ["Käse", "cat", 3, True, None]),
+        ('[it\'s é,[é,"x, y"],{k:b=c,l:[ö,2]}]', ["it's é", ["é", "x, y"], {"k": "b=c", "l": ["ö", 2]}]),
+        ("{k:é,l:1}", {"k": "é", "l": 1}),
+        ("[photo(1,2) é.png,b]", ["photo(1,2) é.png", "b"]),
+        ("(é", "(é"),
+    ],
+)
+def test_items_of_lists_are_quoted_as_single_values_are(given, expected):
+    (argument,) = prepare([f"x={given}"])
+    assert OverridesParser.create().parse_override(argument).value() == expected
+
+
+@pytest.mark.parametrize("given", ["[Käse", "[a[1,é]", "['x y' é,b]", "[Käse,]", "{ä:1}"])
+def test_lists_that_can_not_be_told_are_refused(given):
+    assert prepare([f"x={given}"]) == [f"x={given}"]
+    sentence = composition_error(f"x={given}")
+    assert sentence.startswith(f"x={given}: this is no option with a value; expected NAME=VALUE, or ")
+    assert ("\"NAME=['VALUE','VALUE']\" to quote the items of a list." in sentence) == given.startswith("[")
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "1e3", "true", "null", "a b", "a\\,b", "'a, b'", "[1,[a,'b']]", "{a:[1]}", "${a}"]
+)
+@pytest.mark.parametrize("form", ["{}", "[{}]", "[{},c]", "{{k:{}}}", "{},{}"])
+def test_what_hydra_reads_stays_as_it_is(form, text):
+    argument = f"x={form.format(text, text)}"
+    assert prepare(["-m", argument]) == ["-m", argument]
+
+
+def test_the_values_of_a_multirun_are_prepared_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for name in ("a", "b c"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
+    last = "checkpoints/last.ckpt"
+    assert prepare(["-m", f"weights={tmp_path}/a,{tmp_path}/b c,x"])[1] == (
+        f"weights={tmp_path}/a/{last},{tmp_path}/b c/{last},x"
+    )
+    assert prepare(["-m", f"weights='{tmp_path}/b c','{tmp_path}/a'"])[1] == (
+        f"weights='{tmp_path}/b c/{last}','{tmp_path}/a/{last}'"
+    )
+    assert prepare([f"weights='{tmp_path}/a'"]) == [f"weights='{tmp_path}/a/{last}'"]
+    assert prepare(["-m", "classes=[Käse],[cat]"])[1] == "classes=['Käse'],[cat]"
+    assert prepare(["-m", "classes=Käse,cat"])[1] == "classes='Käse',cat"
+    assert prepare(["-m", "path=2024_01,~/b=c"])[1] == "path='2024_01','/home/somebody/b=c'"
 
 
 def test_a_launcher_without_its_cluster(monkeypatch):
