@@ -51,7 +51,7 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
 
 
 def _as_stored(folder: Path, files_and_classes: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Returns the rows with the names that files have on the disk, where those look the same, see `enat.names`."""
+    """Returns the rows with the names of files as the disk has them, in whatever Unicode form, see `enat.names`."""
     if all(exists(folder / name) for name, _ in files_and_classes):
         return files_and_classes
     stored = {composed(name): name for path in sorted(folder.rglob("*")) if (name := str(path.relative_to(folder)))}

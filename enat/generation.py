@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
 def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names: Sequence[str]) -> list[int]:
     """Returns the ids of classes that are given by id or by name; `unconditional` is the null class.
 
-    A name may have its letters in other parts than the class, see `enat.names`.
+    Names are compared in Unicode's composed form, see `enat.names`.
 
     Args:
         classes: ids or names, or a single one; None for all.

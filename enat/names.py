@@ -1,4 +1,4 @@
-"""Compares names that people type with names of files and classes, which may have their letters in several parts."""
+"""Compares names that people type with names of files and classes, whatever Unicode form each of them has."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 def composed(name: str) -> str:
     """Returns a name in Unicode's composed form (NFC), so that names that look the same are equal.
 
-    The folders that macOS or a ZIP file makes may have `ä` as two signs, and a keyboard types one.
+    In the folders that macOS or a ZIP file makes, `ä` may be a letter and an accent; a keyboard types one character.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def finder(names: Sequence[str]) -> Callable[[str], int | None]:
-    """Returns a function that gives the index of a name: of the same signs if it is there, or else of the same looks.
+    """Returns a function that gives the index of a name in a list, or None if the list lacks it.
 
-    Of several, it is the first. The function returns None for a name that is not there.
+    An identical name comes before one that is equal in composed form only; of several of these, the first counts.
     """
     numbered = list(enumerate(names))[::-1]
     same = {name: place for place, name in numbered}

@@ -91,7 +91,7 @@ def list_images(images: str | Sequence[str] | None) -> tuple[list[Path], list[st
 def name_images(files: Sequence[Path]) -> list[str]:
     """Names images after their files. Files of an equal name get a number, so that no two images have one name.
 
-    Names that differ in capital letters alone, or look the same, count as equal, for on some disks they are one file.
+    Names that differ only in capital letters or in Unicode form count as equal, for on some disks they are one file.
     """
     words = [cut_word(file.stem) for file in files]
     taken = {composed(word).casefold() for word in words}
