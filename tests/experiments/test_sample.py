@@ -101,7 +101,7 @@ def test_pictures_of_another_tokenizer_are_not_kept(command, weights, tmp_path, 
     options = ["task=sample", weights, "classes=[1]", f"output={tmp_path}"]
     assert command(*options).status == 0
     assert command(*options).status == 0
-    monkeypatch.setattr(PixelTokenizer, "fingerprint", lambda self: "another")
+    monkeypatch.setattr(PixelTokenizer, "fingerprint", lambda *_: "another")
     refused = command(*options)
     assert refused.status == 1
     assert "the folder holds images of another tokenizer (tokenizer_sha256: " in refused.err
