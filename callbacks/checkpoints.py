@@ -22,13 +22,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from callbacks.generation_metrics import ImageMetrics
+from callbacks.run_facts import RunFacts
 from enat.errors import InputError
 from enat.files import write_atomically
 
 AUTO = "auto"
 OWN_NAME = re.compile(r"step_\d{7,}\.ckpt")  # of a file that may be removed; a copy of it has another name
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
-TRAINED = "training is finished and saved; the same command goes on with the scores."
 
 # What is measured on the held-out samples themselves, of which `trainer.limit_val_batches` may take a part.
 OF_BATCHES = [f"val/{name}" for name in ("loss", "accuracy", "psnr", "ssim", "codes_used", "perplexity")]
@@ -210,7 +210,7 @@ class LeaveOnSignal(L.Callback):
             raise KeyboardInterrupt
         self.received = number
         if self.trained is not None:
-            self._leave(self.trained, number, TRAINED)
+            self._leave(self.trained, number, _what_is_left(self.trained))
 
     def _restore(self) -> None:
         for number, handler in self.earlier.items():
@@ -233,7 +233,7 @@ class LeaveOnSignal(L.Callback):
             return
         checkpoints = trainer.checkpoint_callback
         path = checkpoints.save(trainer) if isinstance(checkpoints, Checkpoints) else None
-        what = f"saved {path}; the same command goes on from there."
+        what = f"saved {path}; {_command_that_goes_on(trainer)} goes on from there."
         if path is None:
             what = "nothing is saved, for callbacks.checkpoint=null; the same command starts where this one did."
         self._leave(trainer, number, what)
@@ -243,12 +243,33 @@ class LeaveOnSignal(L.Callback):
         number = self._agreed()
         self.trained = trainer
         if number or self.received:
-            self._leave(trainer, number or self.received, TRAINED)
+            self._leave(trainer, number or self.received, _what_is_left(trainer))
 
     def _leave(self, trainer: L.Trainer, number: int, what: str) -> None:
         """Says what is saved, puts the job into the queue again on SIGUSR1, and ends this rank."""
         if trainer.is_global_zero:
             print(f"\n{signal.Signals(number).name}: {what}", file=sys.stderr)
             if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time limit is near
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+                _requeue(os.environ["SLURM_JOB_ID"])
         raise SystemExit(LEFT_ON_SIGNAL)
+
+
+def _command_that_goes_on(trainer: L.Trainer) -> str:
+    """Names the command that goes on with a run. The one that began it with resume=false would begin another."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for facts in (callback for callback in callbacks if isinstance(callback, RunFacts)):
+        if not facts.settings.get("resume", True):
+            return f"the same command with output={facts.settings['output']} instead of resume=false"
+    return "the same command"
+
+
+def _what_is_left(trainer: L.Trainer) -> str:
+    return f"training is finished and saved; {_command_that_goes_on(trainer)} goes on with the scores."
+
+
+def _requeue(job: str) -> None:
+    """Puts a job of SLURM into the queue again, or says that the program for that is not here, as in a container."""
+    if shutil.which("scontrol") is None:
+        print(f"Job {job} is not put into the queue again, for there is no scontrol here.", file=sys.stderr)
+        return
+    subprocess.run(["scontrol", "requeue", job], check=False)

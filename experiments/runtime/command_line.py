@@ -26,6 +26,7 @@ from experiments.runtime.multirun import JobError, is_job
 from experiments.runtime.option_errors import explain_option
 from experiments.runtime.options import CONF
 from experiments.runtime.ranks import processes
+from experiments.runtime.run_files import is_of_requeued_job
 
 RESUMABLE = ("train", "tokenize", "download", "sample", "evaluate", "score", "statistics")  # tasks
 
@@ -33,14 +34,18 @@ RESUMABLE = ("train", "tokenize", "download", "sample", "evaluate", "score", "st
 def _run_folder(folder: str, resume: bool) -> str:
     """Returns the folder of a run: the one asked for or, to start anew, the first of FOLDER, FOLDER-2 ... that is free.
 
+    A job that SLURM has put into the queue again gets the folder that it has started anew in, and goes on.
+
     Raises:
         InputError: if several processes would have to agree on a free folder.
     """
     if not resume and processes()[1] > 1:
-        raise InputError("resume=false: expected output=NEWFOLDER with several processes, so that they agree on it.")
+        raise InputError(
+            "resume=false: expected output=NEWFOLDER in its place with several processes, so that they agree on it."
+        )
     number = 1
     free = folder
-    while not resume and Path(free).exists():
+    while not resume and Path(free).exists() and not is_of_requeued_job(Path(free)):
         number += 1
         free = f"{folder}-{number}"
     return free
@@ -174,8 +179,9 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None
         lost = lost_link(Path(error.filename)) if isinstance(error, FileExistsError) else None
         return lost or f"{error.filename}: {error.strerror}.", 1
     if isinstance(error, KeyboardInterrupt):
-        task = dict(argument.partition("=")[::2] for argument in arguments).get("task", "train")
-        return f"interrupted{'; the same command goes on from there' if task in RESUMABLE else ''}.", 130
+        given = dict(argument.partition("=")[::2] for argument in arguments)
+        goes_on = given.get("task", "train") in RESUMABLE and given.get("resume", "true").lower() == "true"
+        return f"interrupted{'; the same command goes on from there' if goes_on else ''}.", 130
     return None, 130
 
 

@@ -1,5 +1,6 @@
-"""Reads the settings that a run has left in its folder, which may come from anybody."""
+"""Reads what a run has left in its folder, which may come from anybody."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,16 @@ import yaml
 
 from enat.errors import InputError
 from enat.files import EXPECTED, MAX_SETTINGS, read_text, values_of
+
+SLURM_JOB = "slurm_job_id.txt"  # the SLURM job that trains in a folder
+
+
+def is_of_requeued_job(folder: Path) -> bool:
+    """Says whether this is a SLURM job that was put into the queue again, and has trained in a folder before."""
+    job = os.environ.get("SLURM_JOB_ID")
+    record = folder / SLURM_JOB
+    is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return is_requeued and record.is_file() and read_text(record).strip() == job
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 import enat
-from callbacks.checkpoints import LEFT_ON_SIGNAL, AtomicCheckpointIO
+from callbacks.checkpoints import LEFT_ON_SIGNAL, AtomicCheckpointIO, LeaveOnSignal
 from callbacks.guard import NonFiniteGuard
 from enat.checkpoints.selection import select_state
 from enat.checkpoints.weights import read_file
@@ -181,6 +181,7 @@ def test_a_signal_after_the_last_batch(command, monkeypatch, ignored, tmp_path, 
     asked = []
     scontrol = SimpleNamespace(run=lambda arguments, check: asked.append(arguments))
     monkeypatch.setattr("callbacks.checkpoints.subprocess", scontrol)
+    monkeypatch.setattr("callbacks.checkpoints.shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     original = resolve_name(moment)
 
@@ -199,6 +200,45 @@ def test_a_signal_after_the_last_batch(command, monkeypatch, ignored, tmp_path, 
     assert not (tmp_path / "results.json").exists()
     monkeypatch.delenv("SLURM_JOB_ID")
     assert command(*run).results["steps"] == 4
+
+
+def leave_at_the_first_step(command, monkeypatch, *options):
+    """Runs a command that gets SIGUSR1 when its first step begins, as SLURM sends it near the end of the time."""
+
+    def signalled(callback, *arguments):
+        original(callback, *arguments)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    original = LeaveOnSignal.on_train_start
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaveOnSignal, "on_train_start", signalled)
+        return command(*TRAINING, "callbacks.leave_on_signal.every_n_steps=1", *options)
+
+
+def test_a_run_that_began_anew_says_how_it_goes_on(command, monkeypatch, ignored, tmp_path):
+    """Without SLURM, resume=false would begin another one."""
+    (tmp_path / "run").mkdir()
+    options = ["trainer.max_steps=4", f"output={tmp_path}/run"]
+    left = leave_at_the_first_step(command, monkeypatch, "resume=false", *options)
+    assert left.status == LEFT_ON_SIGNAL
+    folder = f"{tmp_path}/run-2"
+    assert f"the same command with output={folder} instead of resume=false goes on from there." in left.err
+    assert "Going on from" in command(*TRAINING, *options[:1], f"output={folder}").out
+
+
+def test_a_requeued_job_goes_on_where_it_began_anew(command, monkeypatch, ignored, tmp_path):
+    """Its command has resume=false; that of another job begins anew. Here is no scontrol, as in many containers."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    options = ["resume=false", "trainer.max_steps=4", f"output={tmp_path}/run"]
+    left = leave_at_the_first_step(command, monkeypatch, *options)
+    assert left.status == LEFT_ON_SIGNAL
+    assert "Job 77 is not put into the queue again, for there is no scontrol here." in left.err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert f"Going on from {tmp_path}/run-2/checkpoints/" in command(*TRAINING, *options).out
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert "Going on from" not in command(*TRAINING, *options).out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3"]
 
 
 def test_a_run_that_fails_leaves_no_handler_of_signals(command, ignored, tmp_path):
