@@ -55,11 +55,12 @@ def primary_config(arguments: Sequence[str]) -> str:
             _refuse_other_settings(files[0], settings, other, given)
         choices = _store_checkpoint(settings)
         _replace(defaults, {name: choice for name, choice in choices.items() if name not in _chosen(given)})
+    has_tokenizer = "tokenizer" in given or bool(files)
     if shards:
-        _store_shards(defaults, str(shards), given)
+        has_tokenizer |= _store_shards(defaults, str(shards), given)
         for other in filter(None, _values_of(arguments, "data.shards")):
             _refuse_other_sizes(str(shards), str(other), given)
-    tokenizer = None if "tokenizer" in given or files else given.get("tokenizer.weights")
+    tokenizer = None if has_tokenizer else given.get("tokenizer.weights")
     has_settings = tokenizer is not None and _store_tokenizer(defaults, str(tokenizer))
     if not files and not shards and not has_settings:
         return PRIMARY
@@ -233,12 +234,28 @@ def _store_tokenizer(defaults: list[Any], weights: str) -> bool:
     if not isinstance(settings, dict) or not isinstance(settings.get("tokenizer"), dict):
         return False
     check_settings(weights, settings["tokenizer"])
-    ConfigStore.instance().store(OF_TOKENIZER, settings["tokenizer"], "tokenizer")
-    _replace(defaults, {"tokenizer": OF_TOKENIZER})
+    _put_in_front(defaults, {"tokenizer": settings["tokenizer"]}, OF_TOKENIZER)
     return True
 
 
-def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) -> None:
+def _put_in_front(defaults: list[Any], content: Mapping[str, Any], choice: str) -> None:
+    """Adds settings of files to a defaults list, in front of those that an experiment chooses or changes.
+
+    Args:
+        defaults: of the primary configuration.
+        content: the settings, of which a tokenizer is stored as a choice of its group as well.
+        choice: the name under which they are stored.
+    """
+    store = ConfigStore.instance()
+    if "tokenizer" in content:
+        store.store(choice, content["tokenizer"], "tokenizer")
+        defaults.append({"override /tokenizer": choice})  # of this list, it comes before those of experiments
+    store.store(f"settings_{choice}", OmegaConf.create(dict(content)), package="_global_")
+    is_override = [isinstance(entry, dict) and next(iter(entry)).startswith("override") for entry in defaults]
+    defaults.insert(is_override.index(True), f"settings_{choice}")  # after the experiment; overrides come last
+
+
+def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) -> bool:
     """Stores what a folder of shards says as choices; adds them to a defaults list.
 
     Args:
@@ -246,23 +263,22 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
         shards: the folder.
         given: the options on the command line.
 
+    Returns:
+        Whether the shards say what their tokenizer is.
+
     Raises:
         InputError: for a folder without a manifest, or with one that can't be read.
     """
     if "experiment" not in given and given.get("task", "train") == "train":
         _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
     sizes, tokenizer = settings_of_shards(shards, given)
-    store = ConfigStore.instance()
     content: dict[str, Any] = {"module": {"net": sizes}}
     if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
         content["callbacks"] = {"sample_grid": {"class_ids": None}}
     if tokenizer and "tokenizer" not in given:
-        content["tokenizer"] = tokenizer  # also after an experiment that changes some of its options
-        store.store(OF_SHARDS, tokenizer, "tokenizer")
-        defaults.append({"override /tokenizer": OF_SHARDS})  # of this list, it comes before those of experiments
-    store.store(f"sizes_{OF_SHARDS}", OmegaConf.create(content), package="_global_")
-    is_override = [isinstance(entry, dict) and next(iter(entry)).startswith("override") for entry in defaults]
-    defaults.insert(is_override.index(True), f"sizes_{OF_SHARDS}")  # after the experiment; overrides come last
+        content["tokenizer"] = tokenizer
+    _put_in_front(defaults, content, OF_SHARDS)
+    return tokenizer is not None
 
 
 def _refuse_other_sizes(first: str, other: str, given: Mapping[str, Any]) -> None:

@@ -86,6 +86,18 @@ def test_a_decoder_alone(quantizer, command, photos, tmp_path):
     assert "module.decoder_only=true: expected tokenizer.weights=FILE, whose decoder is trained." in refused.err
 
 
+def test_training_goes_on_from_a_file_with_its_architecture(command, photos, tmp_path):
+    """The command need not repeat the sizes of the tokenizer, and may change its resolution."""
+    command(*TINY, f"data.images={photos}", f"output={tmp_path}/a")
+    plain = [option for option in TINY if not option.startswith("tokenizer.")]
+    run = [*plain, f"data.images={photos}", f"tokenizer.weights={tmp_path}/a/checkpoints/last.ckpt"]
+    for name, options in {"b": [], "c": ["module.decoder_only=true"], "d": ["tokenizer.resolution=32"]}.items():
+        trained = command(*run, *options, f"output={tmp_path}/{name}")
+        assert trained.status == 0, trained.err
+        sizes = read_file(trained.results["checkpoint"])["settings"]["tokenizer"]
+        assert (sizes["channels"], sizes["resolution"]) == (32, 32 if name == "d" else 16)
+
+
 def test_a_network_fits_another_decoder(command, photos, tmp_path):
     """Shards and networks of a tokenizer fit the same one with another decoder, and no other."""
     run = [*TINY, f"data.images={photos}"]
