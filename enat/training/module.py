@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from enat.errors import InputError
 
@@ -55,6 +55,16 @@ class AveragedModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.current_names(checkpoint["state_dict"])
+
+    def on_train_start(self) -> None:
+        """Sets the learning rate of the first step by the schedule: a run that goes on may have another end of it."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if not isinstance(schedule, LambdaLR):
+                continue
+            groups = schedule.optimizer.param_groups
+            for group, rate, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["lr"] = rate * factor(schedule.last_epoch)
 
     def configure_optimizers(self) -> Any:
         try:

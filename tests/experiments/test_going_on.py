@@ -1,11 +1,14 @@
 """What a run that goes on may not carry over in silence: scores, averages, best values and records of before."""
 
+import csv
 import json
+import math
 import re
 import shutil
 
 import pytest
 import torch
+import yaml
 
 from enat.checkpoints.weights import read_file
 from experiments.runtime.options import prepare
@@ -298,6 +301,11 @@ def test_a_schedule_that_depends_on_the_number_of_steps_says_so(command, tmp_pat
     assert "Going on from" in outcome.out
     note = "Note: trainer.max_steps=6 instead of 4: the learning rate depends on it, so the results will differ"
     assert (note in outcome.out) == is_told
+    with (tmp_path / "metrics" / "version_1" / "metrics.csv").open() as file:
+        rates = [float(row["train/learning_rate"]) for row in csv.DictReader(file) if row["train/learning_rate"]]
+    if is_told:  # half a cosine from the second step to the sixth
+        whole = yaml.safe_load((tmp_path / "config.yaml").read_text())["module"]["optimizer"]["lr"]
+        assert rates == pytest.approx([whole * (1 + math.cos(math.pi * share)) / 2 for share in (3 / 5, 4 / 5)])
 
 
 def test_masks_that_are_drawn_by_batch_say_that_they_change(command, tmp_path):
