@@ -17,7 +17,7 @@ from torch import Tensor
 from enat.draws import ImageOptions
 from enat.errors import InputError
 from enat.flops import block_flops, plan_flops
-from enat.generation import without_masks
+from enat.generation import decode_alone, without_masks
 from enat.net import ENAT
 from enat.randomness import Generators, generator_for
 from enat.sampler import EVERY_IMAGE_ALIKE, Sampler
@@ -277,7 +277,7 @@ class Editor:
         generators = [generator_for(device, "edit", seed, class_id, number) for seed, number in seeds]
         classes = torch.full((len(seeds),), class_id, device=device)
         edited = draw_anew(self.net, self.sampler, torch.stack(kept), torch.stack(drawn), classes, generators)
-        results = self.tokenizer.decode(edited).float()
+        results = decode_alone(self.tokenizer, edited)
         if self.soft_blend is not None:
             results = blend(image.expand_as(results), results, region, self.soft_blend)
         return image, region, results

@@ -223,7 +223,16 @@ def sample_images(
     tokenizer.to(device)
     class_ids = torch.tensor([class_id for class_id, _ in wanted], device=device)
     generators = [generator_for(device, "image of a class", seed, class_id, number) for class_id, number in wanted]
-    return tokenizer.decode(without_masks(net, sampler(net, class_ids, generators, steps))).float()
+    return decode_alone(tokenizer, without_masks(net, sampler(net, class_ids, generators, steps)))
+
+
+def decode_alone(tokenizer: Tokenizer, token_ids: Tensor) -> Tensor:
+    """Makes images (B, channels, H, W), in [0, 1], from token ids (B, L), so that none depends on the others.
+
+    On a CPU, they are made one at a time: the order of sums, and so the rounding, depends on the size of a batch.
+    """
+    sizes = 1 if token_ids.device.type == "cpu" else len(token_ids)
+    return torch.cat([tokenizer.decode(part).float() for part in token_ids.split(sizes)])
 
 
 class _WatchedSteps(list[Tensor]):
