@@ -12,8 +12,7 @@ import enat
 from enat.building import BUILDABLE
 from enat.checkpoints.official import to_official
 from enat.errors import InputError
-from enat.generation import sample_classes
-from enat.generation import sample_images
+from enat.generation import sample_classes, sample_images
 from enat.images import center_crop
 from enat.net import ENAT
 from enat.tokenizers.vqgan import VQGAN
