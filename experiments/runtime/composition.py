@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from enat.errors import InputError
 from enat.files import by_full_name, part_of
 from experiments.runtime.options import CONF
-from experiments.runtime.settings_of_files import check_settings, settings_of_shards
+from experiments.runtime.settings_of_files import check_settings, refuse_other_sizes, settings_of_shards
 
 PRIMARY = "config"
 # The names of choices, in several groups.
@@ -59,7 +59,7 @@ def primary_config(arguments: Sequence[str]) -> str:
     if shards:
         has_tokenizer |= _store_shards(defaults, str(shards), given)
         for other in filter(None, _values_of(arguments, "data.shards")):
-            _refuse_other_sizes(str(shards), str(other), given)
+            refuse_other_sizes(str(shards), str(other), given)
     tokenizer = None if has_tokenizer else given.get("tokenizer.weights")
     has_settings = tokenizer is not None and _store_tokenizer(defaults, str(tokenizer))
     if not files and not shards and not has_settings:
@@ -248,7 +248,13 @@ def _put_in_front(defaults: list[Any], content: Mapping[str, Any], choice: str) 
     """
     store = ConfigStore.instance()
     if "tokenizer" in content:
-        store.store(choice, content["tokenizer"], "tokenizer")
+        tokenizer = dict(content["tokenizer"])
+        parts: list[Any] = ["_self_"]
+        if isinstance(tokenizer.get("quantizer"), dict):  # so that the command line can choose another
+            store.store(choice, tokenizer.pop("quantizer"), "quantizer")
+            parts.insert(0, {"/quantizer@quantizer": choice})
+        content = {**content, "tokenizer": tokenizer}
+        store.store(choice, {"defaults": parts, **tokenizer}, "tokenizer")
         defaults.append({"override /tokenizer": choice})  # of this list, it comes before those of experiments
     store.store(f"settings_{choice}", OmegaConf.create(dict(content)), package="_global_")
     is_override = [isinstance(entry, dict) and next(iter(entry)).startswith("override") for entry in defaults]
@@ -279,18 +285,3 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
         content["tokenizer"] = tokenizer
     _put_in_front(defaults, content, OF_SHARDS)
     return tokenizer is not None
-
-
-def _refuse_other_sizes(first: str, other: str, given: Mapping[str, Any]) -> None:
-    """Refuses a multirun over shards of other sizes: all of its jobs have those of the first.
-
-    Raises:
-        InputError: naming a size in which they differ.
-    """
-    before, now = (settings_of_shards(shards, given)[0] for shards in (first, other))
-    for name, size in before.items():
-        if now[name] != size:
-            raise InputError(
-                f"data.shards={first},{other}: {name} is {size} in the one and {now[name]} in the other; expected a "
-                "command for each."
-            )

@@ -57,6 +57,21 @@ def settings_of_shards(shards: str, given: Mapping[str, Any]) -> tuple[dict[str,
     return sizes, tokenizer and found_beside(tokenizer, folder.absolute().parent)
 
 
+def refuse_other_sizes(first: str, other: str, given: Mapping[str, Any]) -> None:
+    """Refuses a multirun over shards of other sizes: all of its jobs have those of the first.
+
+    Raises:
+        InputError: naming a size in which they differ.
+    """
+    before, now = (settings_of_shards(shards, given)[0] for shards in (first, other))
+    for name, size in before.items():
+        if now[name] != size:
+            raise InputError(
+                f"data.shards={first},{other}: {name} is {size} in the one and {now[name]} in the other; expected a "
+                "command for each."
+            )
+
+
 def refuse_other_targets(file: str, node: Any) -> None:
     """Refuses settings of a file that would have anything built but networks, tokenizers, samplers and metrics.
 
