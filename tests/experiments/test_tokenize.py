@@ -284,7 +284,7 @@ def test_photos_train_and_other_shards_are_refused(command, monkeypatch, tmp_pat
     assert "made by another tokenizer" in other.err
     classes = command(*options, "module.net.num_classes=5", f"output={tmp_path}/d")
     assert classes.status == 1
-    assert "module.net.num_classes=5: the shards have 4." in classes.err
+    assert "module.net.num_classes=5: the data have 4; expected as many, or 0 to train without classes." in classes.err
 
 
 def test_pixels_are_no_tokens_of_colours(command, photos, tmp_path):
