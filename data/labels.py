@@ -20,13 +20,16 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
         labels: the CSV file.
 
     Raises:
-        InputError: for another file, a row without a file or a class, and an image that is not there or listed twice.
+        InputError: for a file that is missing or another one, a row without a file or a class, and an image that is not
+            there or listed twice.
     """
     try:
         with labels.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, restval=""))
         files_and_classes = [(row["file"], row["class"].strip()) for row in rows]
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise InputError(f"labels={labels}: can't be read: {error.strerror}.") from error
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
     files_and_classes = _as_stored(folder, files_and_classes)
     for number, (name, class_name) in enumerate(files_and_classes, start=1):
@@ -95,7 +98,9 @@ def _check_class_name(name: str) -> None:
 def _read_classes(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"classes={path}: can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"classes={path}: expected a text file with a class name on each line.") from error
     names = [line for line in lines if line]
     if len(set(names)) < len(names):

@@ -103,7 +103,11 @@ def training_loader(stream: Dataset[Any], batch_size: int, num_workers: int, tra
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TokenDataModule(L.LightningDataModule, ABC):
-    """Feeds training with the stream of `data.stream`; a subclass says where the samples are stored."""
+    """Feeds training with the stream of `data.stream`; a subclass says where the samples are stored.
+
+    Raises:
+        InputError: in `setup`, if the network has other classes than the data; one with 0 trains without classes.
+    """
 
     tokenizer: Tokenizer  # made the token ids
     batch_size: Annotated[int, Ge(1)]  # of an optimiser step, over all devices and accumulated batches
@@ -119,9 +123,17 @@ class TokenDataModule(L.LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         trainer: Any = self.trainer
-        if trainer is not None and trainer.lightning_module.net.num_classes == 0:
+        if trainer is None:
+            return
+        num_classes = trainer.lightning_module.net.num_classes
+        if num_classes == 0:
             self.num_classes = 0
             self.class_names = ()
+        if num_classes != self.num_classes:
+            raise InputError(
+                f"module.net.num_classes={num_classes}: the data have {self.num_classes}; expected as many, or 0 to "
+                "train without classes."
+            )
 
     @abstractmethod
     def packs(self, split: str) -> Packs:
@@ -207,9 +219,8 @@ class ShardsDataModule(TokenDataModule):
             raise InputError(f"data.shards={self.shards}: made by another tokenizer than the one configured.")
         if self.trainer is not None:
             net = self.trainer.lightning_module.net
-            sizes = {"num_classes": self.num_classes}
-            sizes |= {name: getattr(self.manifest, name) for name in ("codebook_size", "num_tokens")}
-            for name, size in sizes.items():
+            for name in ("codebook_size", "num_tokens"):
+                size = getattr(self.manifest, name)
                 if getattr(net, name) != size:
                     raise InputError(f"module.net.{name}={getattr(net, name)}: the shards have {size}.")
             if not self.manifest.splits.get("train"):  # on every rank: one that went on alone would wait for the others

@@ -51,13 +51,15 @@ class ArchivedImages:
     """Images of an `.npz` file in the format of ADM's suite: `arr_0`, uint8 (n, H, W, 3), read in parts.
 
     Raises:
-        InputError: if the file has no such images, or `read` finds it damaged.
+        InputError: if there is no such file, it has no such images, or `read` finds it damaged.
     """
 
     read_together = 1
 
     def __init__(self, path: str):
         self.path = path
+        if not Path(path).is_file():
+            raise InputError(f"{path}: there is no such file.")
         try:
             with zipfile.ZipFile(path) as archive:
                 member = archive.getinfo("arr_0.npy")

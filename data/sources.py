@@ -110,7 +110,7 @@ class TokenCacheSource:
     The file is mapped into memory, not loaded; class ids must be below `num_classes`. See docs/method.md, Data.
 
     Raises:
-        InputError: if the file is not a two-dimensional .npy array of whole numbers.
+        InputError: if the file is missing, or not a two-dimensional .npy array of whole numbers.
     """
 
     views = ["row"]  # noqa: RUF012
@@ -119,8 +119,10 @@ class TokenCacheSource:
         self.path = path
         try:
             self.rows = map_npy(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"images={path}: missing, truncated, or no .npy file.") from error
+        except OSError as error:
+            raise InputError(f"images={path}: can't be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise InputError(f"images={path}: truncated, or no .npy file.") from error
         if self.rows.ndim != 2 or not np.issubdtype(self.rows.dtype, np.integer):
             raise InputError(f"images={path}: {self.rows.dtype} {self.rows.shape}; expected rows of whole numbers.")
         if not len(self.rows):

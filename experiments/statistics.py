@@ -1,6 +1,6 @@
 """task=statistics: reference statistics of real images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ def statistics(
     features: nn.Module,
     block_size: Annotated[int, Ge(1)],
     max_features: Literal[0] | Annotated[int, Ge(2)],
+    sfid: bool | None,
     fabric: Fabric,
     output: str,
 ) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def statistics(
         features: feature network, an `enat.features.network.FeatureNetwork`.
         block_size: images whose features are computed together.
         max_features: the features of so many images, spread evenly, are kept for KID, precision and recall.
+        sfid: whether the file has the statistics of sFID too, 16 D^2 bytes for D spatial features; None: if the network
+            has no more spatial features than pool features, as Inception has, so that they are no larger than FID's.
         fabric: the processes, launched.
         output: folder of `statistics.npz`, and of unfinished work, so that the same command goes on. The first
             protocol has the keys of ADM's files: `mu`, `sigma`, `mu_s`, `sigma_s`; others are `PROTOCOL/mu` and so on.
@@ -47,13 +50,16 @@ def statistics(
         The file, the number of images, the protocols, and the images that could not be read.
 
     Raises:
-        InputError: if there are fewer than two readable images; others are named and left out.
+        InputError: if there are fewer than two readable images; others are named and left out. Also for `sfid=true`
+            with a network that has no spatial features.
     """
     processes = Processes()
     network: Any = features.to(fabric.device).eval()
+    views = views_of(network, sfid)
     identity = {"images": dict(images.identity), "features_sha256": network.sha256, "protocols": [*network.protocols]}
-    work = Unfinished(output, {**identity, "block_size": block_size, "max_features": max_features}, processes).folder
-    metrics = metrics_for(network, max_features)
+    identity |= {"views": views, "block_size": block_size, "max_features": max_features}
+    work = Unfinished(output, identity, processes).folder
+    metrics = metrics_for(network, views, max_features)
     with ImageProgress(processes.rank) as bars:
         shared = (network, block_size, processes, fabric.device, work / "images", bars.add("features"))
         record = accumulate(metrics, images, True, *shared)
@@ -82,11 +88,24 @@ def statistics(
     }
 
 
-def metrics_for(network: FeatureNetwork, max_features: int) -> dict[str, MetricCollection]:
-    """Makes, for each protocol, the metrics that hold the statistics of its views and the kept features."""
-    scores: dict[str, Any] = {"pool": OnView("pool", FrechetDistance())}
-    if "spatial" in network.widths:
-        scores["spatial"] = OnView("spatial", FrechetDistance())
+def views_of(network: FeatureNetwork, sfid: bool | None) -> list[str]:
+    """Returns the views whose mean and covariance are wanted, see `statistics`.
+
+    Raises:
+        InputError: for `sfid=true` with a network that has no spatial features.
+    """
+    width = network.widths.get("spatial")
+    if width is None:
+        if sfid:
+            raise InputError("sfid=true: the feature network has no spatial features; expected sfid=false.")
+        return ["pool"]
+    is_wanted = width <= network.widths["pool"] if sfid is None else sfid
+    return ["pool", "spatial"] if is_wanted else ["pool"]
+
+
+def metrics_for(network: FeatureNetwork, views: Sequence[str], max_features: int) -> dict[str, MetricCollection]:
+    """Makes, for each protocol, the metrics that hold the statistics of these views and the kept features."""
+    scores: dict[str, Any] = {view: OnView(view, FrechetDistance()) for view in views}
     if max_features:
         scores["features"] = OnView("pool", KeptFeatures(max_features))
     return {name: MetricCollection(scores, compute_groups=False).clone() for name in network.protocols}

@@ -216,7 +216,11 @@ class Evaluation:
     def see_reference(
         self, device: torch.device, processes: Processes, folder: Path | None = None, progress: Progress | None = None
     ) -> Record:
-        """Shows the reference to all scores that compare with it, by its statistics where it has any; see `score`."""
+        """Shows the reference to all scores that compare with it, by its statistics where it has any; see `score`.
+
+        Raises:
+            InputError: for a reference that has nothing for any of the scores, or that can't be read.
+        """
         self.features.to(device)
         reference = self.reference if isinstance(self.reference, Reference) else None
         images: Any = self.reference if reference is None else reference.images
@@ -227,6 +231,11 @@ class Evaluation:
                 if score.wants_real and images is None:
                     self.left_out.add(name)
                     del collection[name]
+        if self.left_out and not any(self.metrics.values()):
+            raise InputError(
+                f"score=[{','.join(sorted(self.left_out))}]: the reference has no images or statistics for that; "
+                "expected other scores, or a reference that has them."
+            )
         record = Record()
         if any(score.wants_real for collection in self.metrics.values() for score in scores_in(collection).values()):
             within = folder / REFERENCE if folder else None

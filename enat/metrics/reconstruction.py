@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from enat.errors import InputError
 from enat.tokenizers.base import Tokenizer
+
+DIVERGED = (
+    "training has diverged, for the tokenizer turns held-out images into NaN or infinite values; earlier checkpoints "
+    "are kept. A lower module.optimizer.lr or trainer.precision=32-true may help."
+)
 
 
 class CodebookUse(Metric):
@@ -55,9 +61,17 @@ class ReconstructionQuality(nn.Module):
         self.codebook_use = CodebookUse(codebook_size)
 
     def update(self, tokenizer: Tokenizer, images: Tensor) -> Tensor:
-        """Adds images (B, 3, H, W) in [0, 1]; returns their reconstructions."""
+        """Adds images (B, 3, H, W) in [0, 1]; returns their reconstructions.
+
+        Raises:
+            InputError: for a tokenizer whose training has diverged, so that tokens or reconstructions are no numbers.
+        """
         token_ids = tokenizer.encode(images)
+        if token_ids.min() < 0 or token_ids.max() >= tokenizer.codebook_size:  # made from NaN
+            raise InputError(DIVERGED)
         reconstructed = tokenizer.decode(token_ids).float()
+        if not reconstructed.isfinite().all():
+            raise InputError(DIVERGED)
         self.psnr.update(reconstructed, images)
         self.ssim.update(reconstructed, images)
         self.codebook_use.update(token_ids)

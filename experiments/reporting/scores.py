@@ -46,8 +46,11 @@ def notes_on(result: Result, num_features: int) -> list[str]:
             )
     if result.left_out:
         notes.append(
-            f"Without {', '.join(result.left_out)}: the reference has no images, classes or single features for that."
+            f"Without {', '.join(result.left_out)}: the reference has no images, classes, single features or "
+            "statistics for that."
         )
+    if "sfid" in result.left_out:
+        notes.append("sFID needs the statistics of spatial features, which task=statistics sfid=true writes.")
     return list(dict.fromkeys([*notes, *result.notes]))
 
 

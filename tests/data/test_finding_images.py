@@ -86,6 +86,8 @@ def test_classes_that_are_numbers_are_ids(tmp_path, folders, names, ids):
 def test_classes_from_a_file_keep_their_ids(tmp_path):
     for folder in ("dog", "cat"):
         save(tmp_path / "images" / folder / "x.png")
+    with pytest.raises(InputError, match=r"classes=.*classes\.txt: can't be read: No such file or directory\."):
+        ImageList.find(tmp_path / "images", classes=tmp_path / "classes.txt")
     (tmp_path / "classes.txt").write_text("bird\ncat\n\ndog\n")
     listed = ImageList.find(tmp_path / "images", classes=tmp_path / "classes.txt")
     assert (listed.class_names, listed.class_ids.tolist()) == (["bird", "cat", "dog"], [1, 2])

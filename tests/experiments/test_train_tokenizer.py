@@ -53,6 +53,16 @@ def test_a_training_that_has_diverged_is_no_success(command, photos, tmp_path):
         assert all(weight.isfinite().all() for weight in read_file(path)["state_dict"].values())
 
 
+@pytest.mark.parametrize("quantizer", [[], VQ], ids=["fsq", "vq"])
+def test_a_training_that_has_diverged_with_finite_weights(quantizer, command, photos, tmp_path):
+    """The weights are large, and what is computed with them is not finite: tokens of that are no numbers."""
+    diverging = ["module.optimizer.lr=1e20", "trainer.max_steps=1", "trainer.val_check_interval=1"]
+    diverging += ["callbacks.ema=null", f"data.images={photos}", f"output={tmp_path}"]
+    outcome = command(*TINY, *quantizer, *diverging)
+    assert outcome.status == 1
+    assert "training has diverged, for the tokenizer turns held-out images into NaN or infinite values" in outcome.err
+
+
 def test_a_killed_run_goes_on_with_the_same_bits(command, killed, same_training, photos, tmp_path):
     """With a codebook that restarts entries at random, and a discriminator."""
     run = [*TINY, *VQ, *DISCRIMINATOR, f"data.images={photos}", "tokenizer.quantizer.restart_below=50"]

@@ -25,6 +25,16 @@ def test_classes_of_the_data_have_no_influence(command, same_training, tmp_path,
     assert "class_accuracy" not in results
 
 
+@pytest.mark.parametrize("num_classes", [5, 20])
+def test_other_classes_than_those_of_the_data(command, tmp_path, num_classes):
+    """Too few would end in an error of an index, and of too many, some would never be trained."""
+    other = f"module.net.num_classes={num_classes}"
+    refused = command("experiment=debug", other, "metrics=none", f"output={tmp_path}")
+    assert refused.status == 1
+    assert f"{other}: the data have 10; expected as many, or 0 to train without classes." in refused.err
+    assert not list(tmp_path.glob("checkpoints/*.ckpt"))
+
+
 def test_such_a_network_draws_without_guidance(command, tmp_path):
     weights = f"weights={tmp_path}/a/checkpoints/last.ckpt"
     command(*RUN, f"output={tmp_path}/a", "metrics=none")

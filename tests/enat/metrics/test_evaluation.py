@@ -241,7 +241,7 @@ def test_a_reference_without_classes_leaves_out_the_probe():
     result = probed.score(fake, CPU, Processes())
     assert result.left_out == ["linear_probe"]
     assert result.scores == evaluation(real).score(fake, CPU, Processes()).scores
-    note = "Without linear_probe: the reference has no images, classes or single features for that."
+    note = "Without linear_probe: the reference has no images, classes, single features or statistics for that."
     assert note in notes_on(result, 4)
     with_classes = TensorImages(real.images, torch.arange(100) % 3)
     probed = evaluation(with_classes, {"linear_probe": OnView("pool", LinearProbe())})
