@@ -108,6 +108,8 @@ class StatisticsFile:
 
     def __init__(self, path: str, protocol: str = "adm"):
         self.path = path
+        if Path(path).is_dir():
+            raise self._error("this is a folder; expected a file of statistics, or reference=images beside it.")
         if not Path(path).is_file():
             raise self._error("there is no such file.")
         try:
@@ -189,9 +191,10 @@ class StatisticsFile:
         if "mu" in self.content and (protocol == self.protocol or (protocol, self.protocol) == ("enat", "adm")):
             return ""
         if self.images is None:
+            is_chosen = isinstance(network.protocols, Mapping)  # others have one, of the name of the network
             raise self._error(
                 f"its statistics are of protocol {self.protocol}, not {protocol}; "
-                f"expected a file of task=statistics protocol={protocol}."
+                f"expected a file of task=statistics {'protocol' if is_chosen else 'features'}={protocol}."
             )
         return None
 

@@ -43,13 +43,16 @@ class FolderImages:
     """
 
     read_together = 1
+    by = "scored.path=DIR or, as a reference, by reference.path=DIR"  # how a command names the folder
+    for_archive = ", or scored=npz (for a reference, reference=npz) beside this path"
 
     def __init__(self, path: str | None, resolution: Annotated[int, Ge(1)] | None, num_workers: Annotated[int, Ge(0)]):
-        if path is None or not Path(path).is_dir():
-            raise InputError(
-                f"{'null' if path is None else path}: there is no such folder; expected one of images, by "
-                "metrics.images=DIR, scored.path=DIR or reference.path=DIR."
-            )
+        if path is None:
+            raise InputError(f"path=null: expected a folder of images, by {self.by}.")
+        if path.endswith(".npz") and Path(path).is_file():
+            raise InputError(f"path={path}: this is a file; expected a folder of images{self.for_archive}.")
+        if not Path(path).is_dir():
+            raise InputError(f"path={path}: there is no such folder; expected one of images.")
         self.files, self.ignored = find_images(Path(path))
         if len(self.files) < 2:
             raise InputError(f"{path}: found {counted(len(self.files), 'image')}; expected at least 2.")
@@ -108,6 +111,9 @@ class ClassFolderImages(FolderImages):
     Raises:
         InputError: if there are no class folders, or fewer than two images in the part.
     """
+
+    by = "metrics.images=DIR"
+    for_archive = ""
 
     def __init__(
         self,

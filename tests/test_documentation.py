@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
 from experiments.runtime.building import plan
+from experiments.runtime.unused_options import refuse_unused_options
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("enat", "data", "callbacks", "experiments", "tests", "docs", "examples", "conf")
@@ -132,7 +133,7 @@ def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
 
 @functools.cache
 def compose_command(arguments: tuple[str, ...]) -> None:
-    """Composes the configuration of a command, of the first job if there are several, and checks it."""
+    """Composes the configuration of a command, of the first job if there are several; checks that all of it counts."""
     multirun = "-m" in arguments
     overrides = without_missing_launcher([word for word in arguments if word not in ("-m", "--cfg", "job")])
     if multirun:
@@ -143,7 +144,9 @@ def compose_command(arguments: tuple[str, ...]) -> None:
         chosen = {override.get_key_element() for override in given}
         study = parser.parse_overrides([f"{name}={values}" for name, values in params.items() if name not in chosen])
         overrides += [first_value(override) for override in study]
-    plan(composed(overrides), "task")
+    config = composed(overrides, hydra=True)
+    plan(config, "task")
+    refuse_unused_options(config, overrides, config.hydra.runtime.choices)
 
 
 def missing_choices(text: str) -> list[str]:

@@ -54,7 +54,7 @@ def explain_option(error: BaseException, arguments: Sequence[str]) -> str:
         )
     if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
         return f"{missing[1]}: a value is missing; expected {missing[1]}=VALUE."
-    if choice := re.search(r"Could not find '([^']+)'", lines[0]):
+    if choice := re.search(r"Could not (?:find|load) '([^']+)'", str(error)):  # the latter is one of a list
         return explain_choice(choice[1], next((one for one in arguments if _chooses(one, choice[1])), ""))
     unused = re.match(r"Could not override '([^'@]+)", lines[0])
     if unused and (CONF / unused[1]).is_dir():

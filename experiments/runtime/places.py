@@ -33,7 +33,9 @@ def refuse_output_among_images(config: DictConfig) -> None:
     if not isinstance(output, str):
         return
     content: Any = OmegaConf.to_container(config, resolve=False)
-    for name in _options(content, "task", set()):
+    for name in names_reached(content, "task", set()):
+        if name.rpartition(".")[2] not in FOLDERS:
+            continue
         value = OmegaConf.select(config, name, throw_on_resolution_failure=False, throw_on_missing=False)
         for folder in value if OmegaConf.is_list(value) else [value]:
             if isinstance(folder, str) and _is_among_images(output, folder):
@@ -49,8 +51,10 @@ def _is_among_images(output: str, folder: str) -> bool:
     return Path(output).resolve().is_relative_to(Path(folder).resolve())
 
 
-def _options(content: Any, name: str, seen: set[str]) -> Iterator[str]:
-    """Gives the names, as a user types them, of the options in `FOLDERS` that a part of a configuration refers to.
+def names_reached(content: Any, name: str, seen: set[str]) -> Iterator[str]:
+    """Gives the names, as a user types them, of a part of a configuration and of all that it holds or refers to.
+
+    A part comes after those that it holds or refers to.
 
     Args:
         content: the whole configuration, as plain values with references such as `${data.images}`.
@@ -63,10 +67,8 @@ def _options(content: Any, name: str, seen: set[str]) -> Iterator[str]:
     part = part_of(content, name)
     if isinstance(part, dict):
         for key in part:
-            yield from _options(content, f"{name}.{key}", seen)
-        return
+            yield from names_reached(content, f"{name}.{key}", seen)
     if isinstance(part, str):
         for reference in REFERENCE.findall(part):
-            yield from _options(content, reference, seen)
-    if name.rpartition(".")[2] in FOLDERS:
-        yield name
+            yield from names_reached(content, reference, seen)
+    yield name

@@ -39,6 +39,7 @@ from experiments.runtime.provenance import options_that_matter, provenance
 from experiments.runtime.ranks import processes
 from experiments.runtime.run_files import read_settings
 from experiments.runtime.type_hints import check_value
+from experiments.runtime.unused_options import refuse_unused_options
 
 # Tasks that see for themselves whether the work in their folder is theirs, or make theirs anew.
 GOES_ON = (".train", ".train_tokenizer", ".tokenize", ".download", ".report", ".stages", ".page")
@@ -146,6 +147,7 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
         InputError: if the folder has results of other settings or weights, which would be replaced, or if a link in it
             leads nowhere.
     """
+    refuse_unused_options(config, HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices)
     task = check_options(config)
     _check_shards(config)
     settings, composition = (without_credentials(_plain(config, resolve=resolve)) for resolve in (True, False))

@@ -1,5 +1,6 @@
 """A user's own folder of images, from tokenising to a score, with an Inception network of random weights."""
 
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from data.references import StatisticsFile
 from enat.errors import InputError
 from enat.features.inception import InceptionFeatures, adm
+from enat.features.lite0 import Lite0Features
 from experiments.runtime.places import refuse_output_among_images
 
 
@@ -79,6 +81,27 @@ def test_files_that_hold_no_statistics(tmp_path):
     }.items():
         with pytest.raises(InputError, match=sentence):
             StatisticsFile(str(tmp_path / f"{name}.npz"))
+
+
+def test_a_folder_is_no_file_of_statistics(tmp_path):
+    with pytest.raises(InputError, match="this is a folder; expected a file of statistics, or reference=images beside"):
+        StatisticsFile(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("network", "protocol", "advice"),
+    [
+        (Lite0Features, "lite0", "task=statistics features=lite0."),
+        (InceptionFeatures, "clean", "task=statistics protocol=clean."),
+    ],
+)
+def test_statistics_of_another_protocol(tmp_path, inception, network, protocol, advice):
+    """The sentence names options that there are: protocols are chosen for Inception alone."""
+    made = network(str(inception), {"clean": adm}) if network is InceptionFeatures else network(None, 32)
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(4), sigma=np.eye(4), protocol="adm")
+    sentence = f"its statistics are of protocol adm, not {protocol}; expected a file of {advice}"
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        StatisticsFile(str(tmp_path / "adm.npz")).prefix(protocol, made)
 
 
 @pytest.mark.slow

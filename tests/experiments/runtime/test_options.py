@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from data.scored_images import FolderImages
+from data.scored_images import ClassFolderImages, FolderImages
 from enat.errors import InputError
 from experiments.runtime.option_errors import explain_option
 from experiments.runtime.option_help import help_on
 from experiments.runtime.options import CONF, choices_of, prepare
+from experiments.runtime.unused_options import refuse_unused_options
 
 ROOT = Path(__file__).parents[3]
 
@@ -61,15 +62,17 @@ def test_nothing_heavy_is_imported_before_options_are_composed():
         (["+sweep=NULL"], "sweep=NULL: expected one of ablation_study, cache, "),
         (["order=3"], "order=3: expected one of confidence, entropy, "),
         (["-m", "order@sampler.order=halton,true"], "order@sampler.order=true: expected one of confidence, "),
+        (["score=[fid,sfdi]"], "score=sfdi: there is no such choice; did you mean sfid? There are density_coverage, "),
+        (["protocol=[foo]"], "protocol=foo: there is no such choice; there are adm, clean, enat."),
         (["--seed=1"], "--seed=1: options have no dashes; expected seed=1."),
         (
             ["output=a${y}b"],
             "output=a${y}b: Interpolation key 'y' not found; ${NAME} stands for the value of the option",
         ),
         (
-            ["metrics=none", "score=[memorization]"],
-            "takes its value from metrics.evaluation.features, which these choices lack; expected another "
-            "metrics=CHOICE, or scores.memorization.metric.features=VALUE.",
+            ["metrics=reconstruction"],
+            "metrics.evaluation.reference.images: takes its value from data.images, which these choices lack; expected "
+            "another data=CHOICE, or metrics.evaluation.reference.images=VALUE.",
         ),
         (["output=a${y b"], "no path can have ${ in it: rename such a file or folder."),
         (["name=${oc.env:NOT_SET_HERE}"], "${oc.env:NOT_SET_HERE}: a configuration may not read the environment"),
@@ -282,9 +285,76 @@ def test_commands_of_the_help_have_quotes():
             assert not re.search(r"(?<![\"'\w.])[\w.@/]+=\[", line), f"{file}: {line}"
 
 
-def test_folders_of_images_that_are_not_there():
-    with pytest.raises(InputError, match=r"^none: there is no such folder; .* by metrics\.images=DIR, scored"):
+def test_folders_of_images_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"^path=none: there is no such folder; expected one of images\.$"):
         FolderImages("none", None, 0)
+    with pytest.raises(InputError, match=r"expected a folder of images, by scored\.path=DIR or, as a ref"):
+        FolderImages(None, None, 0)
+    with pytest.raises(InputError, match=r"expected a folder of images, by metrics\.images=DIR\.$"):
+        ClassFolderImages(None, "train", 0.1, 0, None, 0)
+    archive = tmp_path / "images.npz"
+    archive.touch()
+    with pytest.raises(InputError, match=r"images\.npz: this is a file; expected a folder of images, or scored=npz \("):
+        FolderImages(str(archive), None, 0)
+    with pytest.raises(InputError, match=r"images\.npz: this is a file; expected a folder of images\.$"):
+        ClassFolderImages(str(archive), "train", 0.1, 0, None, 0)
+
+
+OWN = "these compare with images of their own; expected "
+NO_PROTOCOLS = "the feature network has no protocols to choose from; expected "
+UNUSED = "this changes nothing, since this task does not use it; expected the command without it."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["reference=images"], f"with metrics=digits, this changes nothing, since {OWN}metrics=inception beside it"),
+        (["metrics=lite0", "reference.path=x"], f"{OWN}metrics.images=DIR for other images, or metrics=inception"),
+        (["metrics=lite0", "task=evaluate", "protocol=[enat,adm]"], f"{NO_PROTOCOLS}metrics=inception beside it"),
+        (["metrics=lite0", "task=neighbours", "protocol=[enat]"], NO_PROTOCOLS),
+        (["metrics=lite0", "task=score", "reference=npz"], OWN),
+        (
+            ["metrics=inception", "features@metrics.evaluation.features=lite0", "protocol=[adm]"],
+            f"{NO_PROTOCOLS}features@metrics.evaluation.features=inception beside it",
+        ),
+        (
+            ["experiment=tokenizer", "metrics=reconstruction", "reference.path=x"],
+            f"{OWN}data.images=DIR for other images",
+        ),
+        (["metrics=none", "reference=npz"], "with metrics=none, this changes nothing, since there are no scores; "),
+        (["metrics=none", "score=[memorization]"], "since there are no scores; expected metrics=inception beside it"),
+        (["metrics=none", "scores.fid.view=spatial"], "since there are no scores; "),
+        (["task=statistics", "features=lite0", "protocol=[adm]"], "expected features=inception or the command without"),
+        (["task=statistics", "reference=images"], f"with task=statistics, {UNUSED}"),
+        (["task=sample", "metrics=inception", "reference.path=x"], f"with task=sample, {UNUSED}"),
+        (["-m", "seed=1", "reference.path=x"], OWN),
+    ],
+)
+def test_options_that_change_nothing_are_refused(command, tmp_path, arguments, expected):
+    outcome = command(*arguments, f"output={tmp_path}/out")
+    assert outcome.status == 1
+    assert f"{arguments[-1]}: with " in outcome.err
+    assert expected in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["metrics=inception", "reference=images", "reference.path=x", "protocol=[enat,adm]", "score=[fid]"],
+        ["task=evaluate", "experiment=enat_l_256", "protocol=[enat,adm]", "reference.path=x"],
+        ["task=score", "metrics=inception", "reference=shards", "reference.images.path=x", "protocol=[adm]"],
+        ["task=statistics", "protocol=[enat,adm,clean]"],
+        ["experiment=tokenizer", "metrics=reconstruction", "score=[fid]"],
+        ["task=score", "metrics=lite0", "score=[fid]"],
+        ["metrics=none", "~reference"],
+        ["task=sample", "seed=1"],
+    ],
+)
+def test_options_that_count_are_not_refused(compose_config, arguments):
+    config = compose_config(*arguments)
+    choices = {one.partition("=")[0]: one.partition("=")[2] for one in arguments}
+    refuse_unused_options(config, arguments, {"task": "train", **choices})
 
 
 def test_many_seeds_are_no_file():
