@@ -121,6 +121,13 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
 
+    def check_options(self) -> None:
+        """Refuses options with which no training can begin, before anything is read.
+
+        Raises:
+            InputError: naming the option.
+        """
+
     def setup(self, stage: str) -> None:
         trainer: Any = self.trainer
         if trainer is None:
@@ -191,10 +198,9 @@ class ShardsDataModule(TokenDataModule):
     reader: Callable[[Path, Manifest, str], Packs]
     cache: str = "assets/shards"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_options(self) -> None:
         if self.shards is None:
-            raise InputError("shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
+            raise InputError("data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
 
     def prepare_data(self) -> None:
         """Fetches remote shards and checks every shard; Lightning calls it in one process of each machine."""

@@ -234,6 +234,7 @@ def train(
     """
     folder = Path(output)
     refuse_other_places(settings, folder)
+    data.check_options()
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     check_references(evaluation, callbacks, tokenizer, module.net, data)
     start, started_from = find_start(module, data, tokenizer, settings, folder, weights, resume, changed_on_resume)

@@ -183,10 +183,11 @@ def _split(values: str) -> list[str]:
 @pytest.mark.slow
 def test_jobs_of_joblib_read_data_in_workers(separate_command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "images").mkdir()
     for number in range(10):
-        Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
     small = ["tokenizer.channels=32", "tokenizer.multipliers=[1,1]", "tokenizer.resolution=16", "trainer.max_steps=1"]
-    options = [*small, f"data.images={tmp_path}", "data.held_out=0.2", "data.batch_size=2", "data.num_workers=1"]
+    options = [*small, f"data.images={tmp_path}/images", "data.held_out=0.2", "data.batch_size=2", "data.num_workers=1"]
     jobs = ["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}/sweep"]
     outcome = separate_command("-m", "experiment=tokenizer", *options, *jobs)
     assert outcome.status == 0, outcome.err

@@ -388,7 +388,7 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
         (
             ["experiment=own_images"],
             1,
-            "data: shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.",
+            "data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.",
         ),
         (["task=evaluate"], 1, "weights=null: expected weights=FILE"),
         (["task=sample", "classes=[]"], 1, "classes=[]: expected at least 1 item, an integer, a text or null."),
