@@ -22,13 +22,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from callbacks.generation_metrics import ImageMetrics
-from callbacks.run_facts import RunFacts
 from enat.errors import InputError
 from enat.files import write_atomically
 
 AUTO = "auto"
 OWN_NAME = re.compile(r"step_\d{7,}\.ckpt")  # of a file that may be removed; a copy of it has another name
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
+TRAINED = "training is finished and saved; {} goes on with the scores."
 
 # What is measured on the held-out samples themselves, of which `trainer.limit_val_batches` may take a part.
 OF_BATCHES = [f"val/{name}" for name in ("loss", "accuracy", "psnr", "ssim", "codes_used", "perplexity")]
@@ -182,6 +182,7 @@ class LeaveOnSignal(L.Callback):
         self.group: Any = None
         self.earlier: dict[int, Any] = {}
         self.trained: L.Trainer | None = None  # after training
+        self.command = "the same command"  # that goes on with the run
 
     @contextmanager
     def handling(self) -> Iterator[None]:
@@ -210,7 +211,7 @@ class LeaveOnSignal(L.Callback):
             raise KeyboardInterrupt
         self.received = number
         if self.trained is not None:
-            self._leave(self.trained, number, _what_is_left(self.trained))
+            self._leave(self.trained, number, TRAINED.format(self.command))
 
     def _restore(self) -> None:
         for number, handler in self.earlier.items():
@@ -233,7 +234,7 @@ class LeaveOnSignal(L.Callback):
             return
         checkpoints = trainer.checkpoint_callback
         path = checkpoints.save(trainer) if isinstance(checkpoints, Checkpoints) else None
-        what = f"saved {path}; {_command_that_goes_on(trainer)} goes on from there."
+        what = f"saved {path}; {self.command} goes on from there."
         if path is None:
             what = "nothing is saved, for callbacks.checkpoint=null; the same command starts where this one did."
         self._leave(trainer, number, what)
@@ -243,7 +244,7 @@ class LeaveOnSignal(L.Callback):
         number = self._agreed()
         self.trained = trainer
         if number or self.received:
-            self._leave(trainer, number or self.received, _what_is_left(trainer))
+            self._leave(trainer, number or self.received, TRAINED.format(self.command))
 
     def _leave(self, trainer: L.Trainer, number: int, what: str) -> None:
         """Says what is saved, puts the job into the queue again on SIGUSR1, and ends this rank."""
@@ -252,19 +253,6 @@ class LeaveOnSignal(L.Callback):
             if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time limit is near
                 _requeue(os.environ["SLURM_JOB_ID"])
         raise SystemExit(LEFT_ON_SIGNAL)
-
-
-def _command_that_goes_on(trainer: L.Trainer) -> str:
-    """Names the command that goes on with a run. The one that began it with resume=false would begin another."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for facts in (callback for callback in callbacks if isinstance(callback, RunFacts)):
-        if not facts.settings.get("resume", True):
-            return f"the same command with output={facts.settings['output']} instead of resume=false"
-    return "the same command"
-
-
-def _what_is_left(trainer: L.Trainer) -> str:
-    return f"training is finished and saved; {_command_that_goes_on(trainer)} goes on with the scores."
 
 
 def _requeue(job: str) -> None:

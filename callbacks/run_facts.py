@@ -21,7 +21,7 @@ class RunFacts(L.Callback):
 
     def __init__(self, settings: Mapping[str, Any]):
         self.settings = settings
-        self.of_tokenizer: dict[str, str] = {}
+        self.fingerprints: dict[str, str] = {}  # of the tokenizer
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         refuse_diverged(trainer, pl_module)
@@ -31,12 +31,8 @@ class RunFacts(L.Callback):
         checkpoint["class_names"] = list(data.class_names)
         checkpoint["data_sha256"] = data.sha256()
         if hasattr(data, "tokenizer"):  # training of a tokenizer has images
-            tokenizer = data.tokenizer
-            self.of_tokenizer = self.of_tokenizer or {
-                "tokenizer_sha256": tokenizer.fingerprint(),
-                "codes_sha256": tokenizer.codes_fingerprint(),
-            }
-            checkpoint.update(self.of_tokenizer)
+            self.fingerprints = self.fingerprints or data.tokenizer.fingerprints()
+            checkpoint.update(self.fingerprints)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         count_batches(checkpoint, trainer.accumulate_grad_batches)

@@ -86,7 +86,7 @@ class ImageReader:
             InputError: if no image of the list can be read.
         """
         image, reasons = self._read(number)
-        for place in reasons.keys() - self.named:
+        for place in sorted(reasons.keys() - self.named):
             print(f"Another image is taken for {printable(reasons[place])}")
         self.named |= reasons.keys()
         return image

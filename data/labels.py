@@ -7,7 +7,7 @@ from pathlib import Path
 from enat.errors import InputError, without_controls
 from enat.files import exists
 from enat.generation import UNCONDITIONAL
-from enat.names import composed, finder
+from enat.unicode import composed, finder
 
 MAX_CLASSES = 100_000  # a larger number is a name, such as a date, and no class id
 
@@ -54,7 +54,7 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
 
 
 def _as_stored(folder: Path, files_and_classes: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Returns the rows with the names of files as the disk has them, in whatever Unicode form, see `enat.names`."""
+    """Returns the rows with the names of files as the disk has them, in whatever Unicode form, see `enat.unicode`."""
     if all(exists(folder / name) for name, _ in files_and_classes):
         return files_and_classes
     stored = {composed(name): name for path in sorted(folder.rglob("*")) if (name := str(path.relative_to(folder)))}

@@ -121,11 +121,11 @@ class TokenDataModule(L.LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def check_options(self) -> None:
-        """Refuses options with which no training can begin, before anything is read.
+    def check_source(self) -> None:
+        """Checks, before anything is read, that the options say where the samples are.
 
         Raises:
-            InputError: naming the option.
+            InputError: if one that is needed for that is not given.
         """
 
     def setup(self, stage: str) -> None:
@@ -198,7 +198,7 @@ class ShardsDataModule(TokenDataModule):
     reader: Callable[[Path, Manifest, str], Packs]
     cache: str = "assets/shards"
 
-    def check_options(self) -> None:
+    def check_source(self) -> None:
         if self.shards is None:
             raise InputError("data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.")
 

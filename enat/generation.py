@@ -12,11 +12,11 @@ from torch import Tensor
 
 from enat.errors import InputError
 from enat.images import Block
-from enat.names import composed, finder
 from enat.net import ENAT
 from enat.randomness import generator_for
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
+from enat.unicode import composed, finder
 
 UNCONDITIONAL = "unconditional"  # stands for the null class, where classes are given by name
 BATCH_SIZE = 16  # images that `sample_classes` draws at a time
@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
 def find_class_ids(classes: Sequence[int | str] | int | str | None, class_names: Sequence[str]) -> list[int]:
     """Returns the ids of classes that are given by id or by name; `unconditional` is the null class.
 
-    Names are compared in Unicode's composed form, see `enat.names`.
+    Names are compared in Unicode's composed form, see `enat.unicode`.
 
     Args:
         classes: ids or names, or a single one; None for all.

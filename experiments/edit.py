@@ -18,10 +18,10 @@ from enat.errors import InputError, counted, printable
 from enat.files import read_record, refuse_other_content, sha256_of, write_atomically
 from enat.generation import UNCONDITIONAL, check_class_names
 from enat.images import cut_word, file_name, refuse_other_shape, square_pixels, to_pil, white_pixels
-from enat.names import composed
 from enat.net import ENAT
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
+from enat.unicode import composed
 from experiments.runtime.checkpoint import Checkpoint
 from experiments.runtime.progress import ImageProgress
 from experiments.runtime.provenance import hardware, sampler_settings

@@ -40,8 +40,7 @@ def statistics(
         features: feature network, an `enat.features.network.FeatureNetwork`.
         block_size: images whose features are computed together.
         max_features: the features of so many images, spread evenly, are kept for KID, precision and recall.
-        sfid: whether the file has the statistics of sFID too, 16 D^2 bytes for D spatial features; None: if the network
-            has no more spatial features than pool features, as Inception has, so that they are no larger than FID's.
+        sfid: whether the file has the statistics of sFID too; for None, see `views_of`.
         fabric: the processes, launched.
         output: folder of `statistics.npz`, and of unfinished work, so that the same command goes on. The first
             protocol has the keys of ADM's files: `mu`, `sigma`, `mu_s`, `sigma_s`; others are `PROTOCOL/mu` and so on.
@@ -50,8 +49,7 @@ def statistics(
         The file, the number of images, the protocols, and the images that could not be read.
 
     Raises:
-        InputError: if there are fewer than two readable images; others are named and left out. Also for `sfid=true`
-            with a network that has no spatial features.
+        InputError: for fewer than two readable images (others are named and left out); see also `views_of`.
     """
     processes = Processes()
     network: Any = features.to(fabric.device).eval()
@@ -89,7 +87,10 @@ def statistics(
 
 
 def views_of(network: FeatureNetwork, sfid: bool | None) -> list[str]:
-    """Returns the views whose mean and covariance are wanted, see `statistics`.
+    """Returns the views of which the mean and the covariance are computed: `pool`, and for sFID `spatial`.
+
+    A covariance takes 8 D^2 bytes for D features. If `sfid` is None, sFID is left out where that is more than FID
+    takes: where the network has more spatial features than pool features, such as Lite0, and not Inception.
 
     Raises:
         InputError: for `sfid=true` with a network that has no spatial features.

@@ -22,11 +22,11 @@ from enat.generation import GeneratedImages
 from enat.images import Images
 from enat.metrics.evaluation import Evaluation, Scores
 from enat.module import MaskedTokenModule
-from enat.names import composed
 from enat.net import ENAT
 from enat.processes import Processes
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
+from enat.unicode import composed
 from experiments.benchmarking.workload import sampling_cost
 from experiments.reporting.scores import notes_on, print_scores
 from experiments.runtime.provenance import hardware, sampler_settings
@@ -234,7 +234,7 @@ def train(
     """
     folder = Path(output)
     refuse_other_places(settings, folder)
-    data.check_options()
+    data.check_source()
     tokenizer.check_sizes(module.net.codebook_size, module.net.num_tokens)
     check_references(evaluation, callbacks, tokenizer, module.net, data)
     start, started_from = find_start(module, data, tokenizer, settings, folder, weights, resume, changed_on_resume)

@@ -55,10 +55,8 @@ class Golden:
         try:
             self.description = json.loads((self.folder / "golden.json").read_text())
             self.config = self.description["config"]
-        except OSError as error:
-            raise InputError(f"golden={folder}: its golden.json can't be read: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"golden={folder}: expected a folder with a readable golden.json.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"golden={folder}: expected a folder with a readable golden.json ({error}).") from error
 
     def load(self, name: str) -> dict[str, Tensor]:
         path = self.folder / f"{name}.safetensors"
@@ -69,13 +67,14 @@ class Golden:
 
     def net(self, name: str) -> ENAT:
         """Makes a network with the weights of a file, in evaluation mode."""
-        encoder_depth, decoder_depth = self.config["depth"]
+        config = self.config
+        encoder_depth, decoder_depth = config["depth"]
         net = ENAT(
-            codebook_size=self.config["codebook"],
-            num_classes=self.config["classes"],
-            num_tokens=self.config["grid"] ** 2,
-            width=self.config["width"],
-            num_heads=self.config["heads"],
+            codebook_size=config["codebook"],
+            num_classes=config["classes"],
+            num_tokens=config["grid"] ** 2,
+            width=config["width"],
+            num_heads=config["heads"],
             encoder_depth=encoder_depth,
             decoder_depth=decoder_depth,
         )

@@ -15,8 +15,8 @@ from enat.features.network import IMAGES, FeatureNetwork
 from enat.images import Images
 from enat.metrics.accumulation import Metrics, Progress, Record, accumulate, refuse_other_size
 from enat.metrics.view import OnView, scores_in
-from enat.names import composed
 from enat.processes import Processes
+from enat.unicode import composed
 
 Scores = dict[str, dict[str, float]]  # by protocol and name
 REFERENCE = "reference"  # the folder of its unfinished work

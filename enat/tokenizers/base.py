@@ -75,12 +75,16 @@ class Tokenizer(nn.Module, ABC):
         encoding = {name: weight for name, weight in self.state_dict().items() if not name.startswith("decoder.")}
         return self._sha256(encoding, resolution)
 
+    def fingerprints(self) -> dict[str, str]:
+        """Returns both fingerprints by the names that files give them."""
+        return {"tokenizer_sha256": self.fingerprint(), "codes_sha256": self.codes_fingerprint()}
+
     def has_other_codes(self, described: Mapping[str, Any], resolution: int | None = None) -> bool:
         """Says whether tokens are those of another tokenizer. A tokenizer with another decoder has the same.
 
         Args:
-            described: what a file says of the tokenizer of its tokens: its fingerprints, as `tokenizer_sha256` and
-                `codes_sha256`. Files of older versions lack the second, and official ones both; those count as fitting.
+            described: what a file says of the tokenizer of its tokens, such as its `fingerprints`. Files of older
+                versions lack the second one, and official files lack both; official files count as fitting.
             resolution: that of `fingerprint`.
         """
         if described.get("tokenizer_sha256") in (None, self.fingerprint(resolution)):

@@ -60,7 +60,7 @@ class AveragedModule(L.LightningModule):
         """Sets the learning rate of the first step by the schedule: a run that goes on may have another end of it."""
         for config in self.trainer.lr_scheduler_configs:
             schedule = config.scheduler
-            if not isinstance(schedule, LambdaLR):
+            if not isinstance(schedule, LambdaLR):  # others have the end that their checkpoint says
                 continue
             groups = schedule.optimizer.param_groups
             for group, rate, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):

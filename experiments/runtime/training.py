@@ -26,6 +26,7 @@ from experiments.runtime.launch import (
     refuse_in_multirun,
     sets_find_unused_parameters,
 )
+from experiments.runtime.multirun import is_job
 from experiments.runtime.provenance import commit
 from experiments.runtime.run_files import SLURM_JOB
 
@@ -211,8 +212,20 @@ def with_own_callbacks(
     changed_on_resume: Collection[str],
 ) -> dict[str, L.Callback | None]:
     """Returns the callbacks with those that every run has, or that an option of the task asks for."""
+    for callback in callbacks.values():
+        if isinstance(callback, LeaveOnSignal):
+            callback.command = command_that_goes_on(settings)
     own: dict[str, L.Callback | None] = {"facts": RunFacts(settings)}
     if changed_on_resume:
         optimizer: Any = module.optimizer  # a partial
         own["changed_options"] = ChangedOptions({name: optimizer.keywords[name] for name in changed_on_resume})
     return {**callbacks, **own}
+
+
+def command_that_goes_on(settings: Mapping[str, Any]) -> str:
+    """Names the command that goes on with a run. The one that began it with resume=false would begin another."""
+    if settings["resume"]:
+        return "the same command"
+    if is_job():  # which keeps its folder
+        return "the same command without resume=false"
+    return f"the same command with output={settings['output']} instead of resume=false"
