@@ -31,7 +31,6 @@ from experiments.benchmarking.workload import sampling_cost
 from experiments.reporting.scores import notes_on, print_scores
 from experiments.runtime.provenance import hardware, sampler_settings
 from experiments.runtime.resuming import Changeable, announce, finished_results, refuse_other_start, resume_point
-from experiments.runtime.run_files import is_of_requeued_job
 from experiments.runtime.scoring import score
 from experiments.runtime.training import (
     build_trainer,
@@ -111,8 +110,7 @@ def find_start(
     Returns:
         What `resume_point` returns, and what is known of the weights that the run started from, if it did from any.
     """
-    resume = resume or is_of_requeued_job(folder)
-    start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
+    start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume, resume)
     if start is not None:
         return start, refuse_other_start(folder, weights, start[1]["settings"])
     return None, {} if weights is None else warm_start(module.net, weights, tokenizer)

@@ -21,7 +21,6 @@ from enat.tokenizers.module import TokenizerModule
 from experiments.reporting.scores import print_scores
 from experiments.runtime.provenance import hardware
 from experiments.runtime.resuming import Changeable, announce, finished_results, resume_point
-from experiments.runtime.run_files import is_of_requeued_job
 from experiments.runtime.scoring import score
 from experiments.runtime.training import (
     build_trainer,
@@ -82,8 +81,7 @@ def train_tokenizer(
     held_out = data.held_out_images  # first, for a folder that does not serve
     if evaluation is not None:
         evaluation.check_count(held_out.num_images, f"data.held_out={data.held_out}, data.at_most={data.at_most}")
-    resume = resume or is_of_requeued_job(folder)
-    start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume) if resume else None
+    start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume, resume)
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished

@@ -18,7 +18,7 @@ from enat.errors import InputError, printable
 from enat.files import CHOICES, by_full_name, read_record, refuse_other_work, sha256_of, weights_file
 from enat.training.module import AveragedModule
 from experiments.runtime.provenance import options_that_matter
-from experiments.runtime.run_files import read_settings
+from experiments.runtime.run_files import is_of_requeued_job, read_settings
 
 Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on
@@ -186,6 +186,7 @@ def resume_point(
     module: AveragedModule,
     data: TokenDataModule | ImageDataModule,
     changed: Collection[str] = (),
+    resume: bool = True,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Finds the readable checkpoint of the latest step; returns its path and facts of its run, or None for a new run.
 
@@ -196,10 +197,13 @@ def resume_point(
         settings: the whole configuration.
         module, data: of the run that is to go on.
         changed: options of the optimiser that may differ from those in the checkpoint.
+        resume: False for a run that begins anew; only a SLURM job that was put into the queue again then goes on.
 
     Raises:
         InputError: if no checkpoint can be read, or the run had other settings or another network.
     """
+    if not resume and not is_of_requeued_job(folder.parent):
+        return None
     files = _files_of(folder)
     readable = _readable(files)
     if readable:

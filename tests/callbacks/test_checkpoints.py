@@ -24,10 +24,11 @@ from enat.checkpoints.selection import select_state
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
+from experiments.runtime import training
 from experiments.runtime.launch import cluster_plugins, starts_processes
 from experiments.runtime.ranks import launched, processes
 from experiments.runtime.resuming import fixed_settings, without_changing
-from experiments.runtime.training import NEEDED, build_trainer
+from experiments.runtime.training import NEEDED, build_trainer, command_that_goes_on
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "experiment=debug"
@@ -224,6 +225,14 @@ def test_a_run_that_began_anew_says_how_it_goes_on(command, monkeypatch, ignored
     folder = f"{tmp_path}/run-2"
     assert f"the same command with output={folder} instead of resume=false goes on from there." in left.err
     assert "Going on from" in command(*TRAINING, *options[:1], f"output={folder}").out
+
+
+def test_a_job_of_a_multirun_goes_on_in_its_folder(monkeypatch):
+    settings = {"resume": False, "output": "outputs/x"}
+    assert command_that_goes_on(settings) == "the same command with output=outputs/x instead of resume=false"
+    monkeypatch.setattr(training, "is_job", lambda: True)
+    assert command_that_goes_on(settings) == "the same command without resume=false"
+    assert command_that_goes_on({**settings, "resume": True}) == "the same command"
 
 
 def test_a_requeued_job_goes_on_where_it_began_anew(command, monkeypatch, ignored, tmp_path):

@@ -88,6 +88,10 @@ def test_a_decoder_alone(quantizer, command, photos, tmp_path):
     before, after = tokenizer_of(first), tokenizer_of(trained.results["checkpoint"])
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, after.state_dict()[name]) == (not name.startswith("decoder."))
+    assert after.fingerprint() != before.fingerprint()
+    after.resolution = 32
+    assert after.has_other_codes(before.fingerprints())
+    assert not after.has_other_codes(before.fingerprints(), resolution=16)  # as in the file
     (group,) = read_file(trained.results["checkpoint"])["optimizer_states"][0]["param_groups"]
     assert len(group["params"]) == len(list(after.decoder.parameters()))  # several processes wait for no others
     longer = command(*decoder_of, f"trainer.max_steps={trained.results['steps'] + 1}")

@@ -48,6 +48,9 @@ def test_shards_find_their_tokenizer_in_a_moved_folder(tmp_path):
     weights.parent.mkdir(parents=True)
     weights.touch()
     assert settings_of_shards(f"{tmp_path}/shards", {})[1] == {**settings, "weights": str(weights)}
+    manifest.tokenizer_settings = settings = {**settings, "weights": "assets/vqgan.ckpt"}  # is another tokenizer
+    manifest.save(tmp_path / "shards")
+    assert settings_of_shards(f"{tmp_path}/shards", {})[1] == settings
 
 
 @pytest.mark.parametrize("task", ["evaluate", "neighbours"])
@@ -101,3 +104,10 @@ def test_other_metrics_have_their_own_scores(compose_config, tmp_path):
         "precision_recall",
     ]
     assert "memorization" in scores_of("experiment=finetune", "data.shards=null", "metrics=lite0")
+    del content["settings"]["scores"]["memorization"]
+    del content["settings"]["metrics"]["evaluation"]["scores"]["memorization"]
+    torch.save(content, tmp_path / "other.ckpt")
+    both = f"weights={tmp_path}/last.ckpt,{tmp_path}/other.ckpt"
+    primary_config(["-m", "task=evaluate", both, "metrics=inception"])  # which has the scores of neither
+    with pytest.raises(InputError, match=r"scores\.memorization\.\S* is .* in the one and None in the other"):
+        primary_config(["-m", "task=evaluate", both])
