@@ -15,6 +15,10 @@ PATHS |= {"image", "other", "mask", "study", "save_dir", "default_root_dir"}
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 BEGINNINGS = (*LISTS, *QUOTES)  # of lists and quoted strings
 MULTIRUN = {"-m", "--multirun"}
+STUDIES = ("+sweep=", "hydra.mode=MULTIRUN")  # options that make a command a multirun, too
+# Flags of Hydra with a value of their own, which for the last two may be left out.
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+WITH_VALUE += ("--experimental-rerun", "--info", "-i")
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
@@ -30,13 +34,23 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             a multirun with `--cfg`.
     """
     shows = any(argument.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for argument in arguments)
-    is_multirun = bool(MULTIRUN & set(arguments))
+    is_multirun = any(argument in MULTIRUN or argument.startswith(STUDIES) for argument in arguments)
     prepared = [_prepare(argument, is_multirun) for argument in arguments]
-    if not shows or not MULTIRUN & set(prepared):
+    if not shows or not is_multirun:
         return prepared
     if several := next((argument for argument in prepared if _has_several_values(argument)), None):
         raise InputError(f"{several}: --cfg shows one job; expected one value of {several.partition('=')[0]}.")
     return [argument for argument in prepared if argument not in MULTIRUN]
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Puts options in front of the flags of Hydra, which takes no further options after a flag between options."""
+    flags = []
+    options = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_value = before in WITH_VALUE and not (before in WITH_VALUE[-2:] and "=" in argument)
+        (flags if argument.startswith("-") or is_value else options).append(argument)
+    return [*options, *flags]
 
 
 def choices_of(group: Path) -> list[str]:
@@ -54,7 +68,7 @@ def _has_several_values(argument: str) -> bool:
 
 def _prepare(argument: str, is_multirun: bool) -> str:
     name, equals, value = argument.partition("=")
-    if name.startswith("--") and equals and not name.startswith(("--config", "--package", "--experimental")):
+    if name.startswith("--") and equals and not name.startswith(("--cfg", "--config", "--package", "--info", "--experimental")):
         raise InputError(f"{argument}: options have no dashes; expected {argument.lstrip('-')}.")
     if not equals or name.startswith("-"):
         return argument
@@ -95,8 +109,9 @@ def _prepare_value(name: str, value: str) -> str:
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     here = f"{Path.cwd()}/"
-    if value.startswith(here) and value != here:  # checkpoints and results are shared, and need not name this machine
-        value = value.removeprefix(here)
+    below = value.removeprefix(here).lstrip("/")
+    if value.startswith(here) and below:  # checkpoints and results are shared, and need not name this machine
+        value = below
     override = parsed(value)
     if override is None:
         return readable(value) or value
