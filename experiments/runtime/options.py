@@ -18,6 +18,7 @@ MULTIRUN = {"-m", "--multirun"}
 STUDIES = ("+sweep=", "hydra.mode=MULTIRUN")  # options that make a command a multirun, too
 # Flags of Hydra with a value of their own, which for the last two may be left out.
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+FLAGS = ("--cfg", "--config", "--package", "--info", "--experimental")  # beginnings of flags of Hydra
 WITH_VALUE += ("--experimental-rerun", "--info", "-i")
 
 
@@ -68,7 +69,7 @@ def _has_several_values(argument: str) -> bool:
 
 def _prepare(argument: str, is_multirun: bool) -> str:
     name, equals, value = argument.partition("=")
-    if name.startswith("--") and equals and not name.startswith(("--cfg", "--config", "--package", "--info", "--experimental")):
+    if name.startswith("--") and equals and not name.startswith(FLAGS):
         raise InputError(f"{argument}: options have no dashes; expected {argument.lstrip('-')}.")
     if not equals or name.startswith("-"):
         return argument

@@ -109,6 +109,17 @@ def test_a_job_begun_anew_keeps_what_was_there(job):
     assert read(job.folder / "job.json")["error"] is None
 
 
+@pytest.mark.parametrize(("restarts", "goes_on"), [("1", True), ("0", False)])
+def test_a_job_begun_anew_that_slurm_has_requeued_goes_on(job, monkeypatch, restarts, goes_on):
+    """As a run that is no job does: what it has done so far would be set aside at each restart."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    assert job(1, resume=False) == {"fid": 1}
+    (job.folder / "slurm_job_id.txt").write_text("7")
+    assert job(2, resume=False) == {"fid": 1 if goes_on else 2}
+    assert (job.folder / "before_1").exists() != goes_on
+
+
 def test_results_of_no_job_stay(job):
     job.folder.mkdir()
     (job.folder / "results.json").write_text(json.dumps({"fid": 1}))

@@ -370,6 +370,25 @@ def test_options_that_change_nothing_are_refused(command, tmp_path, arguments, e
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("metrics", "is_refused"), [("digits,inception", False), ("digits", True)])
+def test_options_for_some_jobs_of_a_multirun_are_not_refused(command, tmp_path, metrics, is_refused):
+    """The jobs that have no use for them have the same command line."""
+    jobs = ["-m", "task=score", f"metrics={metrics}", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    outcome = command(*jobs, "scored.path=none", "reference.path=x", "protocol=[adm]")
+    assert outcome.status == 1
+    assert ("this changes nothing" in outcome.err) == is_refused
+    assert ("path=none: there is no such folder" in outcome.err) != is_refused
+
+
+def test_options_that_differ_between_jobs_are_refused_where_they_change_nothing(compose_config):
+    """Otherwise two jobs would do the same."""
+    config = compose_config("reference=images")
+    choices = {"task": "train", "metrics": "digits"}
+    refuse_unused_options(config, ["metrics=digits", "reference=images"], choices, {"metrics"})
+    with pytest.raises(InputError, match=r"^reference=images: with metrics=digits, this changes nothing"):
+        refuse_unused_options(config, ["metrics=digits", "reference=images"], choices, {"metrics", "reference"})
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
