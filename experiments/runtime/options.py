@@ -16,10 +16,9 @@ LAST = Path("checkpoints") / "last.ckpt"  # of a run
 BEGINNINGS = (*LISTS, *QUOTES)  # of lists and quoted strings
 MULTIRUN = {"-m", "--multirun"}
 STUDIES = ("+sweep=", "hydra.mode=MULTIRUN")  # options that make a command a multirun, too
-# Flags of Hydra with a value of their own, which for the last two may be left out.
-WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 FLAGS = ("--cfg", "--config", "--package", "--info", "--experimental")  # beginnings of flags of Hydra
-WITH_VALUE += ("--experimental-rerun", "--info", "-i")
+MAYBE_WITH_VALUE = ("--info", "-i")
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
@@ -46,10 +45,10 @@ def prepare(arguments: Sequence[str]) -> list[str]:
 
 def options_first(arguments: Sequence[str]) -> list[str]:
     """Puts options in front of the flags of Hydra, which takes no further options after a flag between options."""
-    flags = []
-    options = []
+    flags: list[str] = []
+    options: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_value = before in WITH_VALUE and not (before in WITH_VALUE[-2:] and "=" in argument)
+        is_value = before in WITH_VALUE or (before in MAYBE_WITH_VALUE and "=" not in argument)
         (flags if argument.startswith("-") or is_value else options).append(argument)
     return [*options, *flags]
 
