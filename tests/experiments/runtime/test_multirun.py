@@ -157,7 +157,7 @@ def test_a_job_that_ended_well_has_no_error(job):
 
 @pytest.mark.parametrize("kind", ["images", "shards", "weights", "file"])
 @pytest.mark.parametrize(
-    "name", ["data.shards", "tokenizer.weights", "metrics.evaluation.references.all.path", "labels"]
+    "name", ["data.shards", "tokenizer.weights", "metrics.evaluation.references.all.path", "labels", "region.mask"]
 )
 def test_results_of_other_data_are_refused(job, tmp_path, kind, name):
     """Other files under the same path; where they are not there any more, what is done stays done."""
@@ -193,6 +193,18 @@ def test_data_of_a_job_are_what_its_options_name(tmp_path):
         "features": {"weights": "https://host/weights.pth"},
     }
     assert set(data_sha256(OmegaConf.create(config))) == {"reference.images.path.sha256"}
+
+
+def test_images_in_a_list_are_data_of_a_job(tmp_path):
+    images = [tmp_path / "a.png", tmp_path / "b.png"]
+    config = OmegaConf.create(
+        {"output": str(tmp_path / "job"), "image": [*map(str, images), 3], "mask": f"{images[0]}"}
+    )
+    images[0].write_text("a")
+    before = data_sha256(config)
+    assert set(before) == {"image[0].sha256", "mask.sha256"}
+    images[0].write_text("other")
+    assert data_sha256(config)["image[0].sha256"] != before["image[0].sha256"]
 
 
 def test_records_of_older_versions_say_nothing_of_data(record):
