@@ -12,6 +12,7 @@ from experiments.runtime.quoting import LISTS, QUOTES, parsed, quote, readable, 
 CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
 PATHS |= {"image", "other", "mask", "study", "save_dir", "default_root_dir"}
+SEVERAL = {"runs", "image"}  # of these, options that take a list, too
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 BEGINNINGS = (*LISTS, *QUOTES)  # of lists and quoted strings
 MULTIRUN = {"-m", "--multirun"}
@@ -105,6 +106,10 @@ def _prepare_value(name: str, value: str) -> str:
     if override is not None and value.startswith(QUOTES):  # as it is, but for the folder of a run
         plain = str(override.value())
         return value if _weights(name, plain) == plain else quote(_weights(name, plain))
+    if name in SEVERAL and value.startswith("[") and value.endswith("]"):
+        items = split(value[1:-1]) or []
+        prepared = [_prepare_value(name, item) for item in items]
+        value = value if prepared == items else f"[{','.join(prepared)}]"
     value = _weights(name, value)
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())

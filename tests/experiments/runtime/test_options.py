@@ -179,6 +179,17 @@ def test_options_that_are_paths_are_read_as_they_are(tmp_path, name):
     assert prepare([f"{name}={tmp_path}/a,b.png"]) == [f"{name}='{tmp_path}/a,b.png'"]
 
 
+@pytest.mark.parametrize("name", ["runs", "image"])
+def test_paths_in_a_list_are_read_as_one_alone_is(tmp_path, monkeypatch, name):
+    """No shell expands a ~ behind a bracket."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    given = f"{name}=[~/a,2024_01, {tmp_path}/b c,d=e,'x, y']"
+    assert prepare([given]) == [f"{name}=[/home/somebody/a,'2024_01',b c,'d=e','x, y']"]
+    assert prepare(["-m", f"{name}=[~/a],[b, c]"])[1] == f"{name}=[/home/somebody/a],[b, c]"
+    assert prepare([f"{name}=[]"]) == [f"{name}=[]"]
+
+
 def test_a_class_that_is_named_like_a_value():
     assert prepare(["classes=true", "x=true"]) == ["classes='true'", "x=true"]
     assert prepare(["classes=1e3"]) == ["classes='1e3'"]
