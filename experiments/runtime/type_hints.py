@@ -58,7 +58,7 @@ def check_value(option: str, value: Any, hint: Any) -> None:
         alternatives = list(dict.fromkeys(words for found_at, found in errors if found_at == place for words in found))
         expected = " or ".join([*filter(None, [", ".join(alternatives[:-1])]), alternatives[-1]])
         hint_to_quote = ""
-        may_be_name = isinstance(wrong, int | float) or (wrong is None and "an integer" in alternatives)
+        may_be_name = isinstance(wrong, bool | float) or (wrong is None and "an integer" in alternatives)
         if may_be_name and "a text" in alternatives:
             quoted = f'{option}=["true"]' if place and isinstance(place[-1], int) else f'{name}="true"'
             hint_to_quote = f"; a name such as true, null or 1e3 needs quotes, '{quoted}'"
