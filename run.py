@@ -9,7 +9,7 @@ from experiments.runtime.command_line import explain_errors
 from experiments.runtime.composition import primary_config
 from experiments.runtime.hydra_loader import check_before_hydra_builds
 from experiments.runtime.option_help import help_on
-from experiments.runtime.options import CONF, prepare
+from experiments.runtime.options import CONF, options_first, prepare
 
 
 def run(config: DictConfig) -> float | tuple[float, ...] | None:
@@ -22,7 +22,7 @@ def run(config: DictConfig) -> float | tuple[float, ...] | None:
 
 def main() -> None:
     """Composes the configuration of this command line, and runs it."""
-    sys.argv[1:] = prepare(sys.argv[1:])
+    sys.argv[1:] = options_first(prepare(sys.argv[1:]))
     config_name = primary_config(sys.argv[1:])
     check_before_hydra_builds()
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()

@@ -12,12 +12,13 @@ from types import FrameType
 from typing import Any
 
 from data.images import ImageList
-from enat.errors import InputError
+from enat.errors import InputError, printable
 from enat.files import exists, make_before, read_record, write_atomically
 from experiments.runtime.job_data import NAMES, sha256_at
 from experiments.runtime.ranks import processes
 
 ENTRY = Path(__file__).parent.parent / "run.py"
+STAGE = "stage.json"  # in the folder of a stage: the command, what it reads, and whether it has finished
 
 
 def run_command(options: Sequence[str]) -> int:
@@ -52,6 +53,14 @@ def inputs_of(command: Sequence[str]) -> dict[str, str]:
     return inputs
 
 
+def _elsewhere(folder: Path) -> str:
+    """Says how a stage begins anew, since `output` and `resume` can't be set for one stage."""
+    return (
+        "expected output=DIR beside the experiment, to run all stages in another folder, or move "
+        f"{folder} away to run this one and those after it anew."
+    )
+
+
 def refuse_folders(stage: str, words: Sequence[str], output: Path) -> None:
     """Refuses options of a stage that would put its results where the stages after it do not look for them.
 
@@ -61,10 +70,7 @@ def refuse_folders(stage: str, words: Sequence[str], output: Path) -> None:
     for option in words:
         name = option.lstrip("+").partition("=")[0]
         if name in ("output", "resume"):
-            raise InputError(
-                f"more.{stage}: {name} can't be set for one stage; expected output=DIR beside the experiment, to run "
-                f"all stages in another folder, or move {output / stage} away to run this one and those after it anew."
-            )
+            raise InputError(f"more.{stage}: {name} can't be set for one stage; {_elsewhere(output / stage)}")
 
 
 def check_images(command: Sequence[str], output: Path) -> None:
@@ -79,6 +85,24 @@ def set_aside(folder: Path) -> None:
     """Moves a stage's folder, which was made from other inputs than there are now; nothing is deleted."""
     aside = folder.rename(make_before(folder.parent) / folder.name)
     print(f"{folder} was made from other inputs than there are now; it has been moved to {aside}.", flush=True)
+
+
+def run_stage(command: Sequence[str], folder: Path, record: Mapping[str, Any]) -> None:
+    """Runs the command of a stage in its folder, which keeps a record of it.
+
+    Raises:
+        SystemExit: with the exit status of a command that failed, or that a signal ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    is_begun = any(path.name != STAGE for path in folder.iterdir())
+    write_atomically(folder / STAGE, json.dumps({**record, "finished": False}).encode())
+    status = run_command(command)
+    if status == 1 and is_begun:  # the command may advise what a stage does not take
+        sentence = f"A stage takes neither another output=DIR nor resume=false; {_elsewhere(folder)}"
+        print(printable(sentence), file=sys.stderr)
+    if status:
+        raise SystemExit(status)
+    write_atomically(folder / STAGE, json.dumps(record).encode())
 
 
 def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> dict[str, Any]:
@@ -117,7 +141,7 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
     results: dict[str, Any] = {}
     for number, (name, command) in enumerate(commands.items(), 1):
         folder = Path(output) / name
-        stage_file = folder / "stage.json"  # the command, what it reads, and whether it has finished
+        stage_file = folder / STAGE
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)
         inputs = inputs_of(command)
@@ -129,11 +153,6 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
             read_before = earlier.get("inputs", {})
             if any(read_before.get(option, sha256) != sha256 for option, sha256 in inputs.items()):
                 set_aside(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(stage_file, json.dumps({**record, "finished": False}).encode())
-            status = run_command(command)
-            if status:
-                raise SystemExit(status)
-            write_atomically(stage_file, json.dumps(record).encode())
+            run_stage(command, folder, record)
         results[name] = read_record(results_file)
     return results

@@ -17,7 +17,13 @@ from omegaconf import OmegaConf
 from enat.errors import InputError
 from enat.files import by_full_name, part_of
 from experiments.runtime.options import CONF
-from experiments.runtime.settings_of_files import check_settings, refuse_other_sizes, settings_of_shards
+from experiments.runtime.settings_of_files import (
+    check_settings,
+    refuse_other_sizes,
+    refuse_other_tokenizers,
+    settings_of_shards,
+    settings_of_tokenizer,
+)
 
 PRIMARY = "config"
 # The names of choices, in several groups.
@@ -62,6 +68,9 @@ def primary_config(arguments: Sequence[str]) -> str:
             refuse_other_sizes(str(shards), str(other), given)
     tokenizer = None if has_tokenizer else given.get("tokenizer.weights")
     has_settings = tokenizer is not None and _store_tokenizer(defaults, str(tokenizer))
+    if tokenizer is not None:
+        for other in filter(None, _values_of(arguments, "tokenizer.weights")):
+            refuse_other_tokenizers(str(tokenizer), str(other), given)
     if not files and not shards and not has_settings:
         return PRIMARY
     ConfigStore.instance().store(f"{PRIMARY}_of_files", primary)
@@ -76,7 +85,7 @@ def _chosen(given: Mapping[str, Any]) -> set[str]:
 
 def _existing(weights: str, given: Mapping[str, Any], trains: bool) -> str:
     """Returns a file, or the newest checkpoint of the run that has started from it: a run goes on without its start."""
-    name = yaml.safe_load((CONF / "experiment" / f"{FINETUNE}.yaml").read_text())["name"]
+    name = given.get("name", yaml.safe_load((CONF / "experiment" / f"{FINETUNE}.yaml").read_text())["name"])
     own = Path(str(given.get("output", f"outputs/{name}"))) / "checkpoints" / "last.ckpt"
     return str(own) if trains and own.is_file() and not Path(weights).exists() else weights
 
@@ -228,14 +237,10 @@ def _store_tokenizer(defaults: list[Any], weights: str) -> bool:
     Raises:
         InputError: for a file that can't be read.
     """
-    from enat.checkpoints.weights import read_file  # here, since they import torch
-
-    settings = read_file(weights).get("settings")
-    if not isinstance(settings, dict) or not isinstance(settings.get("tokenizer"), dict):
-        return False
-    check_settings(weights, settings["tokenizer"])
-    _put_in_front(defaults, {"tokenizer": settings["tokenizer"]}, OF_TOKENIZER)
-    return True
+    settings = settings_of_tokenizer(weights)
+    if settings is not None:
+        _put_in_front(defaults, {"tokenizer": settings}, OF_TOKENIZER)
+    return settings is not None
 
 
 def _put_in_front(defaults: list[Any], content: Mapping[str, Any], choice: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enat.files import read_record
-from experiments.runtime.multirun import JOB, RECORDED, JobError, objectives, read_job_record
+from experiments.runtime.multirun import JOB, JobError, objectives, read_job_record
 from experiments.stages import run_command
 
 AT_MOST = 5  # settings that are scored again
@@ -55,22 +55,35 @@ def best_jobs(folder: Path, objective: Sequence[str], directions: Sequence[str])
 
 
 def score_again(
-    folder: Path, objective: Sequence[str], directions: Sequence[str], seeds: Sequence[int], weights: str
+    folder: Path,
+    objective: Sequence[str],
+    directions: Sequence[str],
+    seeds: Sequence[int],
+    weights: str,
+    flags: Sequence[str] = (),
 ) -> list[Path]:
     """Scores the best settings of a search with other seeds, in `FOLDER-held_out_seeds/JOB`; returns these folders.
 
+    The sweep is among the options, since its file may set some of the sampler, too.
+
     Scores that are there already are not computed again. Those of other weights or settings stay, and the new ones get
-    a folder beside them, such as `JOB-2`.
+    a folder beside them, such as `JOB-2`. `flags` of the search, such as `--config-dir`, are those of the new commands.
     """
     scored = []
     for job in best_jobs(folder, objective, directions):
         overrides = read_job_record(job / JOB)["overrides"]
-        left_out = {"objective", "held_out_seeds", "seed", "resume", *RECORDED}
+        left_out = {"objective", "held_out_seeds", "seed", "resume", "weights"}
         options = [text for text in overrides if text.lstrip("+").partition("=")[0] not in left_out]
         found = read_record(job / "results.json")
         output = folder_for(folder.with_name(f"{folder.name}-held_out_seeds") / job.name, found, seeds)
-        common = ["task=evaluate", f"weights={weights}", f"output={output}", f"seeds=[{','.join(map(str, seeds))}]"]
-        if is_scored(output, found, seeds) or run_command([*options, *common]) == 0:
+        common = [
+            "hydra.mode=RUN",
+            "task=evaluate",
+            f"weights={weights}",
+            f"output={output}",
+            f"seeds=[{','.join(map(str, seeds))}]",
+        ]
+        if is_scored(output, found, seeds) or run_command([*options, *common, *flags]) == 0:
             scored.append(output)
     return scored
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from enat.files import exists, sha256_of, weights_file
 
 # Options that name what a task reads and no task changes, such as `data.shards` or `tokenizer.weights`.
-NAMES = ("classes", "images", "labels", "path", "shards", "weights")
+NAMES = ("classes", "image", "images", "labels", "mask", "other", "path", "shards", "weights")
 ELSEWHERE = ("task", "weights")  # the first refers to other options; the record of a job has the second by itself
 
 
@@ -30,10 +30,12 @@ def data_sha256(config: DictConfig) -> dict[str, str]:
     assert isinstance(content, dict)
     for option in _options({name: part for name, part in content.items() if name not in ELSEWHERE}):
         value = OmegaConf.select(config, option, throw_on_resolution_failure=False)
-        if not isinstance(value, str) or not value or Path(value).is_relative_to(config.output):
-            continue
-        if (sha256 := sha256_at(Path(value))) is not None:
-            hashes[f"{option}.sha256"] = sha256
+        several = OmegaConf.is_list(value)
+        for number, path in enumerate(value if several else [value]):
+            if not isinstance(path, str) or not path or Path(path).is_relative_to(config.output):
+                continue
+            if (sha256 := sha256_at(Path(path))) is not None:
+                hashes[f"{option}[{number}].sha256" if several else f"{option}.sha256"] = sha256
     return hashes
 
 

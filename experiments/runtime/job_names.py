@@ -37,10 +37,18 @@ def options(*left_out: str) -> list[str]:
 
     A value that has the same name as another value of the command gets some digits of its hash.
     """
-    chosen = _chosen(list(HydraConfig.get().overrides.task))
+    overrides = list(HydraConfig.get().overrides.task)
+    varied = varied_options()  # such as `trainer`, which changes no result, but would otherwise give two jobs one name
+    given = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    chosen = {name: value for name, value in given.items() if name in varied} | _chosen(overrides)
     of_command = _values_in_command() if is_job() else {}
     shown = {name: _shown(name, value, of_command) for name, value in chosen.items() if name not in left_out}
     return [f"{name}={value}" for name, value in sorted(shown.items()) if value != ""]
+
+
+def varied_options() -> set[str]:
+    """Returns the names of the options that differ between the jobs of this command; none for one that has no jobs."""
+    return {name for name, values in _values_in_command().items() if len(values) > 1} if is_job() else set()
 
 
 def options_of_multirun(hydra: DictConfig, *left_out: str) -> list[str]:

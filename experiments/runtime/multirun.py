@@ -27,6 +27,7 @@ from enat.files import (
 )
 from experiments.runtime.lock import LOCK, lock
 from experiments.runtime.ranks import is_first
+from experiments.runtime.run_files import is_of_requeued_job
 
 JOB = "job.json"  # in the folder of a job
 FREE = {"resume", "debug", "trainer", "logger", "held_out_seeds"}  # options that may change when a job is run again
@@ -92,6 +93,7 @@ def run_job(
         JobError: for any error of the work, and if another process is at work in the folder.
     """
     start_processes_as_usual()
+    resume = resume or is_of_requeued_job(output)  # or what it has done so far would be set aside
     overrides = without_credentials(list(HydraConfig.get().overrides.task))
     name = study or next((text.partition("=")[2] for text in overrides if text.startswith("+sweep=")), None)
     sha256 = sha256_of(weights_file(weights)) if weights and weights_file(weights).is_file() else None

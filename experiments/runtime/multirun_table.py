@@ -63,8 +63,9 @@ class MultirunTable(Callback):
         directions = config.hydra.sweeper.direction
         names = list(config.objective)
         each = [directions] if isinstance(directions, str) else list(directions)
-        weights = dict(text.partition("=")[::2] for text in config.hydra.overrides.task)["weights"].strip("'")
+        sources = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
+        flags = [text for path in sources for text in ("--config-dir", path)]
         print(f"The best settings, scored again with the seeds {list(config.held_out_seeds)}:")
-        scored = score_again(folder, names, each, config.held_out_seeds, weights)
+        scored = score_again(folder, names, each, config.held_out_seeds, config.weights, flags)
         folders = ", ".join(map(str, scored)) or "none"
         print(printable(f"Results with these seeds, which are the ones to quote: {folders}"))

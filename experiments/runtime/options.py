@@ -12,9 +12,14 @@ from experiments.runtime.quoting import LISTS, QUOTES, parsed, quote, readable, 
 CONF = Path(__file__).parents[2] / "conf"
 PATHS = {"output", "name", "weights", "images", "labels", "path", "shards", "runs", "golden", "folder"}
 PATHS |= {"image", "other", "mask", "study", "save_dir", "default_root_dir"}
+SEVERAL = {"runs", "image"}  # of these, options that take a list, too
 LAST = Path("checkpoints") / "last.ckpt"  # of a run
 BEGINNINGS = (*LISTS, *QUOTES)  # of lists and quoted strings
 MULTIRUN = {"-m", "--multirun"}
+STUDIES = ("+sweep=", "hydra.mode=MULTIRUN")  # options that make a command a multirun, too
+FLAGS = ("--cfg", "--config", "--package", "--info", "--experimental")  # beginnings of flags of Hydra
+MAYBE_WITH_VALUE = ("--info", "-i")
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
@@ -30,13 +35,23 @@ def prepare(arguments: Sequence[str]) -> list[str]:
             a multirun with `--cfg`.
     """
     shows = any(argument.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for argument in arguments)
-    is_multirun = bool(MULTIRUN & set(arguments))
+    is_multirun = any(argument in MULTIRUN or argument.startswith(STUDIES) for argument in arguments)
     prepared = [_prepare(argument, is_multirun) for argument in arguments]
-    if not shows or not MULTIRUN & set(prepared):
+    if not shows or not is_multirun:
         return prepared
     if several := next((argument for argument in prepared if _has_several_values(argument)), None):
         raise InputError(f"{several}: --cfg shows one job; expected one value of {several.partition('=')[0]}.")
     return [argument for argument in prepared if argument not in MULTIRUN]
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Puts options in front of the flags of Hydra, which takes no further options after a flag between options."""
+    flags: list[str] = []
+    options: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_value = before in WITH_VALUE or (before in MAYBE_WITH_VALUE and "=" not in argument)
+        (flags if argument.startswith("-") or is_value else options).append(argument)
+    return [*options, *flags]
 
 
 def choices_of(group: Path) -> list[str]:
@@ -54,7 +69,7 @@ def _has_several_values(argument: str) -> bool:
 
 def _prepare(argument: str, is_multirun: bool) -> str:
     name, equals, value = argument.partition("=")
-    if name.startswith("--") and equals and not name.startswith(("--config", "--package", "--experimental")):
+    if name.startswith("--") and equals and not name.startswith(FLAGS):
         raise InputError(f"{argument}: options have no dashes; expected {argument.lstrip('-')}.")
     if not equals or name.startswith("-"):
         return argument
@@ -91,12 +106,17 @@ def _prepare_value(name: str, value: str) -> str:
     if override is not None and value.startswith(QUOTES):  # as it is, but for the folder of a run
         plain = str(override.value())
         return value if _weights(name, plain) == plain else quote(_weights(name, plain))
+    if name in SEVERAL and value.startswith("[") and value.endswith("]"):
+        items = split(value[1:-1]) or []
+        prepared = [_prepare_value(name, item) for item in items]
+        value = value if prepared == items else f"[{','.join(prepared)}]"
     value = _weights(name, value)
     if value == "~" or value.startswith("~/"):
         value = str(Path(value).expanduser())
     here = f"{Path.cwd()}/"
-    if value.startswith(here) and value != here:  # checkpoints and results are shared, and need not name this machine
-        value = value.removeprefix(here)
+    below = value.removeprefix(here).lstrip("/")
+    if value.startswith(here) and below:  # checkpoints and results are shared, and need not name this machine
+        value = below
     override = parsed(value)
     if override is None:
         return readable(value) or value

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from enat.errors import InputError
+from enat.files import by_full_name
 from experiments.runtime.options import CONF
 from experiments.runtime.targets import is_allowed
 
@@ -18,6 +19,9 @@ OF_FILES = (
     *("data.references.", "data.scored_images.", "data.toy.digits.", "data.image_module.", "torchmetrics."),
     *("torch.optim.", "enat.training.learning_rates."),
 )
+
+# Options of a tokenizer that change no token, or of which each file has its own.
+OF_SPEED = ("tokenizer.batch_size", "tokenizer.compile", "tokenizer.weights")
 
 
 def check_settings(file: str, node: Any) -> None:
@@ -69,6 +73,37 @@ def refuse_other_sizes(first: str, other: str, given: Mapping[str, Any]) -> None
             raise InputError(
                 f"data.shards={first},{other}: {name} is {size} in the one and {now[name]} in the other; expected a "
                 "command for each."
+            )
+
+
+def settings_of_tokenizer(weights: str) -> dict[str, Any] | None:
+    """Returns the settings of a tokenizer that was trained here; None for another, such as the VQGAN of MAGE.
+
+    Raises:
+        InputError: for a file that can't be read.
+    """
+    from enat.checkpoints.weights import read_file  # here, since it imports torch
+
+    settings = read_file(weights).get("settings")
+    if not isinstance(settings, dict) or not isinstance(settings.get("tokenizer"), dict):
+        return None
+    tokenizer: dict[str, Any] = settings["tokenizer"]
+    check_settings(weights, tokenizer)
+    return tokenizer
+
+
+def refuse_other_tokenizers(first: str, other: str, given: Mapping[str, Any]) -> None:
+    """Refuses a multirun over tokenizers of other settings: all of its jobs have those of the first.
+
+    Raises:
+        InputError: naming an option in which they differ, unless the command line has it.
+    """
+    before, now = (by_full_name({"tokenizer": settings_of_tokenizer(weights) or {}}) for weights in (first, other))
+    for name in sorted(before.keys() | now.keys()):
+        if name not in (*OF_SPEED, *given) and before.get(name) != now.get(name):
+            raise InputError(
+                f"tokenizer.weights={first},{other}: {name} is {before.get(name)} in the one and {now.get(name)} in "
+                "the other; expected a command for each."
             )
 
 

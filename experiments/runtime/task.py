@@ -33,8 +33,9 @@ from experiments.runtime.building import Call, build, plan
 from experiments.runtime.command_line import explain
 from experiments.runtime.hydra_settings import check_texts
 from experiments.runtime.job_data import data_sha256
+from experiments.runtime.job_names import varied_options
 from experiments.runtime.lock import lock
-from experiments.runtime.multirun import is_job, launcher_starts_processes, objectives, run_job
+from experiments.runtime.multirun import JobError, is_job, launcher_starts_processes, objectives, run_job
 from experiments.runtime.provenance import options_that_matter, provenance
 from experiments.runtime.ranks import processes
 from experiments.runtime.run_files import read_settings
@@ -103,6 +104,8 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
             work=lambda: _results(config, output),
             explain=lambda error: explain(error)[0],
         )
+        if not results.get("passed", True):
+            raise JobError(f"{output}: this job did not pass, as its results.json says.")
     return rank_zero_only(objectives)(config.objective, results)
 
 
@@ -147,7 +150,8 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
         InputError: if the folder has results of other settings or weights, which would be replaced, or if a link in it
             leads nowhere.
     """
-    refuse_unused_options(config, HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices)
+    hydra = HydraConfig.get()
+    refuse_unused_options(config, hydra.overrides.task, hydra.runtime.choices, varied_options())
     task = check_options(config)
     _check_shards(config)
     settings, composition = (without_credentials(_plain(config, resolve=resolve)) for resolve in (True, False))

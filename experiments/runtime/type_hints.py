@@ -60,7 +60,8 @@ def check_value(option: str, value: Any, hint: Any) -> None:
         hint_to_quote = ""
         may_be_name = isinstance(wrong, bool | float) or (wrong is None and "an integer" in alternatives)
         if may_be_name and "a text" in alternatives:
-            hint_to_quote = f"; a name such as true, null or 1e3 needs quotes, '{option}=[\"true\"]'"
+            quoted = f'{option}=["true"]' if place and isinstance(place[-1], int) else f'{name}="true"'
+            hint_to_quote = f"; a name such as true, null or 1e3 needs quotes, '{quoted}'"
         raise InputError(f"{name}={'null' if wrong is None else wrong}: expected {expected}{hint_to_quote}.") from None
 
 

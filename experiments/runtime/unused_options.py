@@ -1,6 +1,6 @@
 """Refuses options of the reference, the protocols and the scores on a command line that uses none of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,23 +20,32 @@ PARTS = {
     "scores": "scores",
 }
 OWN = "metrics.evaluation.reference"
+DECIDE = ("task", "experiment", "metrics", "features")  # groups that say which of these parts are used
 FEATURES = "features@metrics.evaluation.features"
 
 
-def refuse_unused_options(config: DictConfig, overrides: Iterable[str], choices: Mapping[str, str]) -> None:
+def refuse_unused_options(
+    config: DictConfig, overrides: Iterable[str], choices: Mapping[str, str], varied: Collection[str] = ()
+) -> None:
     """Refuses an option of the command line which sets a part of the configuration that its task does not use.
+
+    An option that all jobs of a multirun have may be for the jobs of another choice.
 
     Args:
         config: the whole configuration.
         overrides: the options on the command line, such as `reference=images`.
         choices: of all groups.
+        varied: the options that differ between the jobs of a multirun.
 
     Raises:
         InputError: naming the option, the choice because of which it changes nothing, and what does.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
     reached = set(names_reached(content, "task", set()))
+    is_of_all = any(name.partition("@")[0] in DECIDE for name in varied)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if is_of_all and override.get_key_element().lstrip("+") not in varied:
+            continue
         beginning = override.key_or_group.partition(".")[0]
         part = PARTS.get(beginning)
         if part is None or override.is_delete() or any(f"{name}.".startswith(f"{part}.") for name in reached):

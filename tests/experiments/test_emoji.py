@@ -224,6 +224,11 @@ def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monke
         refused = command(*run, f'+more.tokenizer="{option}"')
         name = option.strip("+").partition("=")[0]
         assert f"Error: more.tokenizer: {name} can't be set for one stage; expected output=DIR beside " in refused.err
+    monkeypatch.setattr(stages, "run_command", lambda options: 1)
+    advice = f"expected output=DIR beside the experiment, to run all stages in another folder, or move {tmp_path}/run/"
+    assert f"nor resume=false; {advice}tokenizer away" in command(*run, '+more.tokenizer="seed=2"').err
+    assert "nor resume=false" not in command(*run[:2], f"output={tmp_path}/new").err  # where nothing is in the way
+    monkeypatch.setattr(stages, "run_command", pretend)
     quoted = command("experiment=from_images", 'images="a 5\\" b"', f"output={tmp_path}/q", '+more.network="x=1 \'y"')
     assert "No closing quotation" in quoted.err
     assert (

@@ -234,8 +234,8 @@ def test_scores_of_other_weights_are_not_those_of_a_search(tmp_path, monkeypatch
         (held_out / name / "results.json").write_text(json.dumps({"seeds": [7, 8], "settings": other}))
     arguments = (tmp_path / "search", ["fid"], ["minimize"], [7, 8], "a.ckpt")
     assert held_out_seeds.score_again(*arguments) == [held_out / "0-3"]
-    own = ["task=evaluate", "weights=a.ckpt", f"output={held_out}/0-3", "seeds=[7,8]"]
-    assert commands == [["sampler.num_steps=2", *own]]
+    own = ["hydra.mode=RUN", "task=evaluate", "weights=a.ckpt", f"output={held_out}/0-3", "seeds=[7,8]"]
+    assert commands == [["sampler.num_steps=2", "+sweep=tune", *own]]
     (held_out / "0-3").mkdir()
     (held_out / "0-3" / "results.json").write_text(json.dumps({"seeds": [7, 8], "settings": settings}))
     assert held_out_seeds.score_again(*arguments) == [held_out / "0-3"]
@@ -246,7 +246,11 @@ def test_scores_of_other_weights_are_not_those_of_a_search(tmp_path, monkeypatch
 def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_path):
     assert separate_command("experiment=debug", "metrics=none", f"output={tmp_path}/run").status == 0
     sizes = ["metrics.evaluation.num_images=40", "hydra.sweeper.n_trials=2", "held_out_seeds=[7,8]"]
-    search = ["-m", "+sweep=tune", f"weights={tmp_path}/run/checkpoints/last.ckpt", "metrics=digits", *sizes]
+    (tmp_path / "own" / "sweep").mkdir(parents=True)  # a sweep of the user's that sets an option of the sampler
+    own = "# @package _global_\ndefaults: [tune, _self_]\nsampler: {num_steps: 5}\n"
+    (tmp_path / "own" / "sweep" / "mine.yaml").write_text(own)
+    search = ["-m", "+sweep=mine", f"weights={tmp_path}/run/checkpoints/last.ckpt", "metrics=digits", *sizes]
+    search += ["--config-dir", f"{tmp_path}/own"]
     outcome = separate_command(*search, f"hydra.sweep.dir={tmp_path}/search")
     assert outcome.status == 0, outcome.err
     (folder,) = (tmp_path / "search-held_out_seeds").iterdir()
@@ -254,6 +258,7 @@ def test_a_search_ends_with_seeds_that_it_has_not_seen(separate_command, tmp_pat
     assert results["seeds"] == [7, 8]
     found = json.loads((tmp_path / "search" / folder.name / "results.json").read_text())
     assert results["settings"]["sampler"] == found["settings"]["sampler"]
+    assert found["settings"]["sampler"]["num_steps"] == 5
     all_found = [json.loads(path.read_text())["fid"] for path in (tmp_path / "search").glob("*/results.json")]
     assert found["fid"] == min(all_found)
     assert f"Results with these seeds, which are the ones to quote: {folder}" in outcome.out

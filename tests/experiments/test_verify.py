@@ -58,6 +58,10 @@ def test_missing_gradient_is_found(command, tmp_path):
     assert outcome.status == 1
     failed = [row["quantity"] for row in outcome.results["worst"] if not row["passed"]]
     assert failed == ["gradients that only one program has, without reuse"]
+    for _ in range(2):  # the second time, the results are there already
+        job = command("-m", "task=verify", f"golden={folder}", f"hydra.sweep.dir={tmp_path}/sweep")
+        assert job.status == 1
+        assert "task=verify: this job did not pass, as its results.json says." in job.err
     total = len(outcome.results["worst"])
     assert f"{total - 1} of {total} pass." in outcome.out
 

@@ -29,6 +29,28 @@ def test_shards_of_other_sizes_are_refused(tmp_path):
         primary_config(["-m", f"data.shards={first},{same},{other}"])
 
 
+def test_tokenizers_of_other_settings_are_refused(tmp_path):
+    """The tokens of the second would be read with the levels of the first, whose weights have the same shapes."""
+    levels = {"a": [8, 5, 5], "b": [8, 5, 5], "c": [5, 5, 8]}
+    for name, of_file in levels.items():
+        tokenizer = {"_target_": "enat.tokenizers.vqgan.ConvTokenizer", "batch_size": ord(name)}
+        tokenizer["quantizer"] = {"_target_": "enat.tokenizers.quantizers.FSQ", "levels": of_file}
+        torch.save({"settings": {"tokenizer": tokenizer}}, tmp_path / name)
+    torch.save({"state_dict": {}}, tmp_path / "d")  # of another program
+    first, same, other, foreign = (tmp_path / name for name in "abcd")
+    task = ["-m", "task=tokenize"]
+    assert primary_config([*task, f"tokenizer.weights={first},{same}"]) == "config_of_files"
+    levels_given = [f"tokenizer.weights={first},{other}", "tokenizer.quantizer.levels=[8,5,5]"]
+    assert primary_config([*task, *levels_given]) == "config_of_files"
+    assert primary_config([*task, f"tokenizer.weights={first},{other}", "tokenizer=conv"]) == "config"
+    sentence = f"tokenizer.weights={first},{other}: tokenizer.quantizer.levels is [8, 5, 5] in the one and [5, 5, 8] in"
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)} the other; expected a command for each"):
+        primary_config([*task, f"tokenizer.weights={first},{same},{other}"])
+    for both in (f"{first},{foreign}", f"{foreign},{first}"):
+        with pytest.raises(InputError, match=r"expected a command for each\.$"):
+            primary_config([*task, f"tokenizer.weights={both}"])
+
+
 def test_options_whose_values_are_not_listed(tmp_path):
     """A search draws values of an interval, and Hydra finds those of a glob."""
     Manifest("VQGAN", "0" * 64, 256, [16, 16], 1024, ["x"], ["plain"], 100, {"train": []}).save(tmp_path)
@@ -51,6 +73,19 @@ def test_shards_find_their_tokenizer_in_a_moved_folder(tmp_path):
     manifest.tokenizer_settings = settings = {**settings, "weights": "assets/vqgan.ckpt"}  # is another tokenizer
     manifest.save(tmp_path / "shards")
     assert settings_of_shards(f"{tmp_path}/shards", {})[1] == settings
+
+
+@pytest.mark.parametrize("options", [[], ["name=mine"], ["output=elsewhere"]])
+def test_a_run_that_goes_on_without_its_start_is_found_by_its_name(compose_config, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    folder = {"": "outputs/finetuned", "name=mine": "outputs/mine", "output=elsewhere": "elsewhere"}["".join(options)]
+    settings = OmegaConf.to_container(compose_config("experiment=own_images"), resolve=True)
+    (tmp_path / folder / "checkpoints").mkdir(parents=True)
+    torch.save({"settings": settings, "state_dict": {}}, tmp_path / folder / "checkpoints" / "last.ckpt")
+    command = ["experiment=finetune", "weights=gone.ckpt", *options]
+    assert primary_config(command) == "config_of_files"
+    with pytest.raises(InputError, match=r"gone\.ckpt"):
+        primary_config([*command, "name=another", "output=outputs/another"])
 
 
 @pytest.mark.parametrize("task", ["evaluate", "neighbours"])

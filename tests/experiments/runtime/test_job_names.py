@@ -37,6 +37,14 @@ def test_names_without_a_collision_stay(names):
     assert names(["-m"], ["resume=false"]) == ["job"]
 
 
+@pytest.mark.parametrize("of_file", [False, True])
+def test_options_that_change_no_result_tell_jobs_apart_that_differ_in_them(names, of_file):
+    command = ["-m", "seed=3"] if of_file else ["-m", "seed=3", "trainer=cpu,gpu"]
+    params = {"trainer": "cpu,gpu"} if of_file else None
+    jobs = [["seed=3", f"trainer={trainer}", "logger=wandb"] for trainer in ("cpu", "gpu")]
+    assert names(command, *jobs, params=params) == ["seed=3,trainer=cpu", "seed=3,trainer=gpu"]
+
+
 def test_checkpoints_of_runs_of_the_same_name(names):
     paths = ["/A/run/checkpoints/last.ckpt", "/B/run/checkpoints/last.ckpt", "/B/other/checkpoints/last.ckpt"]
     first, second, third = names(["-m", f"weights={','.join(paths)}"], *([f"weights={path}"] for path in paths))

@@ -109,6 +109,17 @@ def test_a_job_begun_anew_keeps_what_was_there(job):
     assert read(job.folder / "job.json")["error"] is None
 
 
+@pytest.mark.parametrize(("restarts", "goes_on"), [("1", True), ("0", False)])
+def test_a_job_begun_anew_that_slurm_has_requeued_goes_on(job, monkeypatch, restarts, goes_on):
+    """As a run that is no job does: what it has done so far would be set aside at each restart."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    assert job(1, resume=False) == {"fid": 1}
+    (job.folder / "slurm_job_id.txt").write_text("7")
+    assert job(2, resume=False) == {"fid": 1 if goes_on else 2}
+    assert (job.folder / "before_1").exists() != goes_on
+
+
 def test_results_of_no_job_stay(job):
     job.folder.mkdir()
     (job.folder / "results.json").write_text(json.dumps({"fid": 1}))
@@ -146,7 +157,7 @@ def test_a_job_that_ended_well_has_no_error(job):
 
 @pytest.mark.parametrize("kind", ["images", "shards", "weights", "file"])
 @pytest.mark.parametrize(
-    "name", ["data.shards", "tokenizer.weights", "metrics.evaluation.references.all.path", "labels"]
+    "name", ["data.shards", "tokenizer.weights", "metrics.evaluation.references.all.path", "labels", "region.mask"]
 )
 def test_results_of_other_data_are_refused(job, tmp_path, kind, name):
     """Other files under the same path; where they are not there any more, what is done stays done."""
@@ -182,6 +193,18 @@ def test_data_of_a_job_are_what_its_options_name(tmp_path):
         "features": {"weights": "https://host/weights.pth"},
     }
     assert set(data_sha256(OmegaConf.create(config))) == {"reference.images.path.sha256"}
+
+
+def test_images_in_a_list_are_data_of_a_job(tmp_path):
+    images = [tmp_path / "a.png", tmp_path / "b.png"]
+    config = OmegaConf.create(
+        {"output": str(tmp_path / "job"), "image": [*map(str, images), 3], "mask": f"{images[0]}"}
+    )
+    images[0].write_text("a")
+    before = data_sha256(config)
+    assert set(before) == {"image[0].sha256", "mask.sha256"}
+    images[0].write_text("other")
+    assert data_sha256(config)["image[0].sha256"] != before["image[0].sha256"]
 
 
 def test_records_of_older_versions_say_nothing_of_data(record):

@@ -21,7 +21,7 @@ from data.scored_images import ClassFolderImages, FolderImages
 from enat.errors import InputError
 from experiments.runtime.option_errors import explain_option
 from experiments.runtime.option_help import help_on
-from experiments.runtime.options import CONF, choices_of, prepare
+from experiments.runtime.options import CONF, choices_of, options_first, prepare
 from experiments.runtime.unused_options import refuse_unused_options
 
 ROOT = Path(__file__).parents[3]
@@ -153,6 +153,13 @@ def test_home_is_expanded(monkeypatch):
     assert prepare(["output=~/runs", "a=~", "b=x~"]) == ["output=/home/somebody/runs", "a=/home/somebody", "b='x~'"]
 
 
+def test_paths_below_the_working_directory(tmp_path, monkeypatch):
+    """Also with several slashes, of which none may be left in front."""
+    monkeypatch.chdir(tmp_path)
+    given = [f"output={tmp_path}/x", f"output={tmp_path}//x", f"output={tmp_path}//"]
+    assert prepare(given) == ["output=x", "output=x", f"output={tmp_path}//"]
+
+
 @pytest.mark.parametrize("name", ["callbacks.sample_grid.class_ids", "classes", "weights", "+more.network"])
 def test_a_list_that_is_longer_than_a_path_may_be(name):
     argument = f"{name}=[{','.join(['0'] * 5000)}]"
@@ -170,6 +177,17 @@ def test_options_that_are_paths_are_read_as_they_are(tmp_path, name):
     assert prepare([f"{name}=2024_01"]) == [f"{name}='2024_01'"]
     (tmp_path / "a,b.png").touch()
     assert prepare([f"{name}={tmp_path}/a,b.png"]) == [f"{name}='{tmp_path}/a,b.png'"]
+
+
+@pytest.mark.parametrize("name", ["runs", "image"])
+def test_paths_in_a_list_are_read_as_one_alone_is(tmp_path, monkeypatch, name):
+    """No shell expands a ~ behind a bracket."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    given = f"{name}=[~/a,2024_01, {tmp_path}/b c,d=e,'x, y']"
+    assert prepare([given]) == [f"{name}=[/home/somebody/a,'2024_01',b c,'d=e','x, y']"]
+    assert prepare(["-m", f"{name}=[~/a],[b, c]"])[1] == f"{name}=[/home/somebody/a],[b, c]"
+    assert prepare([f"{name}=[]"]) == [f"{name}=[]"]
 
 
 def test_a_class_that_is_named_like_a_value():
@@ -225,6 +243,10 @@ def test_the_values_of_a_multirun_are_prepared_each(tmp_path, monkeypatch):
         f"weights='{tmp_path}/b c/{last}','{tmp_path}/a/{last}'"
     )
     assert prepare([f"weights='{tmp_path}/a'"]) == [f"weights='{tmp_path}/a/{last}'"]
+    for study in ("+sweep=steps", "hydra.mode=MULTIRUN"):  # a multirun without -m
+        assert prepare([study, f"weights={tmp_path}/a,{tmp_path}/b c"])[1] == (
+            f"weights={tmp_path}/a/{last},{tmp_path}/b c/{last}"
+        )
     assert prepare(["-m", "classes=[Käse],[cat]"])[1] == "classes=['Käse'],[cat]"
     assert prepare(["-m", "classes=Käse,cat"])[1] == "classes='Käse',cat"
     assert prepare(["-m", "path=2024_01,~/b=c"])[1] == "path='2024_01','/home/somebody/b=c'"
@@ -263,6 +285,27 @@ def test_a_multirun_shows_the_settings_of_a_job():
     assert prepare(["-m", "+sweep=steps", "--cfg", "job"]) == ["+sweep=steps", "--cfg", "job"]
     assert prepare(["--multirun", "-c", "job"]) == ["-c", "job"]
     assert prepare(["-m", "-cn", "other"]) == ["-m", "-cn", "other"]  # the name of a configuration
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a=1", "-m", "b=1,2"], ["a=1", "b=1,2", "-m"]),
+        (["a=1", "--cfg", "job", "b=2", "~c"], ["a=1", "b=2", "~c", "--cfg", "job"]),
+        (["-cn", "other", "a=1", "--config-dir", "d=e", "b=2"], ["a=1", "b=2", "-cn", "other", "--config-dir", "d=e"]),
+        (["--info", "a=1", "-i", "config", "b=2"], ["a=1", "b=2", "--info", "-i", "config"]),
+    ],
+)
+def test_flags_may_stand_between_options(given, expected):
+    assert options_first(given) == expected
+
+
+def test_options_on_both_sides_of_a_flag(command):
+    """The parser of Hydra alone would not take the last one."""
+    for flag in (["--cfg", "job"], ["--cfg=job"]):
+        shown = command("seed=7", *flag, "name=other")
+        assert shown.status == 0, shown.err
+        assert {"seed: 7", "name: other"} <= set(shown.out.splitlines())
 
 
 def test_ablations_of_an_experiment_without_their_networks(command):
@@ -338,6 +381,25 @@ def test_options_that_change_nothing_are_refused(command, tmp_path, arguments, e
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("metrics", "is_refused"), [("digits,inception", False), ("digits", True)])
+def test_options_for_some_jobs_of_a_multirun_are_not_refused(command, tmp_path, metrics, is_refused):
+    """The jobs that have no use for them have the same command line."""
+    jobs = ["-m", "task=score", f"metrics={metrics}", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    outcome = command(*jobs, "scored.path=none", "reference.path=x", "protocol=[adm]")
+    assert outcome.status == 1
+    assert ("this changes nothing" in outcome.err) == is_refused
+    assert ("path=none: there is no such folder" in outcome.err) != is_refused
+
+
+def test_options_that_differ_between_jobs_are_refused_where_they_change_nothing(compose_config):
+    """Otherwise two jobs would do the same."""
+    config = compose_config("reference=images")
+    choices = {"task": "train", "metrics": "digits"}
+    refuse_unused_options(config, ["metrics=digits", "reference=images"], choices, {"metrics"})
+    with pytest.raises(InputError, match=r"^reference=images: with metrics=digits, this changes nothing"):
+        refuse_unused_options(config, ["metrics=digits", "reference=images"], choices, {"metrics", "reference"})
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -367,6 +429,8 @@ def test_a_job_of_a_multirun_that_is_shown_has_one_value_of_each_option():
     assert prepare(["-m", "+sweep=steps", "seed=1", "--cfg", "job"]) == ["+sweep=steps", "seed=1", "--cfg", "job"]
     with pytest.raises(InputError, match=r"seed=1,2: --cfg shows one job; expected one value of seed\."):
         prepare(["-m", "+sweep=steps", "seed=1,2", "--cfg", "job"])
+    with pytest.raises(InputError, match=r"seed=1,2: --cfg shows one job; expected one value of seed\."):
+        prepare(["+sweep=steps", "seed=1,2", "--cfg", "job"])
 
 
 def test_help_lists_the_tasks():

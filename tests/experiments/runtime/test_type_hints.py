@@ -163,3 +163,12 @@ def test_a_name_that_needs_quotes(value):
         InputError, match=r"classes\[0\]=.*a name such as true, null or 1e3 needs quotes, 'classes=\[\"true\"\]'"
     ):
         check_value("classes", value, list[int | str] | int | str | None)
+
+
+@pytest.mark.parametrize("value", [True, 1000.0])
+def test_a_single_text_that_needs_quotes_is_no_list(value):
+    """The option would refuse `licence=["true"]`, and takes `licence="true"`."""
+    with pytest.raises(InputError, match=r"; a name such as true, null or 1e3 needs quotes, 'licence=\"true\"'\.$"):
+        check_value("licence", value, str | None)
+    with pytest.raises(InputError, match=r"^x\.a=.* needs quotes, 'x\.a=\"true\"'\.$"):
+        check_value("x", {"a": value}, Mapping[str, str])
