@@ -37,6 +37,11 @@ SIGNALS = (0, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # What is measured on the held-out samples themselves, of which `trainer.limit_val_batches` may take a part.
 OF_BATCHES = [f"val/{name}" for name in ("loss", "accuracy", "psnr", "ssim", "codes_used", "perplexity")]
 
+HIGHER_IS_BETTER = (  # ends of names
+    *("accuracy", "psnr", "ssim", "codes_used", "perplexity"),
+    *("inception_score", "precision", "recall", "density", "coverage"),
+)
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all."""
@@ -58,11 +63,19 @@ class Checkpoints(Checkpoint):
         keep: the number of newest checkpoints that are kept; the best one is kept in addition.
         monitor: the logged value that is lowest at the best checkpoint; `auto` for `val/fid` or, where images are not
             scored, `val/loss`; None for no best one.
+
+    Raises:
+        InputError: for a monitored value that is highest at the best checkpoint.
     """
 
     def __init__(
         self, folder: str, every_n_steps: Annotated[int, Ge(1)], keep: Annotated[int, Ge(1)], monitor: str | None
     ):
+        if monitor is not None and monitor.endswith(HIGHER_IS_BETTER):
+            raise InputError(
+                f"callbacks.checkpoint.monitor={monitor}: a higher value is better, and the best checkpoint is the one "
+                "with the lowest; expected another value, such as val/loss."
+            )
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.keep = keep

@@ -405,6 +405,11 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
             "callbacks.checkpoint.monitor=val/fid: there is no",
         ),
         (
+            ["callbacks.checkpoint.monitor=val/accuracy"],
+            1,
+            "callbacks.checkpoint.monitor=val/accuracy: a higher value is better, and the best checkpoint is the one",
+        ),
+        (
             ["experiment=own_images"],
             1,
             "data.shards=null: expected data.shards=DIR, a folder that task=tokenize wrote.",
