@@ -30,8 +30,17 @@ OWN_NAME = re.compile(r"step_\d{7,}\.ckpt")  # of a file that may be removed; a 
 LEFT_ON_SIGNAL = 75  # the exit status EX_TEMPFAIL: start the same command again
 TRAINED = "training is finished and saved; {} goes on with the scores."
 
+# No signal, and those that end a run. Of several, the last one in this order counts: at the end of a job's time,
+# SIGTERM follows SIGUSR1, and the job still has to be put into the queue again.
+SIGNALS = (0, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 # What is measured on the held-out samples themselves, of which `trainer.limit_val_batches` may take a part.
 OF_BATCHES = [f"val/{name}" for name in ("loss", "accuracy", "psnr", "ssim", "codes_used", "perplexity")]
+
+HIGHER_IS_BETTER = (  # ends of names
+    *("accuracy", "psnr", "ssim", "codes_used", "perplexity"),
+    *("inception_score", "precision", "recall", "density", "coverage"),
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,11 +63,19 @@ class Checkpoints(Checkpoint):
         keep: the number of newest checkpoints that are kept; the best one is kept in addition.
         monitor: the logged value that is lowest at the best checkpoint; `auto` for `val/fid` or, where images are not
             scored, `val/loss`; None for no best one.
+
+    Raises:
+        InputError: for a monitored value that is highest at the best checkpoint.
     """
 
     def __init__(
         self, folder: str, every_n_steps: Annotated[int, Ge(1)], keep: Annotated[int, Ge(1)], monitor: str | None
     ):
+        if monitor is not None and monitor.endswith(HIGHER_IS_BETTER):
+            raise InputError(
+                f"callbacks.checkpoint.monitor={monitor}: a higher value is better, and the best checkpoint is the one "
+                "with the lowest; expected another value, such as val/loss."
+            )
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.keep = keep
@@ -67,10 +84,14 @@ class Checkpoints(Checkpoint):
         self.best_of: list[Any] | None = None  # the name of the value, and what it is measured on
         self.saved_step = -1
         self.is_due = False  # a checkpoint, before the next batch
-        self.is_best = False  # the state that is due
+        self.is_best = False  # the state that is due or, when a run goes on, its checkpoint
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
+        path = self._path(trainer)
+        if self.is_best and trainer.is_global_zero and path.exists():  # the run may have been killed before it did this
+            self._link(path, "best.ckpt")
+        self.is_best = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -107,7 +128,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: L.Trainer) -> Path:
         """Saves the state, removes files that are no longer kept, and returns the path; all ranks have to call it."""
-        path = self.folder / f"step_{trainer.global_step:07d}.ckpt"
+        path = self._path(trainer)
         if trainer.strategy.broadcast(trainer.global_step != self.saved_step or not path.exists()):  # as rank 0 says
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:
@@ -123,6 +144,9 @@ class Checkpoints(Checkpoint):
         self.is_best = False
         return path
 
+    def _path(self, trainer: L.Trainer) -> Path:
+        return self.folder / f"step_{trainer.global_step:07d}.ckpt"
+
     def _link(self, path: Path, name: str) -> None:
         """Gives a file a second name; the name always belongs to a whole file."""
         temporary = self.folder / f"{name}.partial"
@@ -137,11 +161,12 @@ class Checkpoints(Checkpoint):
         forget_started_batch(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_of": self.best_of}
+        return {"best": self.best, "best_of": self.best_of, "is_best": self.is_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
         self.best_of = state_dict.get("best_of")
+        self.is_best = state_dict.get("is_best", False)
 
 
 def validated_batches(trainer: L.Trainer) -> str | int:
@@ -166,7 +191,8 @@ class LeaveOnSignal(L.Callback):
 
     Under SLURM, SIGUSR1 also puts the job into the queue again. The signal's handler only sets a flag. Every few steps
     and after training the ranks compare their flags, on the CPU, so that nothing waits for a GPU. A second SIGINT ends
-    the run at once. While the trained network is scored, each rank that gets a signal leaves at once: all is saved.
+    the run at once. While the trained network is scored, each rank that gets a signal leaves at once, with the ranks
+    that it has started: all is saved.
 
     The handlers are installed within the context `handling`.
 
@@ -179,6 +205,7 @@ class LeaveOnSignal(L.Callback):
         self.every_n_steps = every_n_steps
         self.timeout = timedelta(minutes=timeout_minutes)
         self.received = 0  # the number of the signal
+        self.is_interrupted = False  # by a SIGINT
         self.group: Any = None
         self.earlier: dict[int, Any] = {}
         self.trained: L.Trainer | None = None  # after training
@@ -202,16 +229,19 @@ class LeaveOnSignal(L.Callback):
 
     def _install(self) -> dict[int, Any]:
         """Installs the handlers, and returns the earlier ones."""
-        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        return {number: signal.signal(number, self._receive) for number in numbers}
+        return {number: signal.signal(number, self._receive) for number in SIGNALS[1:]}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
+        if number == signal.SIGINT and self.is_interrupted:
             self._restore()
             raise KeyboardInterrupt
-        self.received = number
+        self.is_interrupted = self.is_interrupted or number == signal.SIGINT
+        self.received = max(self.received, number, key=SIGNALS.index)
         if self.trained is not None:
-            self._leave(self.trained, number, TRAINED.format(self.command))
+            launcher = self.trained.strategy.launcher
+            if launcher is not None:  # without torchrun or srun, this process may have started the other ranks
+                launcher.kill(number)
+            self._leave(self.trained, self.received, TRAINED.format(self.command))
 
     def _restore(self) -> None:
         for number, handler in self.earlier.items():
@@ -219,10 +249,10 @@ class LeaveOnSignal(L.Callback):
 
     def _agreed(self) -> int:
         """Returns the number of a signal that a rank has got, or 0; all ranks have to call it."""
-        flag = torch.tensor(self.received)
+        flag = torch.tensor(SIGNALS.index(self.received))
         if self.group is not None:
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
-        return int(flag)
+        return SIGNALS[int(flag)]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

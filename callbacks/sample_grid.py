@@ -128,7 +128,8 @@ class SampleGrid(L.Callback):
         assert isinstance(pl_module, MaskedTokenModule)
         limit = pl_module.net.num_classes - 1
         if not all(0 <= class_id <= limit for class_id in self.class_ids or []):
-            raise InputError(f"callbacks.sample_grid.class_ids={self.class_ids}: expected ids from 0 to {limit}.")
+            expected = f"ids from 0 to {limit}" if limit >= 0 else "null, for the network has no classes"
+            raise InputError(f"callbacks.sample_grid.class_ids={self.class_ids}: expected {expected}.")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.reconstructions import ReconstructedImages, ReconstructionGrid
 from data.image_module import HeldOutImages, ImageDataModule
+from enat.files import part_of, sha256_of, weights_file
 from enat.images import blocks_of
 from enat.metrics.evaluation import Evaluation, Scores
 from enat.metrics.reconstruction import ReconstructionQuality
@@ -20,7 +21,7 @@ from enat.tokenizers.base import Tokenizer
 from enat.tokenizers.module import TokenizerModule
 from experiments.reporting.scores import print_scores
 from experiments.runtime.provenance import hardware
-from experiments.runtime.resuming import Changeable, announce, finished_results, resume_point
+from experiments.runtime.resuming import Changeable, announce, finished_results, refuse_other_start, resume_point
 from experiments.runtime.scoring import score
 from experiments.runtime.training import (
     build_trainer,
@@ -49,6 +50,25 @@ def score_reconstructions(fitter: L.Trainer, tokenizer: Tokenizer, images: HeldO
     if fitter.is_global_zero:
         print_scores({"reconstructions": result.scores}, list(result.notes), result.skipped)
     return result.scores
+
+
+def weights_at_start(
+    start: tuple[Path, Mapping[str, Any]] | None, settings: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Returns what is known of the file that a tokenizer has started from; nothing if it started from random weights.
+
+    Args:
+        start: what `resume_point` returns.
+        settings: the whole configuration.
+        folder: of the run.
+
+    Raises:
+        InputError: if a run that goes on has started from other weights.
+    """
+    weights = part_of(settings, "tokenizer.weights")
+    if start is not None and "started_from" in start[1]["settings"]:  # older versions do not say it
+        return refuse_other_start(folder, weights, start[1]["settings"], "tokenizer.weights")
+    return {} if weights is None else {"weights": weights, "sha256": sha256_of(weights_file(weights))}
 
 
 def train_tokenizer(
@@ -82,6 +102,7 @@ def train_tokenizer(
     if evaluation is not None:
         evaluation.check_count(held_out.num_images, f"data.held_out={data.held_out}, data.at_most={data.at_most}")
     start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume, resume)
+    settings = {**settings, "started_from": weights_at_start(start, settings, folder)}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished

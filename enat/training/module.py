@@ -1,12 +1,13 @@
 """What the LightningModules of networks and of tokenizers have in common."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from enat.errors import InputError
 
@@ -57,9 +58,25 @@ class AveragedModule(L.LightningModule):
         checkpoint["state_dict"] = self.current_names(checkpoint["state_dict"])
 
     def on_train_start(self) -> None:
-        """Sets the learning rate of the first step by the schedule: a run that goes on may have another end of it."""
-        for config in self.trainer.lr_scheduler_configs:
+        """Sets the learning rate of the first step by the schedule: a run that goes on may have another end of it.
+
+        Raises:
+            InputError: for options with which torch or Lightning would stop at a later step.
+        """
+        trainer = self.trainer
+        is_fused = any(optimizer.defaults.get("fused") for optimizer in trainer.optimizers)
+        if trainer.gradient_clip_val and is_fused and "mixed" in str(trainer.precision):
+            raise InputError(
+                f"trainer.gradient_clip_val={trainer.gradient_clip_val}: a fused optimiser does not clip gradients in "
+                f"trainer.precision={trainer.precision}; expected module.optimizer.fused=false."
+            )
+        for config in trainer.lr_scheduler_configs:
             schedule = config.scheduler
+            if isinstance(schedule, OneCycleLR) and schedule.total_steps < trainer.max_steps:
+                raise InputError(
+                    f"module.scheduler.total_steps={schedule.total_steps}: expected at least "
+                    f"trainer.max_steps={trainer.max_steps}, for this schedule can't be stepped further."
+                )
             if not isinstance(schedule, LambdaLR):  # others have the end that their checkpoint says
                 continue
             groups = schedule.optimizer.param_groups
@@ -67,8 +84,19 @@ class AveragedModule(L.LightningModule):
                 group["lr"] = rate * factor(schedule.last_epoch)
 
     def configure_optimizers(self) -> Any:
-        try:
+        with _refusals_of("module.optimizer"):
             optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
-        except (ValueError, TypeError, IndexError) as error:
-            raise InputError(f"module.optimizer: {error}.") from error
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        with _refusals_of("module.scheduler"):
+            schedule = self.scheduler(optimizer)
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise InputError("module.scheduler: ReduceLROnPlateau has no value to watch here; expected another one.")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@contextmanager
+def _refusals_of(option: str) -> Iterator[None]:
+    """Raises InputError, with the name of an option, for values that a class of torch refuses."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        raise InputError(f"{option}: {str(error).removesuffix('.')}.") from error

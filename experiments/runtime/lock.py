@@ -87,9 +87,8 @@ def _remove_if_gone(path: Path, own: dict[str, Any]) -> None:
         return
     is_same_job = own["job"] is not None and holder["job"] == own["job"]  # which SLURM has put into its queue again
     is_here = holder["host"] == own["host"]
-    began = _beginning(holder["process"])
     is_other = holder.get("folder") not in (None, own["folder"])  # this folder is a copy of one that is in use
-    is_alive = holder["process"] != os.getpid() and began is not None and began == holder["began"]
+    is_alive = holder["process"] != os.getpid() and _is_running(holder["process"], holder["began"])
     is_at_work = is_here and is_alive and not is_other
     if is_at_work or not (is_here or is_same_job):
         raise InputError(
@@ -120,8 +119,21 @@ def _read(path: Path) -> dict[str, Any] | None:
     raise InputError(f"{path}: this is no lock of a run; delete it.")
 
 
+def _is_running(process: int, began: int | None) -> bool:
+    """Says whether there is a process of this machine with a number, which began then if that is known."""
+    if _beginning(process) != began:  # the number is that of a later process
+        return False
+    try:
+        os.kill(process, 0)  # sends nothing
+    except PermissionError:  # it is another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def _beginning(process: int) -> int | None:
-    """Returns when a process of this machine began, in clock ticks; None if there is no such process."""
+    """Returns when a process of this machine began, in clock ticks; None if there is none, and on macOS."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):

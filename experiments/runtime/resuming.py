@@ -80,7 +80,9 @@ def refuse_other_data(folder: Path, earlier: str | None, data: TokenDataModule |
         refuse_other_work(folder, {"data.sha256": earlier}, {"data.sha256": now}, "a run on other samples")
 
 
-def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+def refuse_other_start(
+    folder: Path, weights: str | None, settings: Mapping[str, Any], option: str = "weights"
+) -> dict[str, Any]:
     """Refuses to go on with a run that started from other weights; returns what its checkpoint says of its start.
 
     Weights that are not named, or no longer there, are not compared: they are not needed any more.
@@ -90,7 +92,8 @@ def refuse_other_start(folder: Path, weights: str | None, settings: Mapping[str,
     """
     earlier = settings.get("started_from") or {}
     if weights is not None and weights_file(weights).is_file():
-        before, now = {"weights.sha256": earlier.get("sha256")}, {"weights.sha256": sha256_of(weights_file(weights))}
+        hashes = earlier.get("sha256"), sha256_of(weights_file(weights))
+        before, now = ({f"{option}.sha256": sha256} for sha256 in hashes)
         refuse_other_work(folder, before, now, "a run that started from other weights")
     return dict(earlier)
 

@@ -11,7 +11,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from callbacks.changed_options import ChangedOptions
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, LeaveOnSignal
@@ -30,6 +30,7 @@ from experiments.runtime.multirun import is_job
 from experiments.runtime.provenance import commit
 from experiments.runtime.run_files import SLURM_JOB
 
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")  # by name
 NEEDED = ("max_steps", "val_check_interval", "check_val_every_n_epoch", "use_distributed_sampler")
 
 
@@ -75,6 +76,12 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         raise InputError(
             "trainer: barebones=true and enable_checkpointing=false are not possible; expected "
             "callbacks.checkpoint=null to save nothing before the end."
+        )
+    strategy = options.get("strategy", "auto")
+    if strategy not in STRATEGIES and type(strategy) not in (DDPStrategy, SingleDeviceStrategy):
+        raise InputError(
+            f"trainer.strategy={strategy}: expected auto, or trainer=ddp for several devices, since each process has "
+            "to hold all weights for their average."
         )
     for name in ("callbacks", "logger", "plugins"):
         if name in options:
@@ -217,8 +224,13 @@ def with_own_callbacks(
             callback.command = command_that_goes_on(settings)
     own: dict[str, L.Callback | None] = {"facts": RunFacts(settings)}
     if changed_on_resume:
-        optimizer: Any = module.optimizer  # a partial
-        own["changed_options"] = ChangedOptions({name: optimizer.keywords[name] for name in changed_on_resume})
+        options: Mapping[str, Any] = module.optimizer.keywords  # type: ignore[attr-defined]  # of a partial
+        if missing := [name for name in changed_on_resume if name not in options]:
+            raise InputError(
+                f"changed_on_resume=[{','.join(missing)}]: module.optimizer has no such option; expected one that it "
+                "has, such as lr."
+            )
+        own["changed_options"] = ChangedOptions({name: options[name] for name in changed_on_resume})
     return {**callbacks, **own}
 
 

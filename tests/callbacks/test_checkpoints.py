@@ -18,12 +18,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 import enat
-from callbacks.checkpoints import LEFT_ON_SIGNAL, AtomicCheckpointIO, LeaveOnSignal
+from callbacks.checkpoints import LEFT_ON_SIGNAL, AtomicCheckpointIO, Checkpoints, LeaveOnSignal
 from callbacks.guard import NonFiniteGuard
 from enat.checkpoints.selection import select_state
 from enat.checkpoints.weights import read_file
 from enat.errors import InputError
 from enat.loss import MaskedCrossEntropy
+from enat.module import MaskedTokenModule
 from experiments.runtime import training
 from experiments.runtime.launch import cluster_plugins, starts_processes
 from experiments.runtime.ranks import launched, processes
@@ -264,6 +265,56 @@ def test_all_ranks_leave_after_the_last_batch(killed, command, tmp_path, moment)
     assert left.status == LEFT_ON_SIGNAL, left.err
     assert left.err.count("SIGTERM: training is finished and saved; the same command goes on with the scores.") == 1
     assert command(*run).results["steps"] == 4
+
+
+def test_a_job_at_the_end_of_its_time_is_put_into_the_queue_again(ignored):
+    """SLURM sends SIGUSR1 and, if a validation takes longer than the time that is left, SIGTERM."""
+    leaving = LeaveOnSignal(every_n_steps=5, timeout_minutes=1)
+    with leaving.handling():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert leaving._agreed() == signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_process_that_leaves_while_scoring_ends_those_that_it_has_started(ignored, capsys):
+    """They would wait for it, and end with the traceback of a lost connection."""
+    sent = []
+    launcher = SimpleNamespace(kill=sent.append)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), is_global_zero=True)
+    leaving = LeaveOnSignal(every_n_steps=5, timeout_minutes=1)
+    with leaving.handling():
+        leaving.finish_training(trainer)
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert sent == [signal.SIGTERM]
+    assert "SIGTERM: training is finished and saved" in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_of_a_run_that_was_killed_before_it_had_its_name(command, monkeypatch, tmp_path):
+    """The best state is that of step 4, which is saved, and then the process is gone."""
+
+    def validation_step(module, batch, number):
+        module.log("val/watched", {2: 2.0, 4: 1.0}.get(module.global_step, 3.0))
+
+    def link(callback, path, name):
+        if path.name == "step_0000004.ckpt" and name == "best.ckpt":
+            raise KeyboardInterrupt
+        original_link(callback, path, name)
+
+    original_link = Checkpoints._link
+    monkeypatch.setattr(MaskedTokenModule, "validation_step", validation_step)
+    run = [*TRAINING, "callbacks.checkpoint.monitor=val/watched", "callbacks.checkpoint.keep=1", f"output={tmp_path}"]
+    run.append("trainer.max_steps=8")
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_link", link)
+        assert command(*run).status != 0
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    assert read_file(best)["global_step"] == 2
+    assert command(*run).results["steps"] == 8
+    assert read_file(best)["global_step"] == 4
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,18 @@ def test_a_process_removes_no_lock_but_its_own(monkeypatch, tmp_path, is_lock):
     assert path.read_text() == content
 
 
+def test_two_starts_where_nothing_says_when_a_process_began(monkeypatch, tmp_path):
+    """As on macOS, which has no /proc: a process that is there is at work, and one that is gone is not."""
+    monkeypatch.setattr(locks, "_beginning", lambda process: None)
+    path = tmp_path / "in_use.json"
+    path.write_text(holder_of(os.getppid()))
+    with pytest.raises(InputError, match=f"process {os.getppid()} on .* is at work"), locks.lock(tmp_path):
+        pass
+    path.write_text(holder_of(GONE))
+    with locks.lock(tmp_path):
+        assert json.loads(path.read_text())["process"] == os.getpid()
+
+
 @pytest.mark.slow
 def test_data_may_move_but_not_change(command, photos, tmp_path):
     """The samples are compared, not where they are or how they are read."""

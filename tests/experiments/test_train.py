@@ -366,7 +366,26 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
         (["nonsense"], 2, "nonsense"),
         (["seed=-1"], 1, "seed=-1: expected a value greater than or equal to 0."),
         (["trainer.accelerator=fly"], 1, "trainer: "),
-        (["trainer.strategy=fly"], 1, "trainer: "),
+        (["trainer.strategy=fly"], 1, "trainer.strategy=fly: expected auto, or trainer=ddp for several devices"),
+        (["trainer.strategy=fsdp"], 1, "trainer.strategy=fsdp: expected auto"),
+        (["trainer.strategy=ddp_spawn_find_unused_parameters_true"], 1, "expected auto, or trainer=ddp"),
+        (
+            ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"],
+            1,
+            "does not clip gradients in trainer.precision=bf16-mixed; expected module.optimizer.fused=false.",
+        ),
+        (["+module.optimizer.foreach=true"], 1, "module.optimizer: `fused` and `foreach` cannot be `True` together."),
+        (["module.scheduler.start_factor=0"], 1, "module.scheduler: Starting multiplicative factor expected to be"),
+        (
+            ["~module.optimizer.eps", "changed_on_resume=[lr,eps]"],
+            1,
+            "changed_on_resume=[eps]: module.optimizer has no such option",
+        ),
+        (
+            ["module.net.num_classes=0", "callbacks.sample_grid.class_ids=[1]", "metrics=none"],
+            1,
+            "callbacks.sample_grid.class_ids=[1]: expected null, for the network has no classes.",
+        ),
         (["trainer.devices=2"], 1, "expected trainer=ddp for several devices"),
         (["trainer.accumulate_grad_batches=4"], 1, "trainer.val_check_interval=2: expected a multiple of"),
         (["module.optimizer.lr=-1.0"], 1, "module.optimizer: Invalid learning rate"),
@@ -384,6 +403,11 @@ def test_weights_that_can_not_be_used(command, trained, tmp_path):
             ["callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/fid"],
             1,
             "callbacks.checkpoint.monitor=val/fid: there is no",
+        ),
+        (
+            ["callbacks.checkpoint.monitor=val/accuracy"],
+            1,
+            "callbacks.checkpoint.monitor=val/accuracy: a higher value is better, and the best checkpoint is the one",
         ),
         (
             ["experiment=own_images"],
@@ -409,3 +433,29 @@ def test_bad_input_is_one_sentence(command, tmp_path, arguments, status, sentenc
 def test_debug_shows_the_traceback(command, tmp_path):
     with pytest.raises(Exception, match="width=33"):
         command(DEBUG, f"output={tmp_path}/x", "module.net.width=33", "debug=true")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "sentence"),
+    [
+        (
+            "OneCycleLR",
+            ["+module.scheduler.max_lr=0.1", "+module.scheduler.total_steps=3"],
+            "module.scheduler.total_steps=3: expected at least trainer.max_steps=4",
+        ),
+        ("ReduceLROnPlateau", [], "module.scheduler: ReduceLROnPlateau has no value to watch here"),
+    ],
+)
+def test_a_schedule_that_would_stop_the_training_is_refused_before_it(command, tmp_path, schedule, options, sentence):
+    options = [f"module.scheduler._target_=torch.optim.lr_scheduler.{schedule}", *options]
+    without = ["~module.scheduler.start_factor", "~module.scheduler.total_iters"]
+    outcome = command(DEBUG, f"output={tmp_path}", *options, *without)
+    assert outcome.status == 1
+    assert f"Error: {sentence}" in outcome.err
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_gradients_are_clipped_in_half_precision_by_an_optimiser_that_is_not_fused(command, tmp_path):
+    """As the sentence on a fused one says."""
+    options = ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "module.optimizer.fused=false"]
+    assert command(DEBUG, "metrics=none", f"output={tmp_path}", *options).status == 0

@@ -96,6 +96,10 @@ def test_a_decoder_alone(quantizer, command, photos, tmp_path):
     assert len(group["params"]) == len(list(after.decoder.parameters()))  # several processes wait for no others
     longer = command(*decoder_of, f"trainer.max_steps={trained.results['steps'] + 1}")
     assert "Going on from" in longer.out, longer.err
+    other = tmp_path / "other.ckpt"
+    torch.save({**read_file(first), "note": "of other content"}, other)
+    refused = command(*decoder, f"tokenizer.weights={other}", "module.optimizer.weight_decay=0.1")
+    assert "a run that started from other weights (tokenizer.weights.sha256: " in refused.err
     refused = command(*decoder, f"output={tmp_path}/c")
     assert "module.decoder_only=true: expected tokenizer.weights=FILE, whose decoder is trained." in refused.err
 
