@@ -38,11 +38,17 @@ def open_source(
     """Opens the images or the token cache; arguments as of `tokenize`; `is_grey` tokenizers can't encode images.
 
     Raises:
-        InputError: if no images are named, or they can't be read.
+        InputError: if no images are named, or they can't be read; for labels or classes beside a token cache.
     """
     if images is None:
         raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
     if images.endswith(".npy"):
+        for option, value in {"labels": labels, "classes": classes}.items():
+            if value is not None:
+                raise InputError(
+                    f"{option}={value}: a token cache such as {images} has its class ids in it, and no names; expected "
+                    f"the command without {option}."
+                )
         return TokenCacheSource(Path(images), num_classes)
     if is_grey:
         raise InputError(GREY)
@@ -133,9 +139,10 @@ def describe(source: Source, side: int, held_out: float) -> str:
         share = f"held_out={held_out} holds none of them out to watch the training; a larger share would"
     lines = [f"{counted(source.size, 'image')} in {counted(len(source.class_names), 'class', 'classes')}; {share}."]
     if isinstance(source, ImageSource):
-        smallest, largest, num_images, num_altered = source.images.look()
+        smallest, largest, num_images, num_altered, are_square = source.images.look()
         sides = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
-        change = "as the tokenizer wants them" if smallest == largest == side else f"cropped and scaled to {side}"
+        is_fit = smallest == largest == side and are_square
+        change = "as the tokenizer wants them" if is_fit else f"cropped and scaled to {side}"
         named = [f"{class_id} {name}" for class_id, name in enumerate(source.class_names)]
         lines.append(f"Class ids: {', '.join(named[:10])}{', ...' if len(named) > 10 else ''}.")
         empty = sorted(set(range(len(named))) - set(source.images.class_ids.tolist()))
