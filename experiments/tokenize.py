@@ -12,7 +12,8 @@ from data.images import ImageList, Views
 from data.manifest import Manifest
 from data.shards import check_shards
 from data.sources import ImageSource, Source, TokenCacheSource
-from data.tokenization import collect_shards, write_shards
+from data.tokenization import collect_shards, split_numbers, write_shards
+from data.tokenizer_split import note_on_split
 from enat.errors import InputError, counted, printable
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import Accelerator, device_for
@@ -103,6 +104,10 @@ def tokenize(
     tokenizer.to(device_for(accelerator))
     if rank == 0:
         print(printable(describe(source, views.side, held_out)))
+        if isinstance(source, ImageSource):
+            numbers = split_numbers(source.size, held_out, seed)["held_out"].tolist()
+            if note := note_on_split(settings["tokenizer"].get("weights"), source.images, numbers):
+                print(note)
     plan = (source, tokenizer, folder, held_out, shard_size, pack_size, seed, settings["tokenizer"])
     with Progress(*COLUMNS, disable=rank > 0) as progress:
         bar = progress.add_task("tokenizing", total=source.size)

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from data.image_module import listing_sha256, split_folder
 from data.images import ImageList, Plain
 from data.scored_images import FolderImages
 from data.sources import ImageSource
+from data.tokenization import split_numbers
+from data.tokenizer_split import note_on_split
 from enat.errors import InputError
 from experiments.tokenize import describe, open_source
 
@@ -76,3 +80,30 @@ def test_a_token_cache_has_no_labels(tmp_path, option):
         open_source(
             f"{tmp_path}/train.npy", **given, num_classes=1, views=Plain(8), batch_size=1, num_workers=0, is_grey=False
         )
+
+
+def test_held_out_images_that_the_tokenizer_was_trained_on_are_counted(tmp_path):
+    """Their reconstructions are better than those of new images."""
+    folder, weights = tmp_path / "images", tmp_path / "last.ckpt"
+    for name in ("cat", "dog"):
+        for number in range(10):
+            save(folder / name / f"{number}.png")
+    save(folder / "beside.png")
+    parts = split_folder(str(folder), 0.2, 0)
+    data = {"held_out": 0.2, "seed": 0}
+    content = {"settings": {"module": {}, "data": data}, "data_sha256": listing_sha256(folder, [*parts[0], *parts[1]])}
+    torch.save({**content, "state_dict": {"x": torch.zeros(1)}}, weights)
+
+    def note(share, seed, path=str(weights)):
+        images = ImageList.find(folder)
+        return note_on_split(path, images, split_numbers(20, share, seed)["held_out"].tolist())
+
+    assert note(0.2, 0) is note(0.1, 0) is note(0.0, 1) is note(0.5, 1, None) is note(0.5, 1, f"{tmp_path}/no") is None
+    trained = {str(file.relative_to(folder)) for file in parts[1]}
+    files = ImageList.find(folder).files
+    count = sum(files[number] in trained for number in split_numbers(20, 0.5, 1)["held_out"])
+    assert count > 0
+    assert note(0.5, 1).startswith(f"Note: the tokenizer was trained on {count} of the 10 held-out images, and gives")
+    assert "trained on 6 of the 10 held-out images" in note(0.5, 0)
+    Image.new("RGB", (5, 5)).save(folder / "cat" / "0.png")  # these are other images
+    assert note(0.5, 0) is None
