@@ -88,6 +88,14 @@ def test_a_choice_of_classes_is_evenly_spaced(command, tmp_path):
     assert "classes=faces: there is no such class of emoji; expected some of animal, clock, face, " in refused.err
 
 
+def test_drawings_of_a_stopped_command_are_not_mixed_with_others(tmp_path):
+    """Without results, nothing else says that the folder is of other classes."""
+    toy_emoji.draw_emoji(tmp_path / "images", 16, ["clock"], 2)
+    toy_emoji.draw_emoji(tmp_path / "images", 16, ["clock", "flag"], 2)  # which goes on
+    with pytest.raises(InputError, match=r"images/clock/.*\.png: this image is not drawn now; expected another output"):
+        toy_emoji.draw_emoji(tmp_path / "images", 16, ["flag"], 2)
+
+
 def more(stage: str) -> str:
     return f'+more.{stage}="{MORE[stage]}"'
 
