@@ -3,6 +3,7 @@
 Shapes: `V` views of an image, `S` height and width of a view in pixels.
 """
 
+import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,11 +51,15 @@ def find_images(folder: Path) -> tuple[list[Path], list[str]]:
         for path in sorted(place.iterdir()):
             if path.name.startswith("."):
                 continue
-            if path.is_dir():
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                which = "without permission to open it" if isinstance(error, PermissionError) else "that does not exist"
+                ignored.append(f"{path}: a link to a file {which}")
+                continue
+            if stat.S_ISDIR(mode):
                 walk(path)
-            elif not path.exists():
-                ignored.append(f"{path}: a link to a file that does not exist")
-            elif not path.is_file():
+            elif not stat.S_ISREG(mode):
                 ignored.append(f"{path}: a pipe or a device")
             elif path.suffix.lower() not in SUFFIXES:
                 others[path.suffix.lower() or "without suffix"] += 1
@@ -74,6 +79,7 @@ class Overview(NamedTuple):
     largest: int
     num_images: int
     num_altered: int  # with an alpha channel or an EXIF orientation, which `load_rgb` ignores
+    are_square: bool
 
 
 @dataclass
@@ -113,17 +119,19 @@ class ImageList:
 
     def look(self, at_most: int = 200) -> Overview:
         """Looks at the headers of about `at_most` images that can be opened."""
-        sides = []
+        sizes = []
         num_altered = 0
         for name in self.files[:: max(len(self.files) // at_most, 1)]:
             try:
                 with Image.open(self.folder / name, formats=FORMATS) as image:
                     is_turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
                     num_altered += is_turned or image.has_transparency_data
-                    sides.append(min(image.size))
+                    sizes.append(image.size)
             except Exception:  # whatever a plugin of Pillow raises; the file is named when it is read
                 continue
-        return Overview(min(sides, default=0), max(sides, default=0), len(sides), num_altered)
+        short = [min(size) for size in sizes]
+        are_square = all(width == height for width, height in sizes)
+        return Overview(min(short, default=0), max(short, default=0), len(sizes), num_altered, are_square)
 
 
 def _left_out(folder: Path, labels: Path, listed: set[Path]) -> list[str]:
@@ -152,7 +160,8 @@ def _list_class_folders(folder: Path, ignored: list[str]) -> list[tuple[str, str
         if not is_open(class_folder):  # without it, the ids of other classes could change
             raise InputError(f"{folder}: the class folder {class_folder.name} can't be read; allow or move it.")
         if not files:
-            raise InputError(f"{folder}: the class folder {class_folder.name} has no images.")
+            reason = f" ({'; '.join(others)})" if others else ""
+            raise InputError(f"{folder}: the class folder {class_folder.name} has no images{reason}.")
         files_and_classes += [(str(path.relative_to(folder)), class_folder.name) for path in files]
     places: dict[Path, str] = {}
     for name, _ in files_and_classes:  # a link may lead into another class, which would count its images again

@@ -20,8 +20,8 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
         labels: the CSV file.
 
     Raises:
-        InputError: for a file that is missing or another one, a row without a file or a class, and an image that is not
-            there or listed twice.
+        InputError: for a file that is missing or another one, a row without a file or a class or with further values,
+            and an image that is not there or listed twice.
     """
     try:
         with labels.open(newline="", encoding="utf-8-sig") as file:
@@ -31,6 +31,12 @@ def read_labels(folder: Path, labels: Path) -> list[tuple[str, str]]:
         raise InputError(f"labels={labels}: can't be read: {error.strerror}.") from error
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={labels}: expected a CSV file with the columns file and class.") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row:  # where `DictReader` puts the values for which there is no column
+            raise InputError(
+                f"labels={labels}: row {number} has more values than there are columns; expected quotes around a name "
+                "with commas."
+            )
     files_and_classes = _as_stored(folder, files_and_classes)
     for number, (name, class_name) in enumerate(files_and_classes, start=1):
         if not name or not class_name:
@@ -80,8 +86,14 @@ def number_classes(names: set[str], classes: Path | None) -> tuple[list[str], di
         if len(set(ids.values())) == len(ids) and max(ids.values()) < MAX_CLASSES:
             return [str(class_id) for class_id in range(max(ids.values()) + 1)], ids
     ordered = sorted(names)
+    forms: dict[str, str] = {}
     for name in ordered:
         _check_class_name(name)
+        if forms.setdefault(composed(name), name) != name:
+            raise InputError(
+                f"the class {name} is there in two forms of Unicode that look the same; expected one of them, or "
+                "classes=FILE."
+            )
     return ordered, {name: class_id for class_id, name in enumerate(ordered)}
 
 

@@ -55,10 +55,12 @@ class FolderImages:
             raise InputError(f"path={path}: there is no such folder; expected one of images.")
         self.files, self.ignored = find_images(Path(path))
         if len(self.files) < 2:
-            raise InputError(f"{path}: found {counted(len(self.files), 'image')}; expected at least 2.")
+            reason = f" ({'; '.join(self.ignored)})" if self.ignored else ""
+            raise InputError(f"{path}: found {counted(len(self.files), 'image')}{reason}; expected at least 2.")
         self.num_images = len(self.files)
         self.resolution = resolution
-        self.num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+        own_cores = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+        self.num_workers = min(num_workers, len(own_cores(0)) if own_cores else os.cpu_count() or 1)
         statuses = [file.stat() for file in self.files]
         listing = [
             (str(file.relative_to(path)), status.st_size, status.st_mtime_ns)

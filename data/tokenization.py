@@ -164,8 +164,17 @@ def _record(folder: Path, plan: ShardPlan) -> Path:
 
 
 def _check_settings(folder: Path, record: Path, settings: dict[str, Any]) -> None:
-    """Records the settings of the shards in a folder; refuses to add shards of other settings to those there are."""
+    """Records the settings of the shards in a folder; refuses to add shards of other settings to those there are.
+
+    Raises:
+        InputError: if the settings differ, or those of the shards that are there are not known.
+    """
     has_shards = any(path != record for path in record.parent.glob("*.json"))
+    if not record.exists() and (has_shards or (folder / "manifest.json").exists()):  # as of shards that were copied
+        raise InputError(
+            f"{folder}: the folder holds shards, and {record}, the record of their settings, is missing; expected it, "
+            "or another output=DIR."
+        )
     if record.exists() and has_shards:
         earlier = read_record(record)
         earlier = {NAMES if name == "source" else name: value for name, value in earlier.items()}  # of older versions

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +35,9 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
     Raises:
         InputError: if the file can't be written, for lack of space for example.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Processes on two machines that write to the same disk may have the same number, in containers for example.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # which follows no link
             content(file) if callable(content) else file.write(content)
             file.flush()
@@ -47,7 +49,8 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
             raise
         raise InputError(f"{path}: can't be written: {cause.strerror}; an earlier file is unchanged.") from error
     finally:
-        temporary.unlink(missing_ok=True)  # what an error has left of it
+        with suppress(OSError):  # the sentence above says what is wrong with the disk or the name
+            temporary.unlink(missing_ok=True)  # what an error has left of it
 
 
 def make_own_folder(folder: Path) -> None:

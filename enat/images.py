@@ -199,9 +199,17 @@ def write_png(path: Path, image: Image.Image, facts: Mapping[str, Any]) -> None:
 
 
 def read_facts(file: Path | IO[bytes]) -> dict[str, Any] | None:
-    """Returns what `png_bytes` has put into a file beside the image; None for a file without it."""
+    """Returns what `png_bytes` has put into a file beside the image; None for a file without it.
+
+    Raises:
+        InputError: if there is no such file, or it can't be read.
+    """
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        content = io.BytesIO(file.read_bytes()) if isinstance(file, Path) else file
+    except OSError as error:
+        raise InputError(f"{file}: can't be read: {error.strerror}.") from error
+    try:
+        with Image.open(content, formats=["PNG"]) as image:
             facts = json.loads(image.info.get(FACTS, "null"))
     except (OSError, ValueError, TypeError, RecursionError, SyntaxError, Image.DecompressionBombError):
         return None

@@ -129,7 +129,7 @@ def full_pass(packs: ShardPacks, batch_size: int, ranks: int, workers: int) -> n
 
 
 def data_benchmark(
-    samples: Annotated[int, Ge(1)],
+    samples: Annotated[int, Ge(2)],
     side: Annotated[int, Ge(1)],
     batch_size: Annotated[int, Ge(1)],
     seconds: Annotated[float, Gt(0)],

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from data.images import ImageList
+from data.manifest import Manifest
 from enat.errors import InputError, printable
-from enat.files import exists, make_before, read_record, write_atomically
+from enat.files import exists, make_before, read_record, sha256_of_bytes, write_atomically
 from experiments.runtime.job_data import NAMES, sha256_at
 from experiments.runtime.ranks import processes
 
@@ -43,13 +46,20 @@ def is_of_user(path: str, output: Path) -> bool:
     return path != "" and exists(path) and not Path(path).resolve().is_relative_to(output.resolve())
 
 
-def inputs_of(command: Sequence[str]) -> dict[str, str]:
-    """Returns hashes of the files and folders that a stage reads, by the options that name them, as in `NAMES`."""
-    inputs = {}
+def inputs_of(command: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Returns hashes of the files and folders that a stage reads, by the options that name them, as in `NAMES`.
+
+    The last hash of each is the one of older versions. Of shards, the first leaves out where their tokenizer is and why
+    images were skipped, which changes when the folder of all stages is moved.
+    """
+    inputs: dict[str, tuple[str, ...]] = {}
     for option in command:
         name, _, value = option.partition("=")
         if name.rpartition(".")[2] in NAMES and value and (sha256 := sha256_at(Path(value))) is not None:
-            inputs[name] = sha256
+            inputs[name] = (sha256,)
+            with suppress(InputError):  # for all that are no shards
+                shards = {**asdict(Manifest.load(Path(value))), "tokenizer_settings": None, "skipped": []}
+                inputs[name] = (sha256_of_bytes(json.dumps(shards, sort_keys=True).encode()), sha256)
     return inputs
 
 
@@ -145,13 +155,13 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)
         inputs = inputs_of(command)
-        record = {"command": command, "inputs": inputs, "finished": True}
+        record = {"command": command, "inputs": {name: own[0] for name, own in inputs.items()}, "finished": True}
         earlier = {"finished": True, **read_record(stage_file)} if stage_file.exists() else {}
         if earlier == record and results_file.exists():
             print("It is done already.")
         else:
             read_before = earlier.get("inputs", {})
-            if any(read_before.get(option, sha256) != sha256 for option, sha256 in inputs.items()):
+            if any(read_before.get(option, own[0]) not in own for option, own in inputs.items()):
                 set_aside(folder)
             run_stage(command, folder, record)
         results[name] = read_record(results_file)

@@ -12,7 +12,8 @@ from data.images import ImageList, Views
 from data.manifest import Manifest
 from data.shards import check_shards
 from data.sources import ImageSource, Source, TokenCacheSource
-from data.tokenization import collect_shards, write_shards
+from data.tokenization import collect_shards, split_numbers, write_shards
+from data.tokenizer_split import note_on_split
 from enat.errors import InputError, counted, printable
 from enat.tokenizers.base import Tokenizer
 from experiments.runtime.launch import Accelerator, device_for
@@ -38,11 +39,17 @@ def open_source(
     """Opens the images or the token cache; arguments as of `tokenize`; `is_grey` tokenizers can't encode images.
 
     Raises:
-        InputError: if no images are named, or they can't be read.
+        InputError: if no images are named, or they can't be read; for labels or classes beside a token cache.
     """
     if images is None:
         raise InputError("images=null: expected images=DIR, a folder with a folder of images per class.")
     if images.endswith(".npy"):
+        for option, value in {"labels": labels, "classes": classes}.items():
+            if value is not None:
+                raise InputError(
+                    f"{option}={value}: a token cache such as {images} has its class ids in it, and no names; expected "
+                    f"the command without {option}."
+                )
         return TokenCacheSource(Path(images), num_classes)
     if is_grey:
         raise InputError(GREY)
@@ -97,6 +104,10 @@ def tokenize(
     tokenizer.to(device_for(accelerator))
     if rank == 0:
         print(printable(describe(source, views.side, held_out)))
+        if isinstance(source, ImageSource):
+            numbers = split_numbers(source.size, held_out, seed)["held_out"].tolist()
+            if note := note_on_split(settings["tokenizer"].get("weights"), source.images, numbers):
+                print(note)
     plan = (source, tokenizer, folder, held_out, shard_size, pack_size, seed, settings["tokenizer"])
     with Progress(*COLUMNS, disable=rank > 0) as progress:
         bar = progress.add_task("tokenizing", total=source.size)
@@ -133,9 +144,10 @@ def describe(source: Source, side: int, held_out: float) -> str:
         share = f"held_out={held_out} holds none of them out to watch the training; a larger share would"
     lines = [f"{counted(source.size, 'image')} in {counted(len(source.class_names), 'class', 'classes')}; {share}."]
     if isinstance(source, ImageSource):
-        smallest, largest, num_images, num_altered = source.images.look()
+        smallest, largest, num_images, num_altered, are_square = source.images.look()
         sides = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
-        change = "as the tokenizer wants them" if smallest == largest == side else f"cropped and scaled to {side}"
+        is_fit = smallest == largest == side and are_square
+        change = "as the tokenizer wants them" if is_fit else f"cropped and scaled to {side}"
         named = [f"{class_id} {name}" for class_id, name in enumerate(source.class_names)]
         lines.append(f"Class ids: {', '.join(named[:10])}{', ...' if len(named) > 10 else ''}.")
         empty = sorted(set(range(len(named))) - set(source.images.class_ids.tolist()))

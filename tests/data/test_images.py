@@ -153,6 +153,31 @@ def test_two_folders_that_look_the_same_are_two_classes_of_a_list_with_both(pict
     assert len(set(listed.class_ids.tolist())) == 2
 
 
+@pytest.mark.parametrize("as_folders", [True, False])
+def test_classes_that_look_the_same_are_refused_without_a_list(picture, tmp_path, as_folders):
+    """A table from two sources would divide a class into two, of which one could not be asked for by its name."""
+    both = [unicodedata.normalize(form, "Käse") for form in ("NFD", "NFC")]
+    for name in both:
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "1.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("".join(["file,class\n", *(f"{name}/1.png,{name}\n" for name in both)]))
+    with pytest.raises(
+        InputError, match=r"the class Käse is there in two forms of Unicode that look the same; expected"
+    ):
+        ImageList.find(tmp_path, None if as_folders else labels)
+
+
+def test_rows_of_labels_with_commas(picture, tmp_path):
+    """A class of which a part would be lost."""
+    for name in ("a.png", "b.png"):
+        picture.save(tmp_path / name)
+    labels = tmp_path / "labels.csv"
+    labels.write_text('file,class\na.png,"cat, small"\nb.png,cat, large\n')
+    with pytest.raises(InputError, match=r"labels\.csv: row 2 has more values than there are columns; expected quotes"):
+        ImageList.find(tmp_path, labels)
+
+
 def test_images_that_labels_do_not_list_are_counted(picture, tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         picture.save(tmp_path / name)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from enat.errors import InputError
-from enat.files import refuse_other_work
+from enat.files import refuse_other_work, write_atomically
+from enat.images import read_facts
 
 SETTINGS = {
     "seed": 0,
@@ -46,3 +47,31 @@ def test_a_hash_is_shown_in_short():
         refuse_other_work(Path("run"), {"sha256": "a" * 64}, {"sha256": "b" * 64}, "another run")
     with pytest.raises(InputError, match=f"name: {'a' * 63} before, null now"):
         refuse_other_work(Path("run"), {"name": "a" * 63}, {}, "another run")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("file/x", "Not a directory"), ("x" * 255, "File name too long")])
+def test_a_file_that_can_not_be_written_is_named(tmp_path, name, reason):
+    """And not the temporary one, which can't be removed either."""
+    (tmp_path / "file").write_text("whole")
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / name}: can't be written: {reason}; an earlier file")):
+        write_atomically(tmp_path / name, b"")
+
+
+def test_two_processes_of_the_same_number_write_the_same_file(tmp_path):
+    """As in containers on two machines: each writes a whole file, and the last one stays."""
+    path = tmp_path / "file"
+
+    def write(file):
+        file.write(b"fir")
+        write_atomically(path, b"second")
+        assert path.read_bytes() == b"second"
+        file.write(b"st")
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"first"
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_the_facts_of_a_picture_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"x\.png: can't be read: No such file or directory\.$"):
+        read_facts(tmp_path / "x.png")

@@ -18,6 +18,8 @@ def test_small_benchmark(command, tmp_path):
     assert results["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("shards/train-*.tar"))
     (tmp_path / "results.json").unlink()
     assert command("task=data_benchmark", *options).status == 0  # again
+    refused = command("task=data_benchmark", *options, "samples=1", f"output={tmp_path}/one")  # takes no time to read
+    assert "samples=1: expected a value greater than or equal to 2" in refused.err
 
 
 def test_shards_of_somebody_else_stay(command, tmp_path):

