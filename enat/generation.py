@@ -13,6 +13,7 @@ from torch import Tensor
 from enat.errors import InputError
 from enat.images import Block
 from enat.net import ENAT
+from enat.precision import not_finite
 from enat.randomness import generator_for
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
@@ -185,15 +186,8 @@ def without_masks(net: ENAT, token_ids: Tensor) -> Tensor:
         InputError: if some are still masked, since the network has computed NaN there.
     """
     if (token_ids == net.mask_token_id).any():
-        device = net.head_bias.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        expected = "an earlier checkpoint, or a training with a lower module.optimizer.lr"
-        if torch.float16 in (net.head_bias.dtype, autocast):
-            expected = (
-                "fabric.precision=32-true or bf16-true (in training, trainer.precision=32-true or bf16-mixed), whose "
-                "range is larger than that of float16"
-            )
-        raise InputError(f"the network computes NaN or infinite values; expected {expected}.")
+        otherwise = "an earlier checkpoint, or a training with a lower module.optimizer.lr"
+        raise not_finite("the network", net.head_bias, otherwise)
     return token_ids
 
 
