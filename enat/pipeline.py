@@ -231,7 +231,7 @@ class Pipeline:
         """Writes a folder that `enat.load` reads: settings, network, tokenizer and a model card (docs/python.md).
 
         Args:
-            folder: is made if there is none; an own README.md in it stays.
+            folder: is made if there is none; a README.md in it stays if a user has written or changed it.
             half: whether the weights are stored in float16.
             licence: of the weights, such as `CC BY-SA 4.0`; None for the one that the weights came with, if any.
 
