@@ -264,15 +264,13 @@ class Editor:
         device = self.net.head_bias.device
         image, region = self.region(image.to(device))
         token_ids = self.tokenizer.encode(image)[0]
+        others = None if self.other is None else self.tokenizer.encode(self.other.to(device))[0]
         under = tokens_under(region, self.tokenizer.grid)
         kept, drawn = [], []
         for seed, number in seeds:
             chosen = generator_for("cpu", "tokens of an edit", seed, number)
             drawn.append(choose_some(under, self.keep, chosen) if self.keep else under)
-            mixed = token_ids
-            if self.other is not None:
-                others = self.tokenizer.encode(self.other.to(device))[0]
-                mixed = mix(token_ids, others, ~drawn[-1], self.weight, chosen)
+            mixed = token_ids if others is None else mix(token_ids, others, ~drawn[-1], self.weight, chosen)
             kept.append(mixed)
         generators = [generator_for(device, "edit", seed, class_id, number) for seed, number in seeds]
         classes = torch.full((len(seeds),), class_id, device=device)

@@ -13,13 +13,14 @@ from torch import Tensor
 from enat.errors import InputError
 from enat.images import Block
 from enat.net import ENAT
+from enat.precision import not_finite
 from enat.randomness import generator_for
 from enat.sampler import Sampler
 from enat.tokenizers.base import Tokenizer
 from enat.unicode import composed, finder
 
 UNCONDITIONAL = "unconditional"  # stands for the null class, where classes are given by name
-BATCH_SIZE = 16  # images that `sample_classes` draws at a time
+BATCH_SIZE = 16  # images that `draw_batches` draws at a time
 
 
 class GeneratedImages:
@@ -185,15 +186,8 @@ def without_masks(net: ENAT, token_ids: Tensor) -> Tensor:
         InputError: if some are still masked, since the network has computed NaN there.
     """
     if (token_ids == net.mask_token_id).any():
-        device = net.head_bias.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        expected = "an earlier checkpoint, or a training with a lower module.optimizer.lr"
-        if torch.float16 in (net.head_bias.dtype, autocast):
-            expected = (
-                "fabric.precision=32-true or bf16-true (in training, trainer.precision=32-true or bf16-mixed), whose "
-                "range is larger than that of float16"
-            )
-        raise InputError(f"the network computes NaN or infinite values; expected {expected}.")
+        otherwise = "an earlier checkpoint, or a training with a lower module.optimizer.lr"
+        raise not_finite("the network", net.head_bias, otherwise)
     return token_ids
 
 
@@ -248,6 +242,29 @@ class _WatchedSteps(list[Tensor]):
         super().append(token_ids)
 
 
+def draw_batches(
+    net: ENAT,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    wanted: Sequence[tuple[int, int]],
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draws images, `BATCH_SIZE` at a time; arguments as of `sample_images` and `sample_classes`.
+
+    Returns:
+        For each batch, its images (b, channels, h, w), and the token ids (T, b, L) that the steps start from.
+    """
+    total = math.ceil(len(wanted) / BATCH_SIZE) * sampler.num_steps
+    for batch, start in enumerate(range(0, len(wanted), BATCH_SIZE)):
+        before = batch * sampler.num_steps
+        on_progress(before, total)
+        starts = _WatchedSteps(lambda done, before=before: on_progress(before + done, total))  # type: ignore[misc]
+        images = sample_images(net, sampler, tokenizer, wanted[start : start + BATCH_SIZE], seed, starts)
+        yield images, torch.stack(starts)
+    on_progress(total, total)
+
+
 def sample_classes(
     net: ENAT,
     sampler: Sampler,
@@ -272,13 +289,5 @@ def sample_classes(
         the token ids (classes, L) that each of the T steps starts from.
     """
     wanted = [(class_id, number) for class_id in class_ids for number in range(images_per_class)]
-    total = math.ceil(len(wanted) / BATCH_SIZE) * sampler.num_steps
-    images, steps = [], []
-    for batch, start in enumerate(range(0, len(wanted), BATCH_SIZE)):
-        before = batch * sampler.num_steps
-        on_progress(before, total)
-        starts = _WatchedSteps(lambda done, before=before: on_progress(before + done, total))  # type: ignore[misc]
-        images.append(sample_images(net, sampler, tokenizer, wanted[start : start + BATCH_SIZE], seed, starts))
-        steps.append(torch.stack(starts))  # (T, b, L)
-    on_progress(total, total)
+    images, steps = zip(*draw_batches(net, sampler, tokenizer, wanted, seed, on_progress), strict=True)
     return torch.cat(images), list(torch.cat(steps, dim=1)[:, ::images_per_class])

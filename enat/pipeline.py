@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enat.building import build_from_settings, check_parts, find_part, named, to_python
+from enat.building import build_from_settings, check_parts, find_part, named, refuse_huge, to_python
 from enat.checkpoints.description import refuse_tokenizer
 from enat.checkpoints.folder import config_of, with_found_tokenizer
 from enat.checkpoints.hub import find_weights
@@ -208,6 +208,7 @@ class Pipeline:
         description = deepcopy(self.description)
         settings = find_part(description, "settings.sampler", "this pipeline")
         description["settings"]["sampler"] = {**settings, **to_python(options)}
+        refuse_huge(description["settings"]["sampler"], "with_sampler", "sampler")
         sampler = build_from_settings(description["settings"]["sampler"])
         return Pipeline(self.net, sampler, self.tokenizer, self.class_names, description)
 
@@ -230,7 +231,7 @@ class Pipeline:
         """Writes a folder that `enat.load` reads: settings, network, tokenizer and a model card (docs/python.md).
 
         Args:
-            folder: is made if there is none; an own README.md in it stays.
+            folder: is made if there is none; a README.md in it stays if a user has written or changed it.
             half: whether the weights are stored in float16.
             licence: of the weights, such as `CC BY-SA 4.0`; None for the one that the weights came with, if any.
 

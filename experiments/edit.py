@@ -69,22 +69,33 @@ class Region:
         return mark_region(image, mask, self.box, self.scale)
 
 
-def list_images(images: str | Sequence[str] | None) -> tuple[list[Path], list[str]]:
-    """Lists the image files that an option names: a file, several, or a folder of them.
+def list_images(images: str | Sequence[str] | None, region: Region) -> tuple[list[Path], list[str]]:
+    """Lists the image files that an option names: a file, several, or a folder of them. Each is read, but not kept.
 
     Returns:
         The files, and the reasons why others in folders are left out.
 
     Raises:
-        InputError: for no file at all.
+        InputError: for no file at all, a named one that can't be read, and an image of another shape than the mask.
     """
-    named = [Path(name) for name in ([images] if isinstance(images, str) else images or [])]
-    found = [find_images(path) if path.is_dir() else ([path], []) for path in named]
-    files = [file for listed, _ in found for file in listed]
-    skipped = [reason for _, reasons in found for reason in reasons]
+    files: list[Path] = []
+    skipped: list[str] = []
+    for path in map(Path, [images] if isinstance(images, str) else images or []):
+        found, reasons = find_images(path) if path.is_dir() else ([path], [])
+        skipped += reasons
+        for file in found:
+            try:
+                size = load_upright(file).size
+            except InputError as error:
+                if file is path:
+                    raise
+                skipped.append(str(error).rstrip("."))
+            else:
+                region.refuse_other_shape(size)
+                files.append(file)
     if not files:
-        reasons = f"; {'; '.join(skipped)}" if skipped else ""
-        raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images{reasons}.")
+        why = f"; {'; '.join(skipped)}" if skipped else ""
+        raise InputError(f"image={images}: expected an image file, a list of some, or a folder of images{why}.")
     return files, skipped
 
 
@@ -107,31 +118,21 @@ def name_images(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_image(file: Path, tokenizer: Tokenizer, region: Region | None = None) -> Tensor:
-    """Reads an image as training does, but upright: (1, channels, H, W) in [0, 1].
-
-    Raises:
-        InputError: for a file that can't be read, or whose shape is not that of the region's mask.
-    """
-    picture = load_upright(file)
-    if region is not None:
-        region.refuse_other_shape(picture.size)
-    return square_pixels(picture, tokenizer.resolution, tokenizer.channels)
+def read_image(file: Path, tokenizer: Tokenizer) -> Tensor:
+    """Reads an image as training does, but upright: (1, channels, H, W) in [0, 1]."""
+    return square_pixels(load_upright(file), tokenizer.resolution, tokenizer.channels)
 
 
-def read_images(
-    images: str | Sequence[str] | None, tokenizer: Tokenizer, region: Region
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Reads the images that an option names, and prints what is left out.
+def choose_images(images: str | Sequence[str] | None, region: Region) -> tuple[dict[str, Path], list[str]]:
+    """Chooses the images that an option names, and prints what is left out.
 
     Returns:
-        The images, see `read_image`, by names of which no two are equal; and the reasons why others are left out.
+        The files by names of which no two are equal, and the reasons why others are left out; see `list_images`.
     """
-    files, skipped = list_images(images)
+    files, skipped = list_images(images, region)
     for reason in skipped:
         print(f"Skipped {printable(reason)}")
-    named = zip(name_images(files), files, strict=True)
-    return {name: read_image(file, tokenizer, region) for name, file in named}, skipped
+    return dict(zip(name_images(files), files, strict=True)), skipped
 
 
 def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:
@@ -147,10 +148,9 @@ def read_other(other: str | None, tokenizer: Tokenizer) -> Tensor | None:
     return read_image(Path(other), tokenizer)
 
 
-def hash_inputs(image: str | Sequence[str] | None, other: str | None, region: Region) -> dict[str, str]:
+def hash_inputs(images: Mapping[str, Path], other: str | None, region: Region) -> dict[str, str]:
     """Returns the sha256 of each file that an edit reads: the images by the names of their results, and options."""
-    files, _ = list_images(image)
-    named = {f"image {name}": file for name, file in zip(name_images(files), files, strict=True)}
+    named = {f"image {name}": file for name, file in images.items()}
     options = {"other": other, "region.mask": region.mask_file}
     named |= {name: Path(file) for name, file in options.items() if file is not None}
     return {name: sha256_of(file) for name, file in named.items()}
@@ -192,7 +192,7 @@ def save_strip(rows: Mapping[str, Tensor], editor: Editor, path: Path) -> Path:
 def draw_edits(
     editor: Editor,
     context: Callable[[], AbstractContextManager[Any]],
-    images: Mapping[str, Tensor],
+    images: Mapping[str, Path],
     files: Mapping[tuple[str, int, int], Path],
     class_names: Sequence[str],
     seed: int,
@@ -202,7 +202,7 @@ def draw_edits(
 
     Args:
         editor, context: edit an image, within a precision.
-        images: by name.
+        images: files by name, each of which is read when it is edited.
         files: by name of the image, class id and number of the result.
         class_names: by id.
         seed: of the noise.
@@ -218,20 +218,21 @@ def draw_edits(
     with ImageProgress(0) as bars:
         progress = bars.add("editing")
         progress.on_start(len(files), 0)
-        for (name, before), class_id in product(images.items(), class_ids):
-            results = []
+        for (name, image), class_id in product(images.items(), class_ids):
+            before = read_image(image, editor.tokenizer)
+            results: list[Tensor] = []  # for the picture
             for start in range(0, per_row, batch_size):
                 numbers = range(start, min(start + batch_size, per_row))
                 with context():
                     shown, drawn, edited = editor(before, class_id, [(seed, number) for number in numbers])
                 for number, picture in zip(numbers, to_pil(edited), strict=True):
                     write_atomically(files[name, class_id, number], partial(picture.save, format="PNG"))
-                results.append(edited)
+                results += edited[: MAX_COLUMNS - len(results)]
                 progress.on_images(len(numbers))
             if len(rows) < MAX_ROWS:
                 covered = shown.masked_fill(drawn, COVERED)
                 others = [] if editor.other is None else [editor.other.to(shown.device)]
-                columns = torch.cat([shown, *others, covered, *results])[:MAX_COLUMNS]
+                columns = torch.cat([shown, *others, covered, torch.stack(results)])[:MAX_COLUMNS]
                 rows[f"{name}, {class_names[class_id]}"] = columns.cpu()
     return rows, int(tokens_under(drawn, editor.tokenizer.grid).sum())
 
@@ -274,11 +275,11 @@ def edit(
     names = check_class_names(checkpoint.class_names, net.num_classes)
     class_ids = choose_classes(classes, names, "results_per_image=N draws more results")
     names.append(UNCONDITIONAL)  # has the null class id
-    images, skipped = read_images(image, tokenizer, region)
+    images, skipped = choose_images(image, region)
     editor = Editor(net, sampler, tokenizer, region, region.keep, read_other(other, tokenizer), weight, soft_blend)
     folder = Path(output) / "images"
     files = result_files(folder, images, class_ids, names, seed, results_per_image)
-    inputs = hash_inputs(image, other, region)
+    inputs = hash_inputs(images, other, region)
     refuse_other_results(folder, set(files.values()), inputs, checkpoint.facts["tokenizer_sha256"])
     folder.mkdir(parents=True, exist_ok=True)
     rows, num_tokens = draw_edits(editor, checkpoint.context, images, files, names, seed, batch_size)

@@ -56,10 +56,12 @@ def choose_classes(
 def refuse_other_files(folder: Path, expected: Collection[Path]) -> None:
     """Refuses a folder with other files than those expected, apart from what a stopped process left of one.
 
+    Names that begin with a dot are of the system, such as `.DS_Store`, which macOS makes in folders that it shows.
+
     Raises:
         InputError: naming the first of the other files.
     """
-    others = [path for path in sorted(folder.glob("*")) if path not in expected and path.suffix != ".partial"]
+    others = [path for path in sorted(folder.glob("[!.]*")) if path not in expected and path.suffix != ".partial"]
     if others:
         raise InputError(f"{others[0]}: the folder holds other files; expected another output=DIR.")
     for path in folder.glob("*.partial"):
@@ -97,7 +99,13 @@ def draw(checkpoint: Checkpoint, sampler: Sampler, files: Mapping[Picture, Path]
 
 
 def save_grid_and_reveal(
-    checkpoint: Checkpoint, sampler: Sampler, files: Mapping[Picture, Path], names: Sequence[str], seed: int, to: Path
+    checkpoint: Checkpoint,
+    sampler: Sampler,
+    files: Mapping[Picture, Path],
+    names: Sequence[str],
+    seed: int,
+    batch_size: int,
+    to: Path,
 ) -> tuple[Path, Path]:
     """Saves the grid of the first images of the first classes, and the steps in which the first of each appears.
 
@@ -111,11 +119,14 @@ def save_grid_and_reveal(
     if len({image.shape for image in pixels}) > 1:
         raise InputError(f"{to / 'images'}: its images have several sizes, so that some are of another run.")
     grid = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255  # (n, 3, H, W)
-    steps: list[torch.Tensor] = []
+    batches: list[list[torch.Tensor]] = []
     firsts = [(class_id, 0) for class_id in rows]
-    with checkpoint.context():
-        sample_images(checkpoint.net, sampler, checkpoint.tokenizer, firsts, seed, steps)
-    steps = [step.cpu() for step in steps]
+    for start in range(0, len(firsts), batch_size):
+        batches.append([])
+        together = firsts[start : start + batch_size]
+        with checkpoint.context():
+            sample_images(checkpoint.net, sampler, checkpoint.tokenizer, together, seed, batches[-1])
+    steps = [torch.cat(step).cpu() for step in zip(*batches, strict=True)]
     return (
         save_grid(grid, row_names, to / "grid.png"),
         save_reveal(grid[::columns], steps, checkpoint.net.mask_token_id, row_names, to / "reveal.png"),
@@ -170,7 +181,7 @@ def sample(
     draw(checkpoint, sampler, files, seed, batch_size)
     if checkpoint.processes.rank > 0:
         return {}
-    grid, reveal = save_grid_and_reveal(checkpoint, sampler, files, names, seed, Path(output))
+    grid, reveal = save_grid_and_reveal(checkpoint, sampler, files, names, seed, batch_size, Path(output))
     print(f"Pictures: {grid}, {reveal}; {counted(len(files), 'image')} in {folder}")
     return {
         "images": str(folder),

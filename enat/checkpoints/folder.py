@@ -237,16 +237,16 @@ def refuse_other_folder(folder: Path, names: Sequence[str] = (CONFIG, MODEL, TOK
     )
 
 
-def write_folder(folder: Path, config: bytes, files: Mapping[str, bytes], card: str) -> None:
+def write_folder(folder: Path, config: bytes, files: Mapping[str, bytes], card: str | None) -> None:
     """Writes a folder of weights; a reader finds the earlier content, the new one, or is told that they don't fit.
 
-    The files are written into a folder beside it first. An own README.md of the user stays as it is.
+    The files are written into a folder beside it first.
 
     Args:
         folder: is made if there is none.
         config: the content of `config.json`, see `config_text`.
         files: the content of each file with weights, by name; of a tokenizer that is left out, nothing.
-        card: the content of `README.md`, written where there is none.
+        card: the content of `README.md`; None for the one that is there.
 
     Raises:
         InputError: if the files can't be written, or would replace those of another program.
@@ -261,7 +261,7 @@ def write_folder(folder: Path, config: bytes, files: Mapping[str, bytes], card: 
         for name, content in files.items():
             write_atomically(staged / name, content)
         write_atomically(staged / CONFIG, config)
-        if not (folder / CARD).exists():
+        if card is not None:
             write_atomically(staged / CARD, card.encode())
         if not folder.exists():
             staged.rename(folder)

@@ -10,10 +10,19 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from enat.building import refuse_huge
 from enat.checkpoints.card import model_card
-from enat.checkpoints.folder import FORMAT_VERSION, TOKENIZER, config_text, write_folder
+from enat.checkpoints.folder import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    MAX_CONFIG_BYTES,
+    TOKENIZER,
+    config_text,
+    write_folder,
+)
 from enat.errors import InputError
-from enat.files import MODEL, part_of, sha256_of, sha256_of_bytes, weights_file
+from enat.files import MODEL, exists, part_of, read_record, read_text, sha256_of, sha256_of_bytes, weights_file
 from enat.net import ENAT
 from enat.tokenizers.base import Tokenizer
 
@@ -72,14 +81,28 @@ def save_folder(
         "files": {**hashes, **({TOKENIZER: None} if tokenizer is None else {})},
         **{name: description[name] for name in PASSED_ON if description.get(name)},
     }
-    if tokenizer is not None:
-        config = {name: value for name, value in config.items() if name not in FINGERPRINTS}  # the file says more
+    if tokenizer is not None and (half or any(x.dtype != torch.float32 for x in tokenizer.parameters())):
+        config = {name: value for name, value in config.items() if name not in FINGERPRINTS}  # they change by rounding
     config.setdefault("recipe", recipe_of(settings))
     config["provenance"] = {"versions": versions(), **config.get("provenance", {})}
     config["settings"] = kept
+    for part in NEEDED:
+        refuse_huge(part_of(kept, part), f"{folder}: can't be saved, since it could not be read again", part)
     text = config_text(config, Path(folder))
-    write_folder(Path(folder), text, files, model_card(Path(folder), config))
+    card = model_card(Path(folder), config) if _may_replace_card(Path(folder)) else None
+    write_folder(Path(folder), text, files, card)
     return hashes
+
+
+def _may_replace_card(folder: Path) -> bool:
+    """Says whether a folder has no model card, or one that was made from its `config.json` and not changed since."""
+    if not exists(folder / CARD):
+        return True
+    try:
+        config = read_record(folder / CONFIG, MAX_CONFIG_BYTES)
+        return read_text(folder / CARD) == model_card(folder, config)
+    except (InputError, KeyError, TypeError, AttributeError):  # of another program
+        return False
 
 
 def describe(content: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

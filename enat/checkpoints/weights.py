@@ -171,7 +171,8 @@ def refuse_other_network(
     if "module.net._target_" in trained:
         variant = trained["module.net._target_"]
         before["variant"] = WEIGHTS_OF.get(variant, variant)
-        before["interactions"] = sorted(trained.get("module.net.interactions") or INTERACTIONS)
+        interactions = trained.get("module.net.interactions")  # an empty list is none of them
+        before["interactions"] = sorted(INTERACTIONS if interactions is None else interactions)
     kept = sorted(getattr(net, "interactions", INTERACTIONS))
     variant = type(net).__name__
     now = {**net.sizes, "variant": WEIGHTS_OF.get(variant, variant), "interactions": kept}

@@ -8,6 +8,7 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from enat.errors import InputError
+from enat.precision import NotFiniteError
 from enat.tokenizers.base import Tokenizer
 
 DIVERGED = (
@@ -66,12 +67,11 @@ class ReconstructionQuality(nn.Module):
         Raises:
             InputError: for a tokenizer whose training has diverged, so that tokens or reconstructions are no numbers.
         """
-        token_ids = tokenizer.encode(images)
-        if token_ids.min() < 0 or token_ids.max() >= tokenizer.codebook_size:  # made from NaN
-            raise InputError(DIVERGED)
-        reconstructed = tokenizer.decode(token_ids).float()
-        if not reconstructed.isfinite().all():
-            raise InputError(DIVERGED)
+        try:
+            token_ids = tokenizer.encode(images)
+            reconstructed = tokenizer.decode(token_ids).float()
+        except NotFiniteError as error:
+            raise InputError(DIVERGED) from error
         self.psnr.update(reconstructed, images)
         self.ssim.update(reconstructed, images)
         self.codebook_use.update(token_ids)

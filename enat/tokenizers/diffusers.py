@@ -17,6 +17,7 @@ from torch import Tensor
 from enat.checkpoints.selection import state_of
 from enat.checkpoints.weights import load_exactly, read_file, refuse_other_shapes, without_loss
 from enat.errors import InputError
+from enat.precision import finite
 from enat.tokenizers.base import Tokenizer, as_weights
 
 
@@ -49,7 +50,7 @@ class VQModelTokenizer(Tokenizer):
     def encode(self, images: Tensor) -> Tensor:
         parts = []
         for part in as_weights(images, self.model).split(self.batch_size):
-            latents = self.model.encode(part * 2 - 1 if self.symmetric else part).latents
+            latents = finite(self.model.encode(part * 2 - 1 if self.symmetric else part).latents)
             token_ids = self.model.quantize(latents)[2][2]
             parts.append(token_ids.view(len(part), -1))
         return torch.cat(parts)
@@ -60,7 +61,7 @@ class VQModelTokenizer(Tokenizer):
         for part in token_ids.split(self.batch_size):
             codes = self.model.quantize.embedding(part)  # (B, L, E)
             codes = rearrange(codes, "b (h w) e -> b e h w", h=math.isqrt(part.shape[1]))
-            pixels = self.model.decode(codes, force_not_quantize=True).sample
+            pixels = finite(self.model.decode(codes, force_not_quantize=True).sample)
             parts.append((pixels + 1) / 2 if self.symmetric else pixels)
         return torch.cat(parts).clamp(0, 1)
 
@@ -88,18 +89,30 @@ class DiffusersTokenizer(VQModelTokenizer):
             raise InputError(f"tokenizer.folder={folder}: expected a folder with the config.json of a VQModel.")
         model_class = _vq_model()
         try:
-            model = model_class.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, device_map=None
+            model, loaded = model_class.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                device_map=None,
+                output_loading_info=True,
             )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"tokenizer.folder={folder}: no VQModel of diffusers: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"tokenizer.folder={folder}: no VQModel of diffusers: {reason}") from error
+        for kind in ("missing", "unexpected"):  # diffusers would draw the first at random, and leave out the second
+            if names := sorted(loaded[f"{kind}_keys"]):
+                raise InputError(f"tokenizer.folder={folder}: no such VQModel: the weight {names[0]} is {kind}.")
+        for name, weight in model.named_parameters():
+            if not weight.isfinite().all():
+                raise InputError(f"tokenizer.folder={folder}: weight {name} holds NaN or infinite values.")
         super().__init__(model, resolution, symmetric, batch_size)
         self.folder = folder
 
     def stored_weights(self) -> dict[str, Tensor]:
         raise InputError(
-            f"tokenizer.folder={self.folder}: a folder of diffusers is not copied; expected with_tokenizer=false, and "
-            "tokenizer.folder=DIR beside the weights later."
+            f"tokenizer.folder={self.folder}: a folder of diffusers is not copied; expected python run.py task=export "
+            "with_tokenizer=false, and tokenizer.folder=DIR beside the weights later."
         )
 
 

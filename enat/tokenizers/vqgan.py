@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from enat.checkpoints.selection import select_state
 from enat.checkpoints.weights import load_exactly, read_file, without_loss
 from enat.errors import InputError
+from enat.precision import finite
 from enat.tokenizers.base import Tokenizer, as_weights
 from enat.tokenizers.layers import Decoder, Encoder, PatchEncoder
 from enat.tokenizers.quantizers import Codebook, Quantized, Quantizer
@@ -116,12 +117,12 @@ class ConvTokenizer(Tokenizer):
     @torch.no_grad()
     @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # rounding otherwise could change a token
     def encode(self, images: Tensor) -> Tensor:
-        return torch.cat([self.quantize(self.latents(part)) for part in images.split(self.batch_size)])
+        return torch.cat([self.quantize(finite(self.latents(part))) for part in images.split(self.batch_size)])
 
     @torch.no_grad()
     def decode(self, token_ids: Tensor) -> Tensor:
         parts = token_ids.split(self.batch_size)
-        return torch.cat([self.pixels(self.quantize.codes(part)).clamp(0, 1) for part in parts])
+        return torch.cat([finite(self.pixels(self.quantize.codes(part))).clamp(0, 1) for part in parts])
 
     def latents(self, images: Tensor) -> Tensor:
         """Computes latents before quantisation, (B, L, E), from images (B, 3, H, W)."""

@@ -8,7 +8,7 @@ from data.images import load_upright
 from enat.generation import UNCONDITIONAL, find_class_ids
 from enat.images import cut_word, file_name, pixels_sha256
 from experiments.command.arguments import OF_WEIGHTS, as_typed, border, device, positive, seed, share
-from experiments.command.files import refuse_other_settings, write_images
+from experiments.command.files import refuse_other_settings, refuse_too_many, write_images
 
 FLAGS = {
     **OF_WEIGHTS,
@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     mask = None if arguments.mask is None else load_upright(Path(arguments.mask), "RGBA")
     typed = as_typed(arguments.classes, model.class_names)
     class_ids = list(dict.fromkeys(find_class_ids(typed, model.class_names)))
+    refuse_too_many(len(class_ids), arguments.results, "--results")
     names = [*model.class_names, UNCONDITIONAL]
     options = {"scale": arguments.scale, "keep": arguments.keep, "soft_blend": arguments.soft_blend}
     edited = {"image_sha256": pixels_sha256(image), "box": arguments.box, **options}

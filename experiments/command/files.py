@@ -10,6 +10,22 @@ from PIL import Image
 from enat.errors import InputError, counted
 from enat.images import read_facts, write_png
 
+MAX_IMAGES = 100_000  # of a command, whose names are kept in memory
+
+
+def refuse_too_many(num_classes: int, per_class: int, argument: str) -> None:
+    """Refuses more images than a command draws.
+
+    Raises:
+        InputError: naming the argument that says how many images a class has.
+    """
+    if num_classes * per_class > MAX_IMAGES:
+        classes = counted(num_classes, "class", "classes")
+        raise InputError(
+            f"{argument} {per_class}: with {classes}, these are {num_classes * per_class:,} images; expected at most "
+            f"{MAX_IMAGES:,} in a command."
+        )
+
 
 def refuse_other_settings(files: Mapping[Path, Mapping[str, Any]]) -> None:
     """Refuses to replace files that were drawn with other settings, or by something else.

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import enat
-from enat.generation import UNCONDITIONAL, find_class_ids
-from enat.images import file_name
-from experiments.command.arguments import OF_WEIGHTS, as_typed, device, positive, seed
-from experiments.command.files import refuse_other_settings, write_images
+from enat.building import MAX_OF_OPTION
+from enat.errors import counted
+from enat.generation import UNCONDITIONAL, draw_batches, find_class_ids
+from enat.images import file_name, to_pil, write_png
+from experiments.command.arguments import OF_WEIGHTS, as_typed, device, positive, seed, whole
+from experiments.command.files import refuse_other_settings, refuse_too_many
 
 FLAGS = {**OF_WEIGHTS, "classes": "--classes", "num_steps": "--steps", "guidance_scale": "--guidance"}
 
@@ -21,14 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images-per-class", type=positive, default=1, metavar="N", help="images of each class (default: 1)")
     add("--seed", type=seed, default=0, help="of the noise (default: 0)")
     add("--output", default="samples", metavar="DIR", help="folder of the images (default: samples)")
-    add("--steps", type=positive, metavar="N", help="steps of the sampler (default: those of the folder)")
+    add(
+        "--steps",
+        type=whole(1, MAX_OF_OPTION["num_steps"]),
+        metavar="N",
+        help="steps of the sampler (default: those of the folder)",
+    )
     add("--guidance", type=float, metavar="SCALE", help="guidance scale (default: that of the folder)")
     add("--tokenizer", metavar="FILE", help="the tokenizer, where the weights come without it")
     add("--device", type=device, default="cpu", help="where images are drawn, such as cuda (default: cpu)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws the images and writes them.
+    """Draws the images that are not there yet, and writes each batch when it is drawn.
 
     Raises:
         InputError: for weights that can't be read, an unknown class, or a folder with other images.
@@ -39,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         model = model.with_sampler(**given)
     class_ids = list(dict.fromkeys(find_class_ids(as_typed(arguments.classes, model.class_names), model.class_names)))
     names = [*model.class_names, UNCONDITIONAL]
+    refuse_too_many(len(class_ids), arguments.images_per_class, "--images-per-class")
     pictures = [(class_id, number) for class_id in class_ids for number in range(arguments.images_per_class)]
     folder = Path(arguments.output)
     facts = {"seed": arguments.seed, **model.facts()}
@@ -47,9 +55,14 @@ def run(arguments: argparse.Namespace) -> None:
         for one in pictures
     }
     refuse_other_settings(files)
-    classes = [UNCONDITIONAL if class_id == len(model.class_names) else class_id for class_id in class_ids]
-    images = model.generate(classes, arguments.images_per_class, arguments.seed, _show_progress)
-    write_images(files, images, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = {one: file for one, file in zip(pictures, files, strict=True) if not file.exists()}
+    if missing:
+        parts = (model.net, model.sampler, model.tokenizer, list(missing))
+        drawn = (one for images, _ in draw_batches(*parts, arguments.seed, _show_progress) for one in to_pil(images))
+        for file, image in zip(missing.values(), drawn, strict=True):
+            write_png(file, image, files[file])
+    print(f"{counted(len(files), 'image')} in {folder}")
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from diffusers import VQModel
+from safetensors.torch import load_file, save_file
 
 from enat.errors import InputError
 from enat.tokenizers.diffusers import DiffusersTokenizer
+
+FILE = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +59,19 @@ def test_folders_that_do_not_serve(folder, tmp_path):
     )
     with pytest.raises(InputError, match="no VQModel of diffusers"):
         DiffusersTokenizer(str(tmp_path))
+
+
+def test_weights_that_do_not_fit_their_configuration(folder, tmp_path):
+    """diffusers would draw a weight that is missing at random, another one each time, and leave out one too many."""
+    state = load_file(folder / FILE)
+    name = "quantize.embedding.weight"
+    others = {
+        "the weight quantize.embedding.weight is missing": {key: x for key, x in state.items() if key != name},
+        "the weight other.weight is unexpected": {**state, "other.weight": torch.zeros(1)},
+        "weight quantize.embedding.weight holds NaN": {**state, name: torch.full_like(state[name], torch.nan)},
+    }
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    for sentence, content in others.items():
+        save_file(content, tmp_path / FILE, {"format": "pt"})
+        with pytest.raises(InputError, match=sentence):
+            DiffusersTokenizer(str(tmp_path), resolution=16)

@@ -283,3 +283,38 @@ def test_types_of_numbers(make_pipeline):
     assert [image.size for image in model.generate([0, 1])] == [(8, 8)] * 2
     with pytest.raises(InputError, match="images_per_class=0: expected an integer of at least 1"):
         model.generate([0], images_per_class=0)
+
+
+def test_a_card_that_was_not_changed_is_made_anew(make_pipeline, tmp_path):
+    make_pipeline().save(tmp_path, licence="MIT")
+    make_pipeline().save(tmp_path, licence="CC BY-SA 4.0")
+    card = (tmp_path / "README.md").read_text()
+    assert "license: cc-by-sa-4.0\n" in card
+    assert "MIT" not in card
+    (tmp_path / "README.md").write_text(f"{card}More of my own.")
+    make_pipeline().save(tmp_path, licence="MIT")
+    assert (tmp_path / "README.md").read_text() == f"{card}More of my own."
+
+
+def test_a_folder_with_another_tokenizer_is_told(make_pipeline, tmp_path, capsys):
+    model = make_pipeline()
+    model.description |= model.tokenizer.fingerprints()  # as a run's checkpoint says
+    model.save(tmp_path / "whole")
+    model.save(tmp_path / "half", half=True)
+    state = load_file(tmp_path / "whole" / "tokenizer.safetensors")
+    save_file({name: tensor + 0.5 for name, tensor in state.items()}, tmp_path / "other.safetensors")
+    enat.load(tmp_path / "whole")
+    enat.load(tmp_path / "half")  # has other weights by rounding
+    assert capsys.readouterr().out == ""
+    enat.load(tmp_path / "whole", tokenizer=tmp_path / "other.safetensors")
+    assert "was trained on the tokens of another tokenizer" in capsys.readouterr().out
+
+
+def test_more_steps_than_are_read_from_a_file(make_pipeline, tmp_path):
+    model = make_pipeline()
+    with pytest.raises(InputError, match=r"with_sampler: sampler\.num_steps is beyond 10,000"):
+        model.with_sampler(num_steps=10_001)
+    model.description["settings"]["sampler"]["num_steps"] = 10_001
+    with pytest.raises(InputError, match=r"it could not be read again: sampler\.num_steps is beyond 10,000"):
+        model.save(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

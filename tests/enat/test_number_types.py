@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from enat.errors import InputError
 from enat.tokenizers.diffusers import VQModelTokenizer
 from enat.tokenizers.pixels import PixelTokenizer
 from enat.tokenizers.quantizers import FSQ, LFQ, AveragedCodebook, Codebook
@@ -58,3 +59,19 @@ def test_a_pipeline_of_another_type(make_pipeline, dtype):
     assert len(model.reveal(["cat"])[0]) == 4
     assert model.edit(picture, "bee", [0, 0, 0.5, 1], soft_blend=1)[0].size == (8, 8)
     assert model.edit(Image.new("RGB", (9, 8)), "bee", scale=0.5)[0].size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "fsq", "averages", "a VQModel"])
+def test_what_a_tokenizer_computes_beyond_the_range_of_float16(kind):
+    """Tokens of NaN would be any tokens, and an image of NaN would be black."""
+    torch.manual_seed(0)
+    tokenizer = TOKENIZERS[kind]()
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            parameter.fill_(1e4)
+    tokenizer.half()
+    expected = r"the tokenizer computes NaN or infinite values; expected fabric\.precision=32-true .* torch\.bfloat16"
+    with pytest.raises(InputError, match=expected):
+        tokenizer.encode(torch.rand(1, 3, 8, 8))
+    with pytest.raises(InputError, match=expected):
+        tokenizer.decode(torch.zeros(1, tokenizer.grid[0] ** 2, dtype=torch.long))

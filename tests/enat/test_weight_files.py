@@ -173,6 +173,11 @@ def test_another_variant_is_refused(make_net, tmp_path):
     torch.save({"state_dict": make_net(NAT).state_dict(), "settings": settings}, path)
     load_weights(make_net(NAT, interactions=["visible_to_masked"]), str(path))
     with pytest.raises(InputError, match="has interactions "):
+        load_weights(make_net(NAT, interactions=[]), str(path))
+    settings["module"]["net"]["interactions"] = []  # each token attends to itself alone
+    torch.save({"state_dict": make_net(NAT).state_dict(), "settings": settings}, path)
+    load_weights(make_net(NAT, interactions=[]), str(path))
+    with pytest.raises(InputError, match="has interactions "):
         load_weights(make_net(NAT), str(path))
 
 

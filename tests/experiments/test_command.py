@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 import enat
+from enat import generation
+from enat.generation import sample_images
 from enat.images import read_facts
 from experiments.command import page
 from experiments.command.main import COMMANDS, main
@@ -107,6 +109,42 @@ def test_files_are_never_replaced_by_others(folder, tmp_path, capsys):
     path.write_text("a user's file")
     assert main(draw) == 2
     assert path.read_text() == "a user's file"
+
+
+def test_a_command_that_was_stopped_goes_on(folder, tmp_path, capsys, monkeypatch):
+    """Each batch is written when it is drawn, and is not drawn again."""
+    draw = ["sample", str(folder), "--classes", "ant", "bee", "--images-per-class", "9", "--output"]
+    assert main([*draw, str(tmp_path / "whole")]) == 0
+    drawn = []
+
+    def sample(*arguments):
+        drawn.append(len(arguments[3]))
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return sample_images(*arguments)
+
+    monkeypatch.setattr(generation, "sample_images", sample)
+    assert main([*draw, str(tmp_path / "stopped")]) == 130
+    assert len(list((tmp_path / "stopped").iterdir())) == 16
+    assert main([*draw, str(tmp_path / "stopped")]) == 0
+    assert drawn == [16, 2, 2]
+    images = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "stopped")]
+    assert images[0] == images[1]
+    capsys.readouterr()
+    assert main([*draw, str(tmp_path / "whole")]) == 0
+    assert drawn == [16, 2, 2]
+    assert capsys.readouterr().out == f"18 images in {tmp_path}/whole\n"
+
+
+@pytest.mark.parametrize("number", ["50001", "1000000000000"])
+def test_more_images_than_a_command_draws(folder, picture, tmp_path, capsys, number):
+    classes = ["--classes", "ant", "bee", "--output", str(tmp_path / "many")]
+    images = f"with 2 classes, these are {2 * int(number):,} images; expected at most 100,000 in a command."
+    assert main(["sample", str(folder), "--images-per-class", number, *classes]) == 2
+    assert f"--images-per-class {number}: {images}" in capsys.readouterr().err
+    assert main(["edit", str(folder), str(picture), "--results", number, *classes]) == 2
+    assert f"--results {number}: {images}" in capsys.readouterr().err
+    assert not (tmp_path / "many").exists()
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from callbacks.sample_grid import shortened
 from data.images import load_rgb
 from data.toy.digits import classify_digits, digit_images, digit_labels
 from enat.editing import box_region, draw_anew, tokens_under
-from enat.images import center_crop
+from enat.images import center_crop, square_pixels
 from enat.pipeline import load
 from enat.tokenizers.base import Tokenizer
 from experiments.command.main import main
-from experiments.edit import name_images, result_files
+from experiments.edit import MAX_COLUMNS, name_images, result_files
 
 EMOJI = Path(__file__).parents[2] / "examples" / "emoji"
 
@@ -78,6 +78,32 @@ def test_what_is_no_image_in_a_folder_is_named(edit, pictures, tmp_path):
     assert outcome.results["skipped"] == reasons
     assert all(f"Skipped {reason}\n" in outcome.out for reason in reasons)
     assert len(edited) == 1
+    damaged = folder / "damaged.png"
+    damaged.write_bytes((pictures / "red.png").read_bytes()[:100])
+    outcome, edited = edit(f"image={folder}", "results_per_image=1", output="another")
+    assert len(edited) == outcome.results["num_images"] == 1
+    (reason,) = set(outcome.results["skipped"]) - set(reasons)
+    assert reason.startswith(f"{damaged}: unreadable: ")
+    assert f"Skipped {reason}\n" in outcome.out
+    assert list(outcome.results["inputs_sha256"]) == ["image red"]
+    outcome, edited = edit(f"image=[{damaged},{folder}]", output="named")
+    assert (outcome.status, edited) == (1, {})
+    assert f"{damaged}: unreadable: " in outcome.err
+
+
+def test_images_are_read_when_they_are_edited(edit, pictures, monkeypatch):
+    """All of a large folder, or all results of an image, would fill the memory."""
+    read = []
+    monkeypatch.setattr(
+        "experiments.edit.square_pixels", lambda *parts: read.append(len(read)) or square_pixels(*parts)
+    )
+    written = []
+    monkeypatch.setattr("experiments.edit.write_atomically", lambda path, _: written.append((path, len(read))))
+    saved = []
+    monkeypatch.setattr("experiments.edit.save_grid", lambda *parts: saved.append(parts[0]) or parts[2])
+    edit(f"image={pictures}", "results_per_image=12", "batch_size=5")
+    assert [count for _, count in written] == [1] * 12 + [2] * 12
+    assert saved[0].shape[0] == 2 * MAX_COLUMNS
 
 
 def test_results_of_another_tokenizer_are_not_kept(edit, pictures, monkeypatch):
