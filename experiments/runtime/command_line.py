@@ -84,8 +84,14 @@ def _refuse_environment(*names: str) -> None:
     )
 
 
+def _rows_of_imagenet(num_classes: int | None) -> list[int] | None:
+    """Returns ids of ImageNet's classes for the rows of a grid; None for a network of other classes."""
+    return [1, 88, 207, 279, 360, 417, 555, 812, 933, 972] if num_classes == 1000 else None
+
+
 OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
 OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+OmegaConf.register_new_resolver("rows_of_imagenet", _rows_of_imagenet, replace=True)
 OmegaConf.register_new_resolver("run_of", _run_of, replace=True)
 OmegaConf.register_new_resolver("changes", _changes, replace=True)
 OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
@@ -162,6 +168,13 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None
         return f"trainer: {error}", 1
     if isinstance(error, _wandb_errors()):
         return f"logger=wandb: {error}; `wandb login` signs in, and logger.wandb.offline=true needs no account.", 1
+    if memory := _exhausted_memory(error):
+        return (
+            f"the memory of {memory} is not enough ({str(error).partition('. ')[0]}). Fewer images at a time need less: "
+            "more trainer.accumulate_grad_batches in training, metrics.evaluation.batch_size for scores, batch_size in "
+            "task=sample.",
+            1,
+        )
     if isinstance(error, RuntimeError) and "for the MPS device" in str(error):
         return (
             f"trainer.accelerator=mps: {str(error).partition('.')[0]}; expected cpu, or PYTORCH_ENABLE_MPS_FALLBACK=1.",
@@ -195,6 +208,13 @@ def _misconfiguration() -> tuple[type[BaseException], ...]:
     """Returns Lightning's class of errors on options; nothing before Lightning was imported."""
     module = sys.modules.get("lightning.fabric.utilities.exceptions")
     return () if module is None else (module.MisconfigurationException,)
+
+
+def _exhausted_memory(error: BaseException) -> str | None:
+    """Returns whose memory is used up, if that is what an error of Python or of torch says."""
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "this machine"
+    return "the GPU" if type(error).__name__ == "OutOfMemoryError" else None
 
 
 def _wandb_errors() -> tuple[type[BaseException], ...]:

@@ -29,7 +29,6 @@ PRIMARY = "config"
 # The names of choices, in several groups.
 OF_CHECKPOINT, OF_SHARDS, OF_TOKENIZER = "of_checkpoint", "of_shards", "of_tokenizer"
 FINETUNE = "finetune"  # an experiment whose network is that of the checkpoint
-IMAGENET = 1000  # classes
 COPIED = ("module", "tokenizer", "metrics", "reference")  # groups whose content is taken from a checkpoint as it is
 SAMPLER_GROUPS = {"enat.schedules": "schedule", "enat.orders": "order", "enat.corrections": "correction"}
 SAMPLER_PARTS = {"/order@order": "confidence", "/correction@correction": "none"}
@@ -284,8 +283,6 @@ def _store_shards(defaults: list[Any], shards: str, given: Mapping[str, Any]) ->
         _replace(defaults, {"experiment": FINETUNE if "weights" in given else "own_images"})
     sizes, tokenizer = settings_of_shards(shards, given)
     content: dict[str, Any] = {"module": {"net": sizes}}
-    if sizes["num_classes"] != IMAGENET:  # the rows of the grid that an experiment chooses are classes of ImageNet
-        content["callbacks"] = {"sample_grid": {"class_ids": None}}
     if tokenizer and "tokenizer" not in given:
         content["tokenizer"] = tokenizer
     _put_in_front(defaults, content, OF_SHARDS)

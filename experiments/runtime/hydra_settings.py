@@ -115,6 +115,8 @@ def _check_sections(config: DictConfig) -> None:
     name = raw["hydra"]["job"].get("name", "")
     if name.startswith(".") or "/" in name or "${" in name:
         raise InputError(f"hydra.job.name={name}: expected a name without / and references, since log files have it.")
+    if raw["hydra"]["job"].get("chdir"):
+        raise InputError("hydra.job.chdir: relative paths in options would be those of other files; expected null.")
     if raw["hydra"]["runtime"]["output_dir"] != "???":
         raise InputError("hydra.runtime.output_dir: Hydra sets this by itself; expected output=DIR.")
 

@@ -123,7 +123,7 @@ def launch(
             plugins=cluster_plugins(),
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
-        raise InputError(f"trainer: {error}") from error
+        raise InputError(f"trainer: {str(error).rstrip('.')}.") from error
     if fabric.world_size > 1:
         refuse_in_multirun(fabric.strategy, devices)
     fabric.launch()

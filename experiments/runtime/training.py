@@ -153,7 +153,7 @@ def build_trainer(
         saves = any(isinstance(callback, Checkpoint) for callback in chosen)  # or Lightning would, in a way of its own
         built = trainer(callbacks=chosen, enable_checkpointing=saves, **options)
     except (ValueError, TypeError) as error:
-        raise InputError(f"trainer: {error}.") from error
+        raise InputError(f"trainer: {str(error).rstrip('.')}.") from error
     if isinstance(built.strategy, DDPStrategy) and not sets_find_unused_parameters(built.strategy):
         raise InputError(f"trainer.devices={built.num_devices}: expected trainer=ddp for several devices.")
     if built.world_size > 1:

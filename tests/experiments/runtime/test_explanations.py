@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import wandb.errors
 
 from enat.errors import InputError
@@ -31,6 +32,26 @@ def test_an_operation_that_apple_gpus_lack():
         "PYTORCH_ENABLE_MPS_FALLBACK=1."
     )
     assert explain(NotImplementedError("something of our own"))[0] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "of the GPU is not enough (CUDA"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "of this machine is not enough (Unable to allocate"),
+    ],
+)
+def test_memory_that_is_used_up(error, sentence):
+    told, status = explain(error)
+    assert status == 1
+    assert told.startswith(f"the memory {sentence}")
+    assert "trainer.accumulate_grad_batches" in told
+
+
+def test_memory_that_torch_does_not_get():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert explain(caught.value)[0].startswith("the memory of this machine is not enough ([enforce fail")
 
 
 def test_a_folder_named_by_options_fits_a_file_system():
