@@ -18,7 +18,7 @@ def checkpoint(command, tmp_path):
 
 
 def test_every_sample_is_another_one_in_blocks_of_any_size(command, checkpoint, monkeypatch, tmp_path):
-    """Blocks that were read with another size than they are drawn with had the noise of each other, or lacked images."""
+    """Blocks read in another size than they are drawn in had the noise of each other, or lacked images."""
     seen = []
 
     def spy(images, *arguments):
