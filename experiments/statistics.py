@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from data.references import SUFFIXES
 from enat.errors import InputError, printable
-from enat.features.network import FeatureNetwork
+from enat.features.network import FeatureNetwork, is_wide
 from enat.files import write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import Record, accumulate
@@ -82,6 +82,7 @@ def statistics(
         "protocols": list(metrics),
         "features_sha256": network.sha256,
         "images": {**images.identity, "sha256": record.sha256},
+        "settings": identity,
         "skipped": record.skipped,
     }
 
@@ -100,7 +101,7 @@ def views_of(network: FeatureNetwork, sfid: bool | None) -> list[str]:
         if sfid:
             raise InputError("sfid=true: the feature network has no spatial features; expected sfid=false.")
         return ["pool"]
-    is_wanted = width <= network.widths["pool"] if sfid is None else sfid
+    is_wanted = not is_wide("spatial", network) if sfid is None else sfid
     return ["pool", "spatial"] if is_wanted else ["pool"]
 
 

@@ -208,8 +208,7 @@ class LinearProbe(KeptFeatures):
         if not real:
             self.fake_classes.append(class_ids.cpu())
             return
-        kept = np.linspace(0, num_images - 1, min(num_images, self.max_real)).round()
-        self.real_classes.append(class_ids.cpu()[torch.from_numpy(np.isin(image_numbers.numpy(), kept))])
+        self.real_classes.append(class_ids.cpu()[self.is_kept(image_numbers, num_images)])
 
     def compute(self) -> dict[str, float]:
         """Returns `probe_accuracy`, and `probe_balanced_accuracy`, in which each class has the same weight."""
