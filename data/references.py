@@ -61,6 +61,8 @@ class ArchivedImages:
 
     def __init__(self, path: str):
         self.path = path
+        if Path(path).is_dir():
+            raise InputError(f"{path}: this is a folder; expected an .npz file, or scored=folder (reference=images).")
         if not Path(path).is_file():
             raise InputError(f"{path}: there is no such file.")
         try:

@@ -277,7 +277,9 @@ class Evaluation:
             count = real.num_images or None
             chosen = scores_in(collection)
             for name in self.names:  # in the order that the user has chosen
-                if name in chosen and chosen[name].sees(record.has_class_ids):
+                if name in chosen and not chosen[name].sees(record.has_class_ids):
+                    notes.append(f"Without {name}: these images have no classes.")
+                elif name in chosen:
                     numbers = chosen[name].numbers(name)
                     if numbers.keys() & scores[protocol].keys():  # two scores may be of one class
                         numbers = {f"{name}_{key}": value for key, value in numbers.items()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.references import DecodedShards, StatisticsFile
+from data.references import ArchivedImages, DecodedShards, StatisticsFile
 from enat.errors import InputError
 from enat.metrics.scores import FrechetDistance, KernelDistance, PrecisionRecall
 from enat.metrics.view import OnView
@@ -125,3 +125,8 @@ def test_statistics_beside_decoded_images_are_checked_before_any_image_is_made(t
         DecodedShards(shards, StatisticsFile(str(tmp_path / "a.npz"))).fill(
             OnView("pool", FrechetDistance()), "adm", Network()
         )
+
+
+def test_a_folder_in_place_of_an_archive(tmp_path):
+    with pytest.raises(InputError, match=r"this is a folder; expected an \.npz file, or scored=folder"):
+        ArchivedImages(str(tmp_path))

@@ -269,6 +269,14 @@ def test_a_reference_without_classes_leaves_out_the_probe():
     assert "probe_accuracy" in probed.score(fake, CPU, Processes()).scores["pixels"]
 
 
+def test_images_without_classes_leave_out_the_probe_and_say_so():
+    real = TensorImages(noise(40, 1, 3, 3), torch.arange(40) % 2)
+    probe = {"linear_probe": OnView("pool", LinearProbe())}
+    result = evaluation(real, probe).score(TensorImages(noise(20, 1, 3, 3)), CPU, Processes())
+    assert "probe_accuracy" not in result.scores["pixels"]
+    assert "Without linear_probe: these images have no classes." in notes_on(result, 4)
+
+
 def test_classes_as_often_as_in_the_reference():
     """Another mixture is another work, so that an evaluation does not go on with it."""
     real = TensorImages(noise(100, 1, 3, 3))
