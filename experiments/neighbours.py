@@ -81,6 +81,11 @@ def draw_neighbours(seen: Seen, training: Images, of_training: Seen, columns: in
     return save_grid(torch.stack(shown), [f"{distance:.1f}" for distance in found[0][0].tolist()], path)
 
 
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Returns quantiles of values (n,) by their shares in percent."""
+    return {f"{share:.0%}": float(values.quantile(share)) for share in QUANTILES}
+
+
 def neighbours(
     checkpoint: Checkpoint,
     sampler: Sampler,
@@ -117,10 +122,9 @@ def neighbours(
         return {}
     samples = checkpoint.images(evaluation, sampler, seed)
     sets = {"training": (reference, 0), "samples": (samples, rows), "held-out images": (held_out, rows)}
-    seen = {
-        name: look_at(images, shown, evaluation, checkpoint.device)
-        for name, (images, shown) in track(sets.items(), "sets of images")
-    }
+    seen = {}
+    for name, (images, shown) in track(sets.items(), "sets of images"):
+        seen[name] = look_at(images, shown, evaluation, checkpoint.device)
     files = {"samples": "neighbours.png", "held-out images": "neighbours_held_out.png"}
     distances = {name: nearest(seen[name].features, seen["training"].features)[0] for name in files}
     pictures = [
@@ -129,14 +133,11 @@ def neighbours(
     ]
     plot_distances(distances, Path(output) / "distances.png")
     memorized, notes = memorized_share(distances["samples"], distances["held-out images"])
-    what = f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are."
-    print(*notes, what, sep="\n")
-    quantiles = {
-        name: {f"{share:.0%}": float(own.quantile(share)) for share in QUANTILES} for name, own in distances.items()
-    }
+    near = f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are."
+    print(*notes, near, sep="\n")
     return {
         "memorized": memorized,
-        "distances": quantiles,
+        "distances": {name: quantiles(own) for name, own in distances.items()},
         "pictures": [*pictures, str(Path(output) / "distances.png")],
         "training": dict(reference.identity),
         "held_out": dict(held_out.identity),

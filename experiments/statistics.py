@@ -74,8 +74,7 @@ def statistics(
             f"max_features={max_features}: fewer than two of these images can be read, so that the file has no "
             "features for KID, precision and recall; a larger number keeps some."
         )
-    path = Path(output) / "statistics.npz"
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_atomically(path := Path(output) / "statistics.npz", lambda file: np.savez(file, **arrays))
     return {
         "statistics": str(path),
         "num_images": record.num_images,
