@@ -4,6 +4,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from data.arrays import check_member, is_packed, read_npy_header, read_npz
+from data.scored_images import ShardImages
 from enat.errors import InputError
 from enat.features.network import FeatureNetwork
 from enat.files import sha256_of, sha256_of_bytes
 from enat.images import Block, Images
+from enat.metrics.accumulation import refuse_other_size
 from enat.metrics.scores import FrechetDistance, KeptFeatures, frechet_distance
 from enat.metrics.view import OnView
 
@@ -58,6 +61,8 @@ class ArchivedImages:
 
     def __init__(self, path: str):
         self.path = path
+        if Path(path).is_dir():
+            raise InputError(f"{path}: this is a folder; expected an .npz file, or scored=folder (reference=images).")
         if not Path(path).is_file():
             raise InputError(f"{path}: there is no such file.")
         try:
@@ -108,6 +113,7 @@ class StatisticsFile:
 
     def __init__(self, path: str, protocol: str = "adm"):
         self.path = path
+        self.option = "path"  # how errors name it; whoever builds this puts the name of the reference before it
         if Path(path).is_dir():
             raise self._error("this is a folder; expected a file of statistics, or reference=images beside it.")
         if not Path(path).is_file():
@@ -133,6 +139,7 @@ class StatisticsFile:
         }
         if "mu" not in self.content and self.images is None:
             raise self._error(f"expected mu and sigma in it, found {', '.join(names)}.")
+        self.option = "reference.path"
 
     def _integers(self, name: str, count: int) -> list[int]:
         values = self.content[name].reshape(-1)
@@ -170,7 +177,7 @@ class StatisticsFile:
         return torch.from_numpy(numbers)
 
     def _error(self, sentence: str) -> InputError:
-        return InputError(f"reference.path={self.path}: {sentence}")
+        return InputError(f"{self.option}={self.path}: {sentence}")
 
     def prefix(self, protocol: str, network: FeatureNetwork) -> str | None:
         """Returns what the names of a protocol's statistics begin with, or None if they have to come from images.
@@ -186,10 +193,11 @@ class StatisticsFile:
                 f"made with other features (sha256 {features_sha256[:8]}...); "
                 f"expected those of the options of features ({network.sha256[:8]}...)."
             )
-        if f"{protocol}/mu" in self.content:
-            return f"{protocol}/"
-        if "mu" in self.content and (protocol == self.protocol or (protocol, self.protocol) == ("enat", "adm")):
-            return ""
+        for name in (protocol, "adm") if protocol == "enat" else (protocol,):
+            if f"{name}/mu" in self.content:
+                return f"{name}/"
+            if "mu" in self.content and name == self.protocol:
+                return ""
         if self.images is None:
             is_chosen = isinstance(network.protocols, Mapping)  # others have one, of the name of the network
             raise self._error(
@@ -205,11 +213,11 @@ class StatisticsFile:
         if isinstance(score.metric, FrechetDistance) and f"{prefix}mu{SUFFIXES[score.view]}" in self.content:
             score.metric.set_real_statistics(*self.statistics(prefix, score.view, network))
             return True
-        is_own = bool(prefix) or protocol == self.protocol  # features of another protocol do not serve
+        is_own = (prefix.removesuffix("/") or self.protocol) == protocol  # features of another one do not serve
         has_features = is_own and score.view == "pool" and f"{prefix}features" in self.content
         if not isinstance(score.metric, KeptFeatures) or not has_features:
             return False
-        score.metric.real_features = [self._features(f"{prefix}features", network.widths["pool"])]
+        score.metric.set_real_features(self._features(f"{prefix}features", network.widths["pool"]))
         return True
 
     def statistics(self, prefix: str, view: str, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
@@ -246,14 +254,20 @@ class DecodedShards:
     With the statistics `real` of the real images, the reconstruction FID says what the tokenizer costs.
     """
 
-    def __init__(self, images: Images, real: StatisticsFile | None):
+    def __init__(self, images: ShardImages, real: StatisticsFile | None):
         self.images = images
         self.real = real
         self.class_names = getattr(images, "class_names", None)
-        self.size = None  # is seen with the images
+        side = images.tokenizer.resolution
+        self.size: Sequence[int] | None = (side, side)
+        if real is not None:
+            real.option = "reference.real.path"
+            refuse_other_size(self.size, real.size)
         self.identity: Mapping[str, Any] = {**images.identity, "real": None if real is None else dict(real.identity)}
 
     def fill(self, score: OnView, protocol: str, network: FeatureNetwork) -> bool:
+        if self.real is not None:
+            self.real.fill(deepcopy(score), protocol, network)  # an error of these statistics comes before any image
         return False  # scores have to see the decoded images
 
     def num_images(self, protocol: str) -> int | None:

@@ -30,6 +30,11 @@ from enat.images import Block, center_crop, to_pil
 from enat.tokenizers.base import Tokenizer
 
 
+def num_cores() -> int:
+    """Returns how many CPU cores this process may use, or on systems that don't say so, such as macOS, all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class FolderImages:
     """Reads all image files below a folder. Unreadable files, and files that are no images, are in `Block.skipped`.
 
@@ -59,8 +64,7 @@ class FolderImages:
             raise InputError(f"{path}: found {counted(len(self.files), 'image')}{reason}; expected at least 2.")
         self.num_images = len(self.files)
         self.resolution = resolution
-        own_cores = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-        self.num_workers = min(num_workers, len(own_cores(0)) if own_cores else os.cpu_count() or 1)
+        self.num_workers = min(num_workers, num_cores())
         statuses = [file.stat() for file in self.files]
         listing = [
             (str(file.relative_to(path)), status.st_size, status.st_mtime_ns)

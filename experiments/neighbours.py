@@ -4,7 +4,7 @@ It tells learning from learning by heart. Shapes: `n` images, `D` features.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import matplotlib as mpl
 import seaborn as sns
@@ -15,8 +15,8 @@ from rich.progress import track
 from torch import Tensor
 
 from callbacks.sample_grid import save_grid
-from enat.errors import InputError
-from enat.images import Images
+from enat.errors import InputError, printable
+from enat.images import Block, Images
 from enat.metrics.evaluation import Evaluation
 from enat.metrics.neighbours import memorized_share, nearest, read_features
 from enat.sampler import Sampler
@@ -45,14 +45,45 @@ NO_IMAGES = (
 )
 
 
-def draw_neighbours(
-    pixels: Tensor, features: Tensor, training_pixels: Tensor, training_features: Tensor, columns: int, path: Path
-) -> Path:
+class Seen(NamedTuple):
+    """What is kept of a set of images: the features of all that can be read, and the pixels of some."""
+
+    numbers: Tensor  # (n,)
+    features: Tensor  # (n, D)
+    pixels: dict[int, Tensor]  # (channels, H, W), by number
+
+
+def look_at(images: Images, rows: int, evaluation: Evaluation, device: torch.device) -> Seen:
+    """Reads images, prints why some can't be read, and keeps the pixels of about `rows` of them, spread evenly."""
+    shown = range(0, images.num_images, max(images.num_images // max(rows, 1), 1))[:rows]
+    pixels: dict[int, Tensor] = {}
+
+    def keep(block: Block) -> None:
+        for reason in block.skipped:
+            print(f"Skipped {printable(reason)}")
+        named = zip(block.numbers.tolist(), block.images, strict=True)
+        pixels.update({number: image.cpu() for number, image in named if number in shown})
+
+    return Seen(*read_features(images, evaluation.features, device, evaluation.block_size, keep), pixels)
+
+
+def draw_neighbours(seen: Seen, training: Images, of_training: Seen, columns: int, path: Path) -> Path:
     """Draws a row for each image: the image, then the training images nearest to it; the distance is the row's name."""
-    ranks = range(1, min(columns, len(training_pixels)) + 1)
-    found = [nearest(features, training_features, rank) for rank in ranks]
-    shown = torch.stack([pixels, *(training_pixels[places] for _, places in found)], 1).flatten(0, 1)
-    return save_grid(shown, [f"{distance:.1f}" for distance in found[0][0].tolist()], path)
+    chosen = [place for place, number in enumerate(seen.numbers.tolist()) if number in seen.pixels]
+    ranks = range(1, min(columns, len(of_training.numbers)) + 1)
+    found = [nearest(seen.features[chosen], of_training.features, rank) for rank in ranks]
+    numbers = torch.stack([of_training.numbers[places] for _, places in found], 1)  # (rows, columns)
+    blocks = training.read([range(number, number + 1) for number in numbers.unique().tolist()], torch.device("cpu"))
+    pixels = {int(block.numbers[0]): block.images[0] for block in blocks}
+    shown = []
+    for image, row in zip(seen.numbers[chosen].tolist(), numbers.tolist(), strict=True):
+        shown += [seen.pixels[image], *(pixels[number] for number in row)]
+    return save_grid(torch.stack(shown), [f"{distance:.1f}" for distance in found[0][0].tolist()], path)
+
+
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Returns quantiles of values (n,) by their shares in percent."""
+    return {f"{share:.0%}": float(values.quantile(share)) for share in QUANTILES}
 
 
 def neighbours(
@@ -86,32 +117,30 @@ def neighbours(
     reference: Any = evaluation.reference
     if held_out is None or not hasattr(reference, "read"):
         raise InputError(NO_IMAGES)
-    sets = {
-        "training": reference,
-        "samples": checkpoint.images(evaluation, sampler, seed),
-        "held-out images": held_out,
-    }
-    pixels: dict[str, Tensor] = {}
-    features: dict[str, Tensor] = {}
-    for name, images in track(sets.items(), "sets of images"):
-        pixels[name], features[name] = read_features(images, evaluation.features, checkpoint.device)
+    evaluation.check_reference(checkpoint.tokenizer.resolution)
+    if checkpoint.processes.rank > 0:
+        return {}
+    samples = checkpoint.images(evaluation, sampler, seed)
+    sets = {"training": (reference, 0), "samples": (samples, rows), "held-out images": (held_out, rows)}
+    seen = {}
+    for name, (images, shown) in track(sets.items(), "sets of images"):
+        seen[name] = look_at(images, shown, evaluation, checkpoint.device)
     files = {"samples": "neighbours.png", "held-out images": "neighbours_held_out.png"}
-    distances = {name: nearest(features[name], features["training"])[0] for name in files}
-    pictures = []
-    for name, file in files.items():
-        chosen = torch.arange(0, len(pixels[name]), max(len(pixels[name]) // rows, 1))[:rows]
-        shown = (pixels[name][chosen], features[name][chosen], pixels["training"], features["training"])
-        pictures.append(str(draw_neighbours(*shown, columns, Path(output) / file)))
+    distances = {name: nearest(seen[name].features, seen["training"].features)[0] for name in files}
+    pictures = [
+        str(draw_neighbours(seen[name], reference, seen["training"], columns, Path(output) / file))
+        for name, file in files.items()
+    ]
     plot_distances(distances, Path(output) / "distances.png")
     memorized, notes = memorized_share(distances["samples"], distances["held-out images"])
-    what = f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are."
-    print(*notes, what, sep="\n")
-    quantiles = {
-        name: {f"{share:.0%}": float(own.quantile(share)) for share in QUANTILES} for name, own in distances.items()
-    }
+    near = f"{memorized:.1%} of the samples are nearer to a training image than the nearest 1 % of held-out images are."
+    print(*notes, near, sep="\n")
     return {
         "memorized": memorized,
-        "distances": quantiles,
+        "distances": {name: quantiles(own) for name, own in distances.items()},
         "pictures": [*pictures, str(Path(output) / "distances.png")],
+        "training": dict(reference.identity),
+        "held_out": dict(held_out.identity),
+        "features_sha256": evaluation.features.sha256,
         **checkpoint.facts,
     }

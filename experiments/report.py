@@ -46,7 +46,7 @@ def report(
     folders = [Path(runs)] if isinstance(runs, str) else [Path(folder) for folder in runs]
     run_folders = find_runs(*folders)
     for folder in folders:
-        if not any(run.is_relative_to(folder) for run in run_folders):
+        if not run_folders or (len(folders) > 1 and not find_runs(folder)):
             raise InputError(
                 f"runs={folder}: there is no run in it; expected the folder of a run, or one that holds some."
             )
@@ -77,6 +77,9 @@ def notes_on_table(study: Study) -> list[str]:
         notes.append(f"{len(study.jobs)} jobs: {len(errors) - unfinished} failed, {unfinished} not finished.")
     if study.groups["seeds"].max() > 1:
         notes.append("± is the sample standard deviation over seeds.")
+    if study.repeated:
+        notes.append(f"Left out, for others have the same settings and the same seed: {', '.join(study.repeated)}.")
+    notes += notes_on_comparison(study)
     has_no_score = study.jobs["error"].isna()
     if "fid" in study.jobs:
         has_no_score &= study.jobs["fid"].isna()
@@ -89,6 +92,19 @@ def notes_on_table(study: Study) -> list[str]:
             notes.append("Its operations in Tables 3 and 4 include the VQGAN's decoder, which ours leave out.")
     if study.other_settings:
         notes.append(f"Settings that differ from the paper's, which are in parentheses: {study.other_settings}.")
+    return notes
+
+
+def notes_on_comparison(study: Study) -> list[str]:
+    """Writes sentences on scores that stand in one column, though they can't be compared."""
+    notes = []
+    if len(study.protocols) > 1:
+        notes.append(f"The scores are of several protocols ({', '.join(study.protocols)}): they can't be compared.")
+    if {"num_images", "fid"} <= set(study.jobs):
+        count = study.jobs.dropna(subset="fid")["num_images"].dropna()
+        if count.nunique() > 1:
+            numbers = f"{count.min():,.0f} to {count.max():,.0f}"
+            notes.append(f"The scores are of different numbers of images ({numbers}): FID is higher with fewer images.")
     return notes
 
 
@@ -122,7 +138,7 @@ def write_study(
 
     pictures = plot_study(study, folder)
     best = int(study.groups["fid"].idxmin()) if study.has("fid") else None
-    title = name or study.folder.name
+    title = name or study.folder.resolve().name  # the folder may be `.`
     written = [f"# {title}", markdown_table(table, bold=best), *notes]
     parts = [html.escape(printable(part), quote=False) for part in written]  # a job's file may come from anybody
     parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]

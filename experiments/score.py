@@ -30,8 +30,8 @@ def score(
         The first protocol's scores; `scores` by protocol, and all that they depend on.
     """
     processes = Processes()
-    identity = {**evaluation.identity(), "scores": settings["scores"]}
-    unfinished = Unfinished(output, {**identity, "images": dict(images.identity)}, processes)
+    identity = {**evaluation.identity(), "scores": settings["scores"], "images": dict(images.identity)}
+    unfinished = Unfinished(output, identity, processes)
     result, _ = score_with_progress(evaluation, images, "images", fabric.device, processes, unfinished)
     if processes.rank > 0:
         return {}

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from data.references import SUFFIXES
 from enat.errors import InputError, printable
-from enat.features.network import FeatureNetwork
+from enat.features.network import FeatureNetwork, is_wide
 from enat.files import write_atomically
 from enat.images import Images
 from enat.metrics.accumulation import Record, accumulate
@@ -74,14 +74,14 @@ def statistics(
             f"max_features={max_features}: fewer than two of these images can be read, so that the file has no "
             "features for KID, precision and recall; a larger number keeps some."
         )
-    path = Path(output) / "statistics.npz"
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_atomically(path := Path(output) / "statistics.npz", lambda file: np.savez(file, **arrays))
     return {
         "statistics": str(path),
         "num_images": record.num_images,
         "protocols": list(metrics),
         "features_sha256": network.sha256,
         "images": {**images.identity, "sha256": record.sha256},
+        "settings": identity,
         "skipped": record.skipped,
     }
 
@@ -100,7 +100,7 @@ def views_of(network: FeatureNetwork, sfid: bool | None) -> list[str]:
         if sfid:
             raise InputError("sfid=true: the feature network has no spatial features; expected sfid=false.")
         return ["pool"]
-    is_wanted = width <= network.widths["pool"] if sfid is None else sfid
+    is_wanted = not is_wide("spatial", network) if sfid is None else sfid
     return ["pool", "spatial"] if is_wanted else ["pool"]
 
 

@@ -50,3 +50,8 @@ class FeatureNetwork(Protocol):
 
     def __call__(self, images: Tensor) -> Mapping[str, Views]:
         """Takes images (B, channels, H, W) in [0, 1]; returns views (B, width) by protocol and name."""
+
+
+def is_wide(view: str, network: FeatureNetwork) -> bool:
+    """Says whether a view has more features than the pool, so that its covariance takes more memory than FID does."""
+    return network.widths.get(view, 0) > network.widths["pool"]

@@ -164,16 +164,21 @@ def _measure(
     return measured
 
 
+def refuse_no_numbers(block: Block) -> None:
+    """Raises InputError for images with NaN or infinite values."""
+    is_broken = ~block.images.flatten(1).isfinite().all(1).cpu()
+    if is_broken.any():
+        raise InputError(
+            f"images: {int(is_broken.sum())} of {len(block.images)} hold NaN or infinite values, the first of them "
+            f"image {int(block.numbers[is_broken][0])}."
+        )
+
+
 def _views(block: Block, metrics: Metrics, network: FeatureNetwork) -> Measured:
     images = block.images
     if not len(images):
         return Measured(block.numbers, block.skipped)
-    is_broken = ~images.flatten(1).isfinite().all(1).cpu()
-    if is_broken.any():
-        raise InputError(
-            f"images: {int(is_broken.sum())} of {len(images)} hold NaN or infinite values, the first of them image "
-            f"{int(block.numbers[is_broken][0])}."
-        )
+    refuse_no_numbers(block)
     views: dict[str, Views] = {}
     for protocol, given in network(images).items():
         wanted = {score.view for score in scores_in(metrics[protocol]).values()}

@@ -11,9 +11,10 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from enat.errors import InputError, counted
-from enat.features.network import IMAGES, FeatureNetwork
+from enat.features.network import IMAGES, FeatureNetwork, is_wide
 from enat.images import Images
 from enat.metrics.accumulation import Metrics, Progress, Record, accumulate, refuse_other_size
+from enat.metrics.scores import FrechetDistance
 from enat.metrics.view import OnView, scores_in
 from enat.processes import Processes
 from enat.unicode import composed
@@ -228,13 +229,16 @@ class Evaluation:
             for name, score in scores_in(collection).items():
                 if score.wants_real and reference is not None:
                     score.wants_real = not reference.fill(score, protocol, self.features)
-                if score.wants_real and images is None:
+                # A covariance of many features is computed only where the reference has one, by `sfid=true`.
+                is_large = isinstance(score.metric, FrechetDistance) and is_wide(score.view, self.features)
+                if score.wants_real and (images is None or is_large):
                     self.left_out.add(name)
                     del collection[name]
         if self.left_out and not any(self.metrics.values()):
+            what = "images or statistics" if images is None else "statistics"
             raise InputError(
-                f"score=[{','.join(sorted(self.left_out))}]: the reference has no images or statistics for that; "
-                "expected other scores, or a reference that has them."
+                f"score=[{','.join(sorted(self.left_out))}]: the reference has no {what} for that; expected other "
+                "scores, or a reference that has them, such as a file of task=statistics (for sFID, with sfid=true)."
             )
         record = Record()
         if any(score.wants_real for collection in self.metrics.values() for score in scores_in(collection).values()):
@@ -273,7 +277,9 @@ class Evaluation:
             count = real.num_images or None
             chosen = scores_in(collection)
             for name in self.names:  # in the order that the user has chosen
-                if name in chosen and chosen[name].sees(record.has_class_ids):
+                if name in chosen and not chosen[name].sees(record.has_class_ids):
+                    notes.append(f"Without {name}: these images have no classes.")
+                elif name in chosen:
                     numbers = chosen[name].numbers(name)
                     if numbers.keys() & scores[protocol].keys():  # two scores may be of one class
                         numbers = {f"{name}_{key}": value for key, value in numbers.items()}

@@ -3,6 +3,7 @@
 Shapes: `n` generated and `N` real images, `D` features.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from enat.errors import InputError, counted
 from enat.features.network import FeatureNetwork
-from enat.images import Images, blocks_of
+from enat.images import Block, Images, blocks_of
+from enat.metrics.accumulation import refuse_no_numbers
 from enat.metrics.scores import KeptFeatures
 
-BLOCK = 50  # images whose features are computed together
+BLOCK = 50  # images whose features are computed together, where it makes no difference
 ROUNDING = 1e-4  # of the largest distance: features of copies, computed in other blocks, differ by less
 
 
@@ -36,25 +38,42 @@ def nearest(features: Tensor, others: Tensor, rank: int = 1, rows: int = 1000) -
 
 
 @torch.no_grad()
-def read_features(images: Images, network: FeatureNetwork, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Reads images (n, 3, H, W) and computes their pool features (n, D) by a network's first protocol, on the CPU.
+def read_features(
+    images: Images,
+    network: FeatureNetwork,
+    device: torch.device,
+    block_size: int = BLOCK,
+    on_block: Callable[[Block], None] = lambda block: None,
+) -> tuple[Tensor, Tensor]:
+    """Reads images block by block and computes their pool features by a network's first protocol.
+
+    Args:
+        images: the set.
+        network: makes the features, on `device`.
+        block_size: images whose features are computed together; of generated images, those of a block of theirs.
+        on_block: is called with each block.
+
+    Returns:
+        The numbers of the readable images (n,) and their features (n, D), on the CPU.
 
     Raises:
-        InputError: if none of the images can be read.
+        InputError: if none of the images can be read, or one holds NaN.
     """
     net: Any = network
     net.to(device)
     protocol = next(iter(network.protocols))
-    pixels: list[Tensor] = []
+    numbers: list[Tensor] = []
     features: list[Tensor] = []
-    for block in images.read(blocks_of(images.num_images, BLOCK), device):
+    for block in images.read(blocks_of(images.num_images, block_size), device):
+        on_block(block)
         if not len(block.images):  # none of them could be read
             continue
-        pixels.append(block.images.cpu())
+        refuse_no_numbers(block)
+        numbers.append(block.numbers)
         features.append(network(block.images)[protocol]["pool"].float().cpu())
     if not features:
         raise InputError(f"images: none of {counted(images.num_images, 'image')} can be read.")
-    return torch.cat(pixels), torch.cat(features)
+    return torch.cat(numbers), torch.cat(features)
 
 
 def memorized_share(distances: Tensor, of_held_out: Tensor, share: float = 0.01) -> tuple[float, list[str]]:
@@ -189,8 +208,7 @@ class LinearProbe(KeptFeatures):
         if not real:
             self.fake_classes.append(class_ids.cpu())
             return
-        kept = np.linspace(0, num_images - 1, min(num_images, self.max_real)).round()
-        self.real_classes.append(class_ids.cpu()[torch.from_numpy(np.isin(image_numbers.numpy(), kept))])
+        self.real_classes.append(class_ids.cpu()[self.is_kept(image_numbers, num_images)])
 
     def compute(self) -> dict[str, float]:
         """Returns `probe_accuracy`, and `probe_balanced_accuracy`, in which each class has the same weight."""

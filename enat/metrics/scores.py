@@ -172,8 +172,17 @@ class KeptFeatures(Metric):
         if not real:
             self.fake_features.append(features)
             return
+        self.real_features.append(features[self.is_kept(image_numbers, num_images)])
+
+    def is_kept(self, image_numbers: Tensor, num_images: int) -> Tensor:
+        """Says which of the real images with these numbers (B,), among `num_images`, are kept, (B,)."""
         kept = np.linspace(0, num_images - 1, min(num_images, self.max_real)).round()
-        self.real_features.append(features[torch.from_numpy(np.isin(image_numbers.numpy(), kept))])
+        return torch.from_numpy(np.isin(image_numbers.numpy(), kept))
+
+    def set_real_features(self, features: Tensor) -> None:
+        """Takes features (n, D) for real images, as many of them as are kept."""
+        numbers = torch.arange(len(features))
+        self.real_features = [features[self.is_kept(numbers, len(features))]]
 
     def compute(self) -> Any:
         """Returns the features (n, D) of generated and of real images."""

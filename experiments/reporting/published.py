@@ -7,6 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from enat.errors import InputError
+from enat.files import part_of
 from experiments.runtime.options import CONF
 
 
@@ -97,7 +98,8 @@ def rows_of(table: str) -> list[str]:
         InputError: for a name that is none of the tables.
     """
     path = CONF / "sweep" / f"{table}.yaml"
-    params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"] if path.is_file() else {}
+    sweep = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    params = part_of(sweep, "hydra.sweeper.params") or {}
     if "ablation" not in params:
         tables = sorted(file.stem for file in path.parent.glob("*.yaml") if " ablation: " in file.read_text())
         raise InputError(f"table={table}: expected a table of the paper: {', '.join(tables)}.")

@@ -45,34 +45,43 @@ def natural_sort_key(path: Path | str) -> str:
 def find_runs(*folders: Path) -> list[Path]:
     """Finds the folders of all runs in folders or anywhere below them: of trainings, and of tasks that gave scores.
 
-    Links to folders are followed; a folder is searched once, whatever leads to it.
+    Links to folders are followed; a run is found once, whatever leads to it. Paths are absolute if one of `folders` is.
     """
+    if any(folder.is_absolute() for folder in folders):
+        folders = tuple(folder.absolute() for folder in folders)
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for run in _runs_below(folder):
+            found.setdefault(os.path.realpath(run), run)
+    return sorted(found.values(), key=natural_sort_key)
+
+
+def _runs_below(folder: Path) -> set[Path]:
     found = set()
-    for path in _files_below(folders):
+    for path in _files_below(folder):
         if path.name == "metrics.csv" and path.parent.match("metrics/version_*"):
             found.add(path.parents[2])
         elif path.name == JOB or (path.name == "results.json" and _has_fid(path)):
             found.add(path.parent)
-    return sorted((run for run in found if not _is_below_a_job(run)), key=natural_sort_key)
+    return {run for run in found if not _is_below_a_job(run, folder)}
 
 
-def _files_below(folders: Sequence[Path]) -> Iterator[Path]:
-    """Yields the files in folders and anywhere below them."""
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yields the files in a folder and anywhere below it; each folder is searched once."""
     seen = set()
-    for folder in folders:
-        for place, inner, names in os.walk(folder, followlinks=True):
-            real = os.path.realpath(place)
-            if real in seen:
-                inner.clear()
-                continue
-            seen.add(real)
-            inner.sort()
-            yield from (path for name in names if (path := Path(place, name)).is_file())
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner.sort()
+        yield from (path for name in names if (path := Path(place, name)).is_file())
 
 
-def _is_below_a_job(run: Path) -> bool:
-    """Says whether a run is a task on the checkpoint of a job, whose own results are those of the study."""
-    return any((parent / JOB).exists() for parent in run.parents)
+def _is_below_a_job(run: Path, folder: Path) -> bool:
+    """Says whether a run is a task on the checkpoint of a job in `folder`, whose own results are those of the study."""
+    return any((parent / JOB).exists() for parent in run.parents if parent.is_relative_to(folder))
 
 
 def _has_fid(path: Path) -> bool:
@@ -150,8 +159,7 @@ def read_job(path: Path) -> Job:
         if study := record.get("study"):  # which sweep of a study ran a job does not matter
             options = {name: value for name, value in options.items() if name != "sweep"} | {"study": study}
         config = _config_of(path.parent)
-        missing = [f"{title} is not a number" for name, title in SCORES.items() if math.isnan(numbers.get(name, 0.0))]
-        error = record["error"] or (", ".join(missing) or None if results else UNFINISHED)
+        error = record["error"] or _error_of(results, numbers)
         published = published_row(study, options, config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as wrong:
         raise InputError(f"{path}: expected what a multirun writes ({wrong}).") from wrong
@@ -172,8 +180,20 @@ def read_run(folder: Path) -> Job:
     except (OSError, ValueError, AttributeError) as wrong:
         raise InputError(f"{folder}: expected what a run writes ({wrong}).") from wrong
     options = {name: _number_or_text(value) for name, value in options_that_matter(config).items()}
-    error = None if results else UNFINISHED
-    return Job(folder, math.inf, options, numbers, protocol, error, None, config)
+    return Job(folder, math.inf, options, numbers, protocol, _error_of(results, numbers), None, config)
+
+
+def _error_of(results: Mapping[str, Any], numbers: Mapping[str, float]) -> str | None:
+    """Says what is wrong with results; None for those of a run that ended well."""
+    if not results:
+        return UNFINISHED
+    scores = {title: numbers[name] for name, title in SCORES.items() if name in numbers}
+    wrong = [
+        f"{title} is {'not a number' if math.isnan(score) else 'infinite'}"
+        for title, score in scores.items()
+        if not math.isfinite(score)
+    ]
+    return ", ".join(wrong) or None
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A study: the jobs of a multirun, and groups of jobs whose options differ in nothing but the seed."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from experiments.reporting.published import ABLATIONS, Published, other_settings
-from experiments.reporting.runs import SCORES, common_folder, find_runs, natural_sort_key, read_job, read_run
+from experiments.reporting.runs import SCORES, Job, common_folder, find_runs, natural_sort_key, read_job, read_run
 from experiments.runtime.multirun import JOB
 
 RUN = "run"  # the name of a run, beside the options in which it differs from others
+# Columns of the tables beside the options; an option whose name ends so has its full name.
+COLUMNS = {"job", "seed", "error", "group", "label", "seeds", "errors"}
 MOST_OPTIONS = 8  # that a table has columns for
 MOST_NAMES = 10  # groups that a picture has colours and names for
 MOST_LINES = 20
@@ -25,8 +28,9 @@ class Study:
     varied: list[str]  # columns of the options that vary besides the seed
     jobs: pd.DataFrame  # a row for each job: `job` (its folder), options, `seed`, results, `error`, `group` (a number)
     groups: pd.DataFrame  # a row for each combination of options, as `summarize` gives them
-    protocol: str | None  # of FID and Inception Score; None if it is not known
+    protocols: list[str]  # of FID and Inception Score, as far as they are known
     other_settings: str | None  # what ablations have unlike the paper's; None for other studies
+    repeated: list[str]  # folders of jobs that are left out, for others have the same options and seed
 
     def has(self, name: str) -> bool:
         """Tells whether any group has a number of this name."""
@@ -34,7 +38,7 @@ class Study:
 
     def score_titles(self) -> dict[str, str]:
         """Gives the scores that there are, and what axes call them."""
-        protocol = f" ({self.protocol})" if self.protocol else ""
+        protocol = f" ({self.protocols[0]})" if len(self.protocols) == 1 else ""
         return {name: f"{title}{protocol}" for name, title in SCORES.items() if self.has(name)}
 
     def numeric_options(self) -> list[str]:
@@ -70,6 +74,7 @@ def read_study(*folders: Path) -> Study:
     if all("ablation" in job.options for job in jobs):
         order = {name: place for place, name in enumerate(ABLATIONS)}
         jobs.sort(key=lambda job: order.get(str(job.options["ablation"]), len(order)))
+    jobs, repeated = _without_repeated(jobs) if is_multirun else (jobs, [])
     options = pd.DataFrame([job.options for job in jobs]).astype(object)
     options = options.where(options.notna(), "default").infer_objects()
     names = [name for name in options if name != "seed" and options[name].nunique() > 1]
@@ -78,6 +83,7 @@ def read_study(*folders: Path) -> Study:
         names = [RUN, *(names if len(names) <= MOST_OPTIONS else [])]
     count = Counter(name.rpartition(".")[2] for name in names)
     columns = {name: last if count[last := name.rpartition(".")[2]] == 1 else name for name in names}
+    columns |= {name: name for name, last in columns.items() if last in COLUMNS or last.endswith("_std")}
     numbers = pd.DataFrame([job.numbers for job in jobs], index=options.index)
     numbers = numbers.drop(columns=[*columns.values(), "seed"], errors="ignore")  # such as the number of images
     varied = list(columns.values())
@@ -85,15 +91,32 @@ def read_study(*folders: Path) -> Study:
     table.insert(0, "job", [str(job.folder.relative_to(root)) for job in jobs])
     table["error"] = pd.Series([job.error for job in jobs], dtype=object)
     table["group"] = table.groupby(varied, sort=False).ngroup() if varied else 0
-    protocols = {job.protocol for job in jobs if job.protocol}
+    protocols = sorted({job.protocol for job in jobs if job.protocol})
     scores = [name for name in numbers if not name.endswith("_std")]  # over the parts of one set of images
     groups = summarize(table, varied, scores)
     rows = [job.published._asdict() if job.published else {} for job in jobs]
     published = pd.DataFrame(rows, columns=Published._fields, dtype=float)
     groups = groups.join(published.groupby(table["group"]).first().add_prefix("published_"))
-    repeated = [job for job in jobs if job.published and "ablation" in job.options]
-    others = other_settings(repeated[0].config) if repeated else None
-    return Study(root, varied, table, groups, protocols.pop() if len(protocols) == 1 else None, others)
+    of_paper = [job for job in jobs if job.published and "ablation" in job.options]
+    others = other_settings(of_paper[0].config) if of_paper else None
+    left_out = [str(job.folder.relative_to(root)) for job in repeated]
+    return Study(root, varied, table, groups, protocols, others, left_out)
+
+
+def _without_repeated(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+    """Separates jobs from those that repeat one with the same options and the same seed, whose scores are no others.
+
+    Counted as further seeds, they would make deviations and intervals too small. Of several, the first that ended well
+    is kept.
+    """
+    chosen: dict[Any, Job] = {}
+    for number, job in enumerate(jobs):
+        seed = job.options.get("seed", job.config.get("seed"))
+        key: Any = number if seed is None else frozenset({**job.options, "seed": seed}.items())
+        if key not in chosen or (chosen[key].error is not None and job.error is None):
+            chosen[key] = job
+    kept = list(chosen.values())
+    return kept, [job for job in jobs if not any(job is one for one in kept)]
 
 
 def summarize(jobs: pd.DataFrame, varied: list[str], numbers: list[str]) -> pd.DataFrame:

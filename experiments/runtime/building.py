@@ -84,7 +84,9 @@ def build(planned: Any) -> Any:
     try:
         return planned.called(**arguments)
     except (InputError, MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise InputError(f"{planned.option}: {error}") from error
+        sentence = str(error)  # one that begins with an option of the call, such as `path=FILE`, gets its full name
+        names_it = sentence.partition("=")[0] in planned.arguments and not planned.option.startswith("task.")
+        raise InputError(f"{planned.option}{'.' if names_it else ': '}{sentence}") from error
 
 
 def _plan(value: Any, option: str, as_written: Any, root: Any) -> Any:

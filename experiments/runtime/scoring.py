@@ -11,7 +11,16 @@ import torch
 
 from data.scored_images import ImageWriter
 from enat.errors import InputError
-from enat.files import EXPECTED, make_own_folder, read_record, refuse_other_work, remove_own_folder, write_atomically
+from enat.files import (
+    EXPECTED,
+    by_full_name,
+    make_own_folder,
+    read_record,
+    refuse_other_content,
+    refuse_other_work,
+    remove_own_folder,
+    write_atomically,
+)
 from enat.images import Images
 from enat.metrics.accumulation import STATE
 from enat.metrics.evaluation import REFERENCE, Evaluation, Result
@@ -31,7 +40,7 @@ class Unfinished:
         has_begun: whether there is work of this task already that is kept elsewhere, such as images.
 
     Raises:
-        InputError: naming what differs, if the folder holds work with another identity, or with an unknown one.
+        InputError: naming what differs, if the folder holds work or results with another identity, or unknown work.
     """
 
     output: str
@@ -46,6 +55,7 @@ class Unfinished:
     def _open(self) -> None:
         path = self.folder / "work.json"
         wanted = json.loads(json.dumps(self.identity))
+        self._refuse_to_replace(wanted)
         begun = [state.parent.name for state in self.folder.glob(f"*/{STATE}")]
         scored = any(name != REFERENCE for name in begun) or len(list(self.folder.glob("*.json"))) > 1
         earlier = read_record(path) if path.exists() else None
@@ -58,6 +68,13 @@ class Unfinished:
             remove_own_folder(self.folder)  # was stopped before there was anything to lose
         make_own_folder(self.folder)  # with the features of the reference, if only images differ
         write_atomically(path, json.dumps(wanted, indent=1).encode())
+
+    def _refuse_to_replace(self, wanted: Mapping[str, Any]) -> None:
+        """Refuses to replace the results of other images or other files, whose paths may be the same."""
+        path = self.folder.with_name("results.json")
+        results = read_record(path) if path.exists() else {}
+        recorded = by_full_name(results.get("settings"))
+        refuse_other_content(path.parent, recorded, by_full_name(wanted), "results of other images or files")
 
     def recall(self, name: str) -> tuple[Result, list[str]] | None:
         """Returns the result under a name and the files that belong to it, if they are finished already.

@@ -305,7 +305,7 @@ def test_a_stale_copy_is_fetched_again(folder, tmp_path):
 
 def test_how_many_images_of_shards_are_read_is_in_their_identity(folder):
     """Or else an evaluation of six images would go on with the work of ten; as a reference, too."""
-    tokenizer = SimpleNamespace(fingerprint=lambda: "abc", has_other_codes=lambda _: False)
+    tokenizer = SimpleNamespace(fingerprint=lambda: "abc", has_other_codes=lambda _: False, resolution=32)
     read = [ShardImages(str(folder), tokenizer, "train", num_images) for num_images in (None, 4, 10)]
     assert [images.num_images for images in read] == [103, 4, 10]
     for of in (lambda images: images, lambda images: DecodedShards(images, None)):

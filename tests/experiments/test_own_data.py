@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,29 @@ def test_statistics_keep_two_features_or_none(command, inception, tmp_path):
     assert "max_features=2: fewer than two of these images can be read, so that the file has no features" in done.out
     with np.load(done.results["statistics"]) as content:
         assert not [name for name in content.files if name.endswith("features")]
+
+
+def test_results_of_other_images_are_not_replaced(command, inception, photos, tmp_path):
+    """The folder or the file has the same name; what it holds has not."""
+    rng = np.random.default_rng(0)
+    made = ["task=statistics", f"features.weights={inception}", "protocol=[adm]", "sfid=false"]
+    options = [*made, "scored=npz", f"scored.path={tmp_path}/images.npz", f"output={tmp_path}/statistics"]
+    np.savez(tmp_path / "images.npz", rng.integers(0, 256, (4, 8, 8, 3), np.uint8))
+    statistics = command(*options).results["statistics"]
+    before = Path(statistics).read_bytes()
+    assert command(*options).status == 0  # the same images
+    np.savez(tmp_path / "images.npz", rng.integers(0, 256, (4, 8, 8, 3), np.uint8))
+    refused = command(*options)
+    assert "the folder holds results of other images or files (images.sha256: " in refused.err
+    assert Path(statistics).read_bytes() == before
+    assert command(*options[:-1], f"output={tmp_path}/others").status == 0
+    score = ["task=score", "metrics=inception", f"metrics.evaluation.features.weights={inception}", "score=[fid]"]
+    score += ["protocol=[adm]", f"reference.path={statistics}", "scored=npz", f"output={tmp_path}/scores"]
+    score.append(f"scored.path={tmp_path}/images.npz")
+    assert command(*score).status == 0
+    Path(statistics).write_bytes(Path(f"{tmp_path}/others/statistics.npz").read_bytes())
+    refused = command(*score)
+    assert "the folder holds results of other images or files (reference.sha256: " in refused.err
 
 
 def test_sizes_are_compared_with_the_first_block(command, inception, photos, tmp_path, monkeypatch):

@@ -1,13 +1,17 @@
 """Statistics of others whose arrays are of other types, or no numbers at all."""
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from data.references import StatisticsFile
+from data.references import ArchivedImages, DecodedShards, StatisticsFile
 from enat.errors import InputError
-from enat.metrics.scores import KernelDistance, PrecisionRecall
+from enat.metrics.scores import FrechetDistance, KernelDistance, PrecisionRecall
 from enat.metrics.view import OnView
+from experiments.runtime.building import Call, build
 
 
 class Network:
@@ -15,6 +19,7 @@ class Network:
 
     sha256 = "0" * 64
     widths = {"pool": 4}  # noqa: RUF012
+    protocols = {"adm": None, "clean": None}  # noqa: RUF012
 
 
 def filled(path, features, score=KernelDistance, **facts):
@@ -80,3 +85,48 @@ WRONG_TEXTS = {
 def test_facts_that_are_no_texts(tmp_path, kind, name):
     with pytest.raises(InputError, match=rf"x\.npz: {name} in it is damaged; expected a text\."):
         filled(tmp_path / "x.npz", NUMBERS, **{name: WRONG_TEXTS[kind]})
+
+
+def test_as_many_features_are_taken_as_the_score_says(tmp_path):
+    """`max_real` counts for features of a file as it does for images."""
+    taken = filled(tmp_path / "a.npz", NUMBERS, lambda: PrecisionRecall(max_real=3)).real_features[0]
+    assert torch.equal(taken, torch.from_numpy(NUMBERS[[0, 4, 8]]).float())
+
+
+def test_every_protocol_of_a_file_serves_as_the_first_does(tmp_path):
+    """The statistics of `adm` are those for `enat`, too; its features are not."""
+    of_adm = {"adm/mu": np.ones(4), "adm/sigma": np.eye(4), "adm/features": NUMBERS}
+    np.savez(tmp_path / "a.npz", mu=np.zeros(4), sigma=np.eye(4), protocol="clean", **of_adm)
+    file = StatisticsFile(str(tmp_path / "a.npz"))
+    assert [file.prefix(name, Network()) for name in ("clean", "adm", "enat")] == ["", "adm/", "adm/"]
+    filled_by = {name: file.fill(OnView("pool", KernelDistance()), name, Network()) for name in ("adm", "enat")}
+    assert filled_by == {"adm": True, "enat": False}
+
+
+def test_errors_name_the_option(tmp_path):
+    """That of the statistics beside decoded images is another one."""
+    for option in ("reference", "reference.real"):
+        missing = Call(option, StatisticsFile, {"path": "none.npz"}, False)
+        with pytest.raises(InputError, match=f"^{re.escape(option)}.path=none.npz: there is no such file"):
+            build(missing)
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"protocol": "clean"}, r"reference\.real\.path=.* its statistics are of protocol clean, not adm"),
+        ({"protocol": "adm", "size": [9, 9]}, "the images are 8x8, those of the reference 9x9"),
+    ],
+)
+def test_statistics_beside_decoded_images_are_checked_before_any_image_is_made(tmp_path, facts, sentence):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(4), sigma=np.eye(4), **facts)
+    shards = SimpleNamespace(identity={}, tokenizer=SimpleNamespace(resolution=8))
+    with pytest.raises(InputError, match=sentence):
+        DecodedShards(shards, StatisticsFile(str(tmp_path / "a.npz"))).fill(
+            OnView("pool", FrechetDistance()), "adm", Network()
+        )
+
+
+def test_a_folder_in_place_of_an_archive(tmp_path):
+    with pytest.raises(InputError, match=r"this is a folder; expected an \.npz file, or scored=folder"):
+        ArchivedImages(str(tmp_path))

@@ -141,6 +141,27 @@ def test_statistics_of_images_of_another_size(tmp_path, how):
         judge.score(TensorImages(noise(20, 3, 8, 8)), CPU, Processes())
 
 
+class ManySpatial(FirstPixels):
+    """Has more spatial features than pool features, as EfficientNet-Lite0 has."""
+
+    widths = {**FirstPixels.widths, "spatial": 5}  # noqa: RUF012
+
+
+def test_a_large_covariance_is_computed_only_where_the_reference_has_one(tmp_path):
+    """Of the 16,000 spatial features of EfficientNet-Lite0, it takes 2 GB and hours."""
+    images = TensorImages(noise(60, 1, 3, 3))
+    sizes = {"num_images": 60, "block_size": 7, "batch_size": 14}
+    scores = {"fid": OnView("pool", FrechetDistance()), "sfid": OnView("spatial", FrechetDistance())}
+    result = Evaluation(ManySpatial(), images, scores, **sizes).score(images, CPU, Processes())
+    assert result.left_out == ["sfid"]
+    assert "sfid" not in result.scores["pixels"]
+    assert "sFID needs the statistics of spatial features, which task=statistics sfid=true writes." in notes_on(
+        result, 4
+    )
+    with pytest.raises(InputError, match=r"score=\[sfid\]: the reference has no statistics for that; .* sfid=true"):
+        Evaluation(ManySpatial(), images, {"sfid": scores["sfid"]}, **sizes).see_reference(CPU, Processes())
+
+
 def test_few_images_are_remarked_on():
     judge = evaluation(TensorImages(noise(100, 1, 3, 3)))
     few = judge.score(TensorImages(noise(4, 1, 3, 3)), CPU, Processes())
@@ -246,6 +267,14 @@ def test_a_reference_without_classes_leaves_out_the_probe():
     with_classes = TensorImages(real.images, torch.arange(100) % 3)
     probed = evaluation(with_classes, {"linear_probe": OnView("pool", LinearProbe())})
     assert "probe_accuracy" in probed.score(fake, CPU, Processes()).scores["pixels"]
+
+
+def test_images_without_classes_leave_out_the_probe_and_say_so():
+    real = TensorImages(noise(40, 1, 3, 3), torch.arange(40) % 2)
+    probe = {"linear_probe": OnView("pool", LinearProbe())}
+    result = evaluation(real, probe).score(TensorImages(noise(20, 1, 3, 3)), CPU, Processes())
+    assert "probe_accuracy" not in result.scores["pixels"]
+    assert "Without linear_probe: these images have no classes." in notes_on(result, 4)
 
 
 def test_classes_as_often_as_in_the_reference():

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from experiments.report import VALIDATION
+from enat.errors import InputError
+from experiments.report import VALIDATION, report
 from experiments.reporting.figures import plot_panels
 from experiments.reporting.study import read_study
 
@@ -196,3 +197,22 @@ def test_names_with_dollar_signs_are_no_formulas(tmp_path):
     table = pd.DataFrame({"train/loss": [2.5, 2.25]}, index=pd.Index([1, 2], name="step"))
     plot_panels({"x$^$": table, "cash_$1_$": table}, tmp_path / "panels.png")
     assert (tmp_path / "panels.png").stat().st_size > 1000
+
+
+def test_scores_that_can_not_be_compared_have_a_note(tmp_path, monkeypatch):
+    """The folder that all runs are below is the current one, which has a name too."""
+    monkeypatch.chdir(tmp_path)
+    for name, protocol, num_images in (("a", "adm", 50_000), ("b", "lite0", 1_000)):
+        (tmp_path / name).mkdir()
+        content = {"fid": 2.0, "protocol": protocol, "num_images": num_images}
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    (tmp_path / "report").mkdir()
+    report(["a", str(tmp_path / "b")], None, 1, {}, "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.startswith(f"# {tmp_path.name}\n")
+    assert "The scores are of several protocols (adm, lite0): they can't be compared." in text
+    assert "The scores are of different numbers of images (1,000 to 50,000): FID is higher with fewer images." in text
+    report("a", None, 1, {}, "report")
+    assert (tmp_path / "report" / "report.md").read_text().startswith(f"# {tmp_path.name}\n")
+    with pytest.raises(InputError, match="table=sampler_study: expected a table of the paper: fig_2, table_1"):
+        report("a", "sampler_study", 1, {}, "report")

@@ -2,10 +2,11 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from experiments.reporting.runs import find_runs, natural_sort_key, read_job, read_options, read_scalars
+from experiments.reporting.runs import find_runs, natural_sort_key, read_job, read_options, read_run, read_scalars
 
 
 def test_options_are_read_as_hydra_reads_them():
@@ -26,6 +27,7 @@ def test_numbers_in_names_are_sorted_as_numbers():
         (None, "not finished"),
         ({"fid": 1.0}, None),
         ({"fid": math.nan, "inception_score": 2.0}, "FID is not a number"),
+        ({"fid": 1.0, "inception_score": math.inf}, "Inception Score is infinite"),
     ],
 )
 def test_a_job_without_usable_scores_has_an_error(tmp_path, results, error):
@@ -33,6 +35,7 @@ def test_a_job_without_usable_scores_has_an_error(tmp_path, results, error):
     if results:
         (tmp_path / "results.json").write_text(json.dumps(results))
     assert read_job(tmp_path / "job.json").error == error
+    assert read_run(tmp_path).error == error
 
 
 def test_scores_of_further_protocols_keep_their_names(tmp_path):
@@ -77,3 +80,21 @@ def test_runs_behind_links_are_found_once(tmp_path):
     found = find_runs(chosen)
     assert [run.resolve().name for run in found] == ["a", "b"]
     assert len(find_runs(tmp_path)) == 3
+
+
+def test_a_folder_may_be_given_in_any_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text('{"fid": 1}')
+    assert find_runs(Path("a"), Path("b")) == [Path("a"), Path("b")]
+    assert find_runs(tmp_path / "a", Path("b"), Path("a/../a")) == [tmp_path / "a", tmp_path / "b"]
+
+
+def test_runs_below_a_job_are_found_if_they_are_asked_for(tmp_path):
+    """Their scores are not those of the study, but whoever names the folders wants them."""
+    (tmp_path / "0" / "evaluate").mkdir(parents=True)
+    (tmp_path / "0" / "job.json").write_text('{"overrides": [], "error": null}')
+    (tmp_path / "0" / "evaluate" / "results.json").write_text('{"fid": 1}')
+    assert find_runs(tmp_path) == [tmp_path / "0"]
+    assert find_runs(tmp_path / "0" / "evaluate") == [tmp_path / "0" / "evaluate"]

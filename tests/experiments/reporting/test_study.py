@@ -68,6 +68,37 @@ def test_an_option_that_is_a_result_too(tmp_path, make_job):
     assert list(read_study(tmp_path).groups["num_images"]) == [500, 1000]
 
 
+@pytest.mark.parametrize("name", ["data.seed", "logger.wandb.group", "x.label", "x.job", "x.errors", "x.fid_std"])
+def test_options_that_end_like_a_column_have_their_full_names(tmp_path, make_job, name):
+    """The seeds of `data.seed` were those of `seed`, so that groups were of that."""
+    for number in range(4):
+        options = [f"{name}={number // 2}", f"seed={number % 2}"]
+        make_job(tmp_path, number + 2, options, fid=1.0 + number // 2)
+    study = read_study(tmp_path)
+    assert study.varied == [name]
+    assert list(study.groups["fid"]) == [1.0, 2.0]
+    assert list(study.groups["seeds"]) == [2, 2]
+
+
+def test_a_seed_counts_once(tmp_path, make_job):
+    """The same study in two folders gives no further seeds, and no smaller intervals; of jobs that failed, neither."""
+    for folder in ("a", "b"):
+        for seed in range(2):
+            failed = None if folder == "b" or seed == 0 else "x"
+            make_job(tmp_path / folder, seed + 2, [f"seed={seed}", "x=1"], fid=1.0 + seed, error=failed)
+    study = read_study(tmp_path / "a", tmp_path / "b")
+    assert list(study.jobs["job"]) == ["a/2", "b/3"]
+    assert study.repeated == ["a/3", "b/2"]
+    assert list(study.groups["seeds"]) == [2]
+
+
+def test_a_seed_that_is_not_on_the_command_line_counts_once(tmp_path, make_job):
+    for folder in ("a", "b"):
+        make_job(tmp_path / folder, 2, ["x=1"], fid=1.0)
+        (tmp_path / folder / "2" / "config.yaml").write_text("seed: 3")
+    assert read_study(tmp_path).repeated == ["b/2"]
+
+
 def test_order_without_numbers_and_of_several_multiruns(tmp_path):
     """By the multirun's folder, then by the job's number, then by name: 2 before 10."""
     for place in ("b10/0", "b10/1", "b2/scale=2.5", "b2/scale=10"):
