@@ -5,10 +5,11 @@ from pathlib import Path
 
 import enat
 from data.images import load_upright
+from enat.errors import counted
 from enat.generation import UNCONDITIONAL, find_class_ids
 from enat.images import cut_word, file_name, pixels_sha256
 from experiments.command.arguments import OF_WEIGHTS, as_typed, border, device, positive, seed, share
-from experiments.command.files import refuse_other_settings, write_images
+from experiments.command.files import prepare, write_images
 
 FLAGS = {
     **OF_WEIGHTS,
@@ -55,22 +56,25 @@ def run(arguments: argparse.Namespace) -> None:
     class_ids = list(dict.fromkeys(find_class_ids(typed, model.class_names)))
     names = [*model.class_names, UNCONDITIONAL]
     options = {"scale": arguments.scale, "keep": arguments.keep, "soft_blend": arguments.soft_blend}
-    edited = {"image_sha256": pixels_sha256(image), "box": arguments.box, **options}
+    edited = {"image_sha256": pixels_sha256(image), "box": arguments.box, **options, "mask_sha256": pixels_sha256(mask)}
     facts = {"seed": arguments.seed, **model.facts()}
     folder = Path(arguments.output)
     stem = cut_word(Path(arguments.image).stem)
-    files = {
-        folder / f"{stem}_{file_name((class_id, number), names, arguments.seed)}": {
-            **facts,
-            "class": names[class_id],
-            "number": number,
-            "edit": {**edited, "mask_sha256": pixels_sha256(mask)},
-        }
-        for class_id in class_ids
-        for number in range(arguments.results)
-    }
-    refuse_other_settings(files)
-    classes = [UNCONDITIONAL if class_id == len(model.class_names) else class_id for class_id in class_ids]
     region = mask if mask is not None else arguments.box
-    results = model.edit(image, classes, region, results_per_class=arguments.results, seed=arguments.seed, **options)
-    write_images(files, results, folder)
+    by_class = {
+        class_id: [
+            (
+                folder / f"{stem}_{file_name((class_id, number), names, arguments.seed)}",
+                {**facts, "class": names[class_id], "number": number, "edit": edited},
+            )
+            for number in range(arguments.results)
+        ]
+        for class_id in class_ids
+    }
+    missing = prepare(folder, dict(file for files in by_class.values() for file in files))
+    for class_id, files in by_class.items():
+        if any(path in missing for path, _ in files):
+            one = UNCONDITIONAL if class_id == len(model.class_names) else class_id
+            drawn = model.edit(image, one, region, results_per_class=len(files), seed=arguments.seed, **options)
+            write_images(files, drawn)
+    print(f"{counted(len(class_ids) * arguments.results, 'image')} in {folder}")

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import enat
-from enat.generation import UNCONDITIONAL, find_class_ids
-from enat.images import file_name
+from enat.errors import counted
+from enat.generation import UNCONDITIONAL, batches_of, find_class_ids, sample_batches
+from enat.images import file_name, to_pil
 from experiments.command.arguments import OF_WEIGHTS, as_typed, device, positive, seed
-from experiments.command.files import refuse_other_settings, write_images
+from experiments.command.files import prepare, write_images
 
 FLAGS = {**OF_WEIGHTS, "classes": "--classes", "num_steps": "--steps", "guidance_scale": "--guidance"}
 
@@ -39,17 +40,21 @@ def run(arguments: argparse.Namespace) -> None:
         model = model.with_sampler(**given)
     class_ids = list(dict.fromkeys(find_class_ids(as_typed(arguments.classes, model.class_names), model.class_names)))
     names = [*model.class_names, UNCONDITIONAL]
-    pictures = [(class_id, number) for class_id in class_ids for number in range(arguments.images_per_class)]
+    batches = batches_of(class_ids, arguments.images_per_class)
     folder = Path(arguments.output)
     facts = {"seed": arguments.seed, **model.facts()}
     files = {
-        folder / file_name(one, names, arguments.seed): {**facts, "class": names[one[0]], "number": one[1]}
-        for one in pictures
+        one: (folder / file_name(one, names, arguments.seed), {**facts, "class": names[one[0]], "number": one[1]})
+        for batch in batches
+        for one in batch
     }
-    refuse_other_settings(files)
-    classes = [UNCONDITIONAL if class_id == len(model.class_names) else class_id for class_id in class_ids]
-    images = model.generate(classes, arguments.images_per_class, arguments.seed, _show_progress)
-    write_images(files, images, folder)
+    missing = prepare(folder, dict(files.values()))
+    # Whole batches are drawn again, for sums may be rounded otherwise in a smaller one.
+    rest = [batch for batch in batches if any(files[one][0] in missing for one in batch)]
+    parts = (model.net, model.sampler, model.tokenizer)
+    for batch, (images, _) in zip(rest, sample_batches(*parts, rest, arguments.seed, _show_progress), strict=True):
+        write_images([files[one] for one in batch], to_pil(images))
+    print(f"{counted(len(files), 'image')} in {folder}")
 
 
 def _show_progress(done: int, total: int) -> None:

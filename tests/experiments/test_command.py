@@ -13,7 +13,7 @@ from PIL import Image
 
 import enat
 from enat.images import read_facts
-from experiments.command import page
+from experiments.command import page, sample
 from experiments.command.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +93,57 @@ def test_a_page_takes_a_tokenizer(folder, tmp_path, monkeypatch):
     ((model, arguments),) = served
     assert arguments == (f"weights={folder} 'tokenizer.weights={tokenizer}'", "127.0.0.1", 0)
     assert model.generate("ant")[0].tobytes() == expected
+
+
+def test_a_stopped_command_goes_on(folder, tmp_path, monkeypatch, capsys):
+    """Images are written as they are drawn; those that are there are not drawn again."""
+    given = ["sample", str(folder), "--classes", "bee", "--images-per-class", "20", "--steps", "2", "--output"]
+    assert main([*given, str(tmp_path / "at_once")]) == 0
+    calls = []
+
+    def stop(done, total):
+        calls.append((done, total))
+        if done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "_show_progress", stop)
+    assert main([*given, str(tmp_path / "x")]) == 130
+    assert len(list((tmp_path / "x").iterdir())) == 16
+    monkeypatch.setattr(sample, "_show_progress", lambda done, total: calls.append((done, total)))
+    calls.clear()
+    for expected in ([(0, 2), (1, 2), (2, 2)], [(0, 0)]):
+        assert main([*given, str(tmp_path / "x")]) == 0
+        assert calls == expected
+        calls.clear()
+    first, second = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("at_once", "x"))
+    assert first == second
+
+
+def test_edits_are_written_class_by_class(folder, picture, tmp_path, monkeypatch):
+    given = ["edit", str(folder), str(picture), "--classes", "bee", "ant", "--output", str(tmp_path / "x")]
+    drawn = []
+    own = enat.pipeline.Pipeline.edit
+
+    def draw(model, image, class_id, *rest, **options):
+        drawn.append(class_id)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return own(model, image, class_id, *rest, **options)
+
+    monkeypatch.setattr(enat.pipeline.Pipeline, "edit", draw)
+    assert main(given) == 130
+    assert len(list((tmp_path / "x").iterdir())) == 1
+    assert main(given) == 0
+    assert drawn == [1, 0, 0]
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(folder, picture, tmp_path, monkeypatch, capsys):
+    (tmp_path / "x").touch()
+    monkeypatch.setattr("enat.generation.sample_images", lambda *_: pytest.fail("drawn for nothing"))
+    monkeypatch.setattr(enat.pipeline.Pipeline, "edit", lambda *_, **__: pytest.fail("drawn for nothing"))
+    for command in (["sample", str(folder)], ["edit", str(folder), str(picture)]):
+        assert main([*command, "--output", str(tmp_path / "x")]) == 2
+        assert "x: File exists." in capsys.readouterr().err
 
 
 def test_files_are_never_replaced_by_others(folder, tmp_path, capsys):
