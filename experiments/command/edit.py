@@ -8,7 +8,7 @@ from data.images import load_upright
 from enat.errors import counted
 from enat.generation import UNCONDITIONAL, find_class_ids
 from enat.images import cut_word, file_name, pixels_sha256
-from experiments.command.arguments import OF_WEIGHTS, as_typed, border, device, positive, seed, share
+from experiments.command.arguments import OF_WEIGHTS, as_typed, border, device, path, positive, seed, share
 from experiments.command.files import prepare, write_images
 
 FLAGS = {
@@ -26,18 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
     add = parser.add_argument
     add("weights", metavar="FOLDER", help="a folder of weights, a checkpoint, or OWNER/NAME on the hub")
-    add("image", metavar="IMAGE", help="an image file, which is cropped to a square")
+    add("image", type=path, metavar="IMAGE", help="an image file, which is cropped to a square")
     add("--classes", nargs="+", default=[UNCONDITIONAL], metavar="CLASS", help="ids or names (default: unconditional)")
     region = parser.add_mutually_exclusive_group()
     corners = ("LEFT", "TOP", "RIGHT", "BOTTOM")
     region.add_argument("--box", nargs=4, type=share, metavar=corners, help="what is drawn, as shares of the sides")
-    region.add_argument("--mask", metavar="FILE", help="an image, white where it is drawn (default: all is drawn)")
+    region.add_argument("--mask", type=path, metavar="FILE", help="an image, white where it is drawn (default: all)")
     region.add_argument("--scale", type=share, default=1.0, help="shrinks the image, and draws what is around it")
     add("--keep", type=share, default=0.0, metavar="SHARE", help="of the region's tokens that stay (default: 0)")
     add("--results", type=positive, default=1, metavar="N", help="results for each class (default: 1)")
     add("--seed", type=seed, default=0, help="of the noise (default: 0)")
     add("--soft-blend", type=border, metavar="N", help="other pixels are the image's own, with a border of N pixels")
-    add("--output", default="edited", metavar="DIR", help="folder of the results (default: edited)")
+    add("--output", type=path, default="edited", metavar="DIR", help="folder of the results (default: edited)")
     add("--tokenizer", metavar="FILE", help="the tokenizer, where the weights come without it")
     add("--device", type=device, default="cpu", help="where images are drawn, such as cuda (default: cpu)")
 

@@ -8,7 +8,7 @@ import enat
 from enat.errors import counted
 from enat.generation import UNCONDITIONAL, batches_of, find_class_ids, sample_batches
 from enat.images import file_name, to_pil
-from experiments.command.arguments import OF_WEIGHTS, as_typed, device, positive, seed
+from experiments.command.arguments import OF_WEIGHTS, as_typed, device, path, positive, seed
 from experiments.command.files import prepare, write_images
 
 FLAGS = {**OF_WEIGHTS, "classes": "--classes", "num_steps": "--steps", "guidance_scale": "--guidance"}
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", metavar="CLASS", help="ids or names, or unconditional (default: all)")
     add("--images-per-class", type=positive, default=1, metavar="N", help="images of each class (default: 1)")
     add("--seed", type=seed, default=0, help="of the noise (default: 0)")
-    add("--output", default="samples", metavar="DIR", help="folder of the images (default: samples)")
+    add("--output", type=path, default="samples", metavar="DIR", help="folder of the images (default: samples)")
     add("--steps", type=positive, metavar="N", help="steps of the sampler (default: those of the folder)")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale (default: that of the folder)")
     add("--tokenizer", metavar="FILE", help="the tokenizer, where the weights come without it")

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import enat
+from enat.errors import InputError
 from enat.images import read_facts
 from experiments.command import page, sample
 from experiments.command.main import COMMANDS, main
@@ -115,8 +116,58 @@ def test_a_stopped_command_goes_on(folder, tmp_path, monkeypatch, capsys):
         assert main([*given, str(tmp_path / "x")]) == 0
         assert calls == expected
         calls.clear()
-    first, second = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("at_once", "x"))
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("at_once", "x")
+    )
     assert first == second
+
+
+def test_the_home_folder(folder, tmp_path, monkeypatch):
+    """A shell leaves `~` as it is after a dash and a name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["sample", str(folder), "--classes", "bee", "--steps", "1", "--output=~/x"]) == 0
+    assert len(list((tmp_path / "home" / "x").iterdir())) == 1
+    assert not Path("~").exists()
+
+
+def test_the_order_of_arguments_is_shown(capsys):
+    """An option that takes several words takes what comes after it."""
+    with pytest.raises(SystemExit):
+        main(["sample", "--classes", "bee", "FOLDER"])
+    assert "usage: enat sample FOLDER [OPTION ...]\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["weights", "protocol"])
+def test_options_of_inception_are_refused_with_lite0(option, tmp_path, capsys):
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    given = [str(tmp_path), "--reference", str(tmp_path), "--features", "lite0", f"--{option}", "clean"]
+    assert main(["score", *given]) == 2
+    assert f"--{option} is for --features inception; expected lite0 without it." in capsys.readouterr().err
+
+
+def test_the_page_of_an_official_file_names_its_experiment(folder, monkeypatch):
+    """Without it, the command that the page shows is refused."""
+    served = []
+    model = enat.load(folder)
+    model.description["weights_kind"] = "official"
+    monkeypatch.setattr(enat, "load", lambda *_: model)
+    monkeypatch.setattr(page, "serve", lambda model, given, *_: served.append(given))
+    for encoder_depth, num_tokens in ((22, 256), (22, 1024), (15, 256)):
+        model.net.encoder_depth, model.net.num_tokens = encoder_depth, num_tokens
+        assert main(["page", "FILE", "--tokenizer", "VQGAN"]) == 0
+    experiments = [given.split()[0] for given in served]
+    assert experiments == ["experiment=enat_l_256", "experiment=enat_l_512", "experiment=enat_b_256"]
+
+
+def test_a_port_in_use_is_told_in_the_words_of_the_command(folder, monkeypatch, capsys):
+    def serve(*_):
+        raise InputError("port=7860: can't be used on 127.0.0.1; expected another port.")
+
+    monkeypatch.setattr(page, "serve", serve)
+    assert main(["page", str(folder)]) == 2
+    assert "enat: error: --port 7860: can't be used" in capsys.readouterr().err
 
 
 def test_edits_are_written_class_by_class(folder, picture, tmp_path, monkeypatch):
