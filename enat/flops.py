@@ -186,6 +186,8 @@ def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = 
         product = a @ b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         speeds.append(2 * size**3 / (time.perf_counter() - begun))
     del product
     return speeds[1:]  # the first one warms up

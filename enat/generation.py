@@ -20,7 +20,7 @@ from enat.tokenizers.base import Tokenizer
 from enat.unicode import composed, finder
 
 UNCONDITIONAL = "unconditional"  # stands for the null class, where classes are given by name
-BATCH_SIZE = 16  # images that `draw_batches` draws at a time
+BATCH_SIZE = 16  # images that `sample_batches` draws at a time
 
 
 class GeneratedImages:
@@ -242,26 +242,35 @@ class _WatchedSteps(list[Tensor]):
         super().append(token_ids)
 
 
-def draw_batches(
+def batches_of(class_ids: Sequence[int], images_per_class: int) -> list[list[tuple[int, int]]]:
+    """Returns the class id and the number in the class of the first images of classes, in batches to draw at a time."""
+    wanted = [(class_id, number) for class_id in class_ids for number in range(images_per_class)]
+    return [wanted[start : start + BATCH_SIZE] for start in range(0, len(wanted), BATCH_SIZE)]
+
+
+def sample_batches(
     net: ENAT,
     sampler: Sampler,
     tokenizer: Tokenizer,
-    wanted: Sequence[tuple[int, int]],
+    batches: Sequence[Sequence[tuple[int, int]]],
     seed: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draws images, `BATCH_SIZE` at a time; arguments as of `sample_images` and `sample_classes`.
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Draws batches of images, and yields each when it is drawn, as `sample_images` returns it, with its steps.
 
-    Returns:
-        For each batch, its images (b, channels, h, w), and the token ids (T, b, L) that the steps start from.
+    Args:
+        net, sampler, tokenizer, seed: see `sample_images`.
+        batches: of `batches_of`.
+        on_progress: is called at the start of each step, and in the end, with the number of steps that are done and
+            the number of all. Each batch of images takes the steps of the sampler. With an order that draws images one
+            at a time, it is called once a batch.
     """
-    total = math.ceil(len(wanted) / BATCH_SIZE) * sampler.num_steps
-    for batch, start in enumerate(range(0, len(wanted), BATCH_SIZE)):
-        before = batch * sampler.num_steps
+    total = len(batches) * sampler.num_steps
+    for place, wanted in enumerate(batches):
+        before = place * sampler.num_steps
         on_progress(before, total)
         starts = _WatchedSteps(lambda done, before=before: on_progress(before + done, total))  # type: ignore[misc]
-        images = sample_images(net, sampler, tokenizer, wanted[start : start + BATCH_SIZE], seed, starts)
-        yield images, torch.stack(starts)
+        yield sample_images(net, sampler, tokenizer, wanted, seed, starts), starts
     on_progress(total, total)
 
 
@@ -280,14 +289,13 @@ def sample_classes(
         net, sampler, tokenizer, seed: see `sample_images`.
         class_ids: the classes.
         images_per_class: the number of images of each class.
-        on_progress: is called at the start of each step, and in the end, with the number of steps that are done and
-            the number of all. Each batch of images takes the steps of the sampler. With an order that draws images one
-            at a time, it is called once a batch.
+        on_progress: see `sample_batches`.
 
     Returns:
         Images (classes * images_per_class, channels, h, w), class by class, and, for the first image of each class,
         the token ids (classes, L) that each of the T steps starts from.
     """
-    wanted = [(class_id, number) for class_id in class_ids for number in range(images_per_class)]
-    images, steps = zip(*draw_batches(net, sampler, tokenizer, wanted, seed, on_progress), strict=True)
-    return torch.cat(images), list(torch.cat(steps, dim=1)[:, ::images_per_class])
+    batches = batches_of(class_ids, images_per_class)
+    drawn = list(sample_batches(net, sampler, tokenizer, batches, seed, on_progress))
+    steps = torch.cat([torch.stack(starts) for _, starts in drawn], dim=1)  # (T, classes * images_per_class, L)
+    return torch.cat([images for images, _ in drawn]), list(steps[:, ::images_per_class])

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from enat.errors import InputError
 from enat.files import write_atomically
 from enat.flops import sampling_flops, sampling_steps
 from enat.module import MaskedTokenModule
@@ -197,6 +198,12 @@ def benchmark(
         output: folder of `benchmark.png`, and of `benchmark.json`, written after each precision.
         settings: the whole configuration.
     """
+    for number in curves.num_steps or []:  # before anything is measured
+        try:
+            sampler(num_steps=number)
+        except InputError as error:
+            raise InputError(f"curves.num_steps={curves.num_steps}: {error} Or: curves.num_steps=null.") from error
+    steps, path = sampling_steps(module.net, sampler()), Path(output) / "benchmark.png"
     by_precision: dict[str, dict[str, Any]] = {}
     for name in precisions:
         clock = Clock(fabric.device, DTYPES[name], seconds)
@@ -205,7 +212,6 @@ def benchmark(
     tell("the stream of shards")
     side = math.isqrt(module.net.num_tokens)
     data = {"samples_per_second": stream_rate(side, train_batch or max(batch_sizes), seconds)}
-    steps, path = sampling_steps(module.net, sampler()), Path(output) / "benchmark.png"
     print_tables(by_precision, data["samples_per_second"])
     plot(by_precision, steps, path)
     return {

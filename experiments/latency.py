@@ -56,20 +56,23 @@ def latency(
     device, dtype = fabric.device, DTYPES[precision]
     clock = Clock(device, dtype, seconds, with_peak=False)
     decoder.to(device, dtype).eval()
-    rows = []
+    samplers = {steps: sampler(num_steps=steps) for steps in num_steps}
+    operations = {}  # counted before anything is measured, as the sizes are checked
     for name, net in networks.items():
         decoder.check_sizes(net.codebook_size, net.num_tokens)
+        operations[name] = {steps: sampling_flops(net, by) / 1e9 for steps, by in samplers.items()}
+    rows = []
+    for name, net in networks.items():
         tell(f"{name}: {', '.join(map(str, num_steps))} steps")
         net.to(device, dtype).eval()
-        samplers = {steps: sampler(num_steps=steps) for steps in num_steps}
         generations = {steps: Generation(net, by, batch_size, device) for steps, by in samplers.items()}
         works = {str(steps): _images_of(generation, decoder) for steps, generation in generations.items()}
         measured = clock.compare(works)
         rows += [
             {"network": name, "num_steps": steps, "seconds": measured[str(steps)]}
             | {"images_per_second": batch_size / measured[str(steps)]}
-            | {"gflop_per_image_without_decoder": sampling_flops(net, by) / 1e9}
-            for steps, by in samplers.items()
+            | {"gflop_per_image_without_decoder": gflop}
+            for steps, gflop in operations[name].items()
         ]
         net.to("meta")  # frees the memory for the next one
     table = pd.DataFrame(rows)

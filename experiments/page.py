@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from enat.checkpoints.hub import find_weights
 from enat.checkpoints.saving import describe
 from enat.checkpoints.weights import read_file
+from enat.errors import InputError
 from enat.pipeline import Pipeline
 from enat.sampler import Sampler
 from experiments.runtime.checkpoint import Checkpoint
@@ -39,8 +40,16 @@ def page(
         `address` of the page, and what is known of the weights.
 
     Raises:
-        InputError: without gradio, and for a port that can't be used.
+        InputError: without gradio, for several processes, for a precision that the page can't draw in, and for a port
+            that can't be used.
     """
+    if checkpoint.processes.size > 1:
+        raise InputError("task=page: expected a single process; start it with python, and not with torchrun or srun.")
+    if not str(checkpoint.facts["network_precision"]).endswith("-true"):
+        raise InputError(
+            f"fabric.precision={checkpoint.facts['network_precision']}: the page casts the weights once; expected "
+            "32-true, bf16-true or 16-true."
+        )
     path = find_weights(str(weights))
     described = describe(read_file(path), path) | {"settings": dict(settings)}
     parts = (checkpoint.net, sampler, checkpoint.tokenizer)

@@ -73,6 +73,8 @@ class Clock:
         work()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - begun
 
     def utilization(self, flops: float, seconds: float) -> float:

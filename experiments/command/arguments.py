@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,12 @@ positive = whole(1)
 seed = whole(0, 2**32 - 1)
 border = whole(0, 1024)  # the width of a border in pixels
 port = whole(0, 65535)  # 0 is any that is free
+
+
+def path(text: str) -> str:
+    """Reads a path, in which `~` stands for the home folder; a shell leaves it as it is in `--output=~/x`."""
+    given = Path(text)
+    return str(given.expanduser()) if given.parts[:1] == ("~",) else text
 
 
 def share(text: str) -> float:

@@ -27,23 +27,25 @@ def refuse_too_many(num_classes: int, per_class: int, argument: str) -> None:
         )
 
 
-def refuse_other_settings(files: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Refuses to replace files that were drawn with other settings, or by something else.
+def prepare(folder: Path, files: Mapping[Path, Mapping[str, Any]]) -> set[Path]:
+    """Makes a folder for images, and returns which of them are not there yet.
 
     Args:
+        folder: of the images.
         files: for each file, what is written into it beside the image.
 
     Raises:
-        InputError: naming the first of them.
+        InputError: naming the first file that was drawn with other settings, or by something else.
     """
+    missing = {path for path in files if not path.exists()}
     for path, wanted in files.items():
-        if path.exists() and read_facts(path) != json.loads(json.dumps(wanted)):
+        if path not in missing and read_facts(path) != json.loads(json.dumps(wanted)):
             raise InputError(f"{path}: this file exists and is of other settings; expected another --output DIR.")
+    folder.mkdir(parents=True, exist_ok=True)  # before any image is drawn, for it may fail
+    return missing
 
 
-def write_images(files: Mapping[Path, Mapping[str, Any]], images: Sequence[Image.Image], folder: Path) -> None:
-    """Writes images into a folder, in the order of the files, and says so."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for (path, wanted), image in zip(files.items(), images, strict=True):
+def write_images(files: Sequence[tuple[Path, Mapping[str, Any]]], images: Sequence[Image.Image]) -> None:
+    """Writes images to their files, with what is to be written beside each."""
+    for (path, wanted), image in zip(files, images, strict=True):
         write_png(path, image, wanted)
-    print(f"{counted(len(images), 'image')} in {folder}")

@@ -29,6 +29,9 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == command:
             importlib.import_module(f"experiments.command.{name}").add_arguments(sub)
+            places = [str(action.metavar) for action in sub._actions if not action.option_strings]
+            # As argparse would write it, with these in the end, an option that takes several words takes them, too.
+            sub.usage = " ".join([sub.prog, *places, "[OPTION ...]"])
     return parser
 
 

@@ -7,7 +7,7 @@ import enat
 from experiments.command.arguments import OF_WEIGHTS, device, port
 from experiments.web.launching import serve
 
-FLAGS = OF_WEIGHTS
+FLAGS = {**OF_WEIGHTS, "port": "--port"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,9 @@ def run(arguments: argparse.Namespace) -> None:
     """
     model = enat.load(arguments.weights, arguments.tokenizer, arguments.device)
     options = [f"weights={arguments.weights}"]
+    if model.description["weights_kind"] == "official":  # such a file does not say its experiment to run.py
+        size, side = "l" if model.net.encoder_depth == 22 else "b", 512 if model.net.num_tokens == 1024 else 256
+        options.insert(0, f"experiment=enat_{size}_{side}")
     if arguments.tokenizer is not None:
         options.append(f"tokenizer.weights={arguments.tokenizer}")
     serve(model, shlex.join(options), arguments.host, arguments.port)

@@ -7,10 +7,10 @@ from pathlib import Path
 import enat
 from enat.building import MAX_OF_OPTION
 from enat.errors import counted
-from enat.generation import UNCONDITIONAL, draw_batches, find_class_ids
-from enat.images import file_name, to_pil, write_png
-from experiments.command.arguments import OF_WEIGHTS, as_typed, device, positive, seed, whole
-from experiments.command.files import refuse_other_settings, refuse_too_many
+from enat.generation import UNCONDITIONAL, batches_of, find_class_ids, sample_batches
+from enat.images import file_name, to_pil
+from experiments.command.arguments import OF_WEIGHTS, as_typed, device, path, positive, seed, whole
+from experiments.command.files import prepare, refuse_too_many, write_images
 
 FLAGS = {**OF_WEIGHTS, "classes": "--classes", "num_steps": "--steps", "guidance_scale": "--guidance"}
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", metavar="CLASS", help="ids or names, or unconditional (default: all)")
     add("--images-per-class", type=positive, default=1, metavar="N", help="images of each class (default: 1)")
     add("--seed", type=seed, default=0, help="of the noise (default: 0)")
-    add("--output", default="samples", metavar="DIR", help="folder of the images (default: samples)")
+    add("--output", type=path, default="samples", metavar="DIR", help="folder of the images (default: samples)")
     add(
         "--steps",
         type=whole(1, MAX_OF_OPTION["num_steps"]),
@@ -47,21 +47,20 @@ def run(arguments: argparse.Namespace) -> None:
     class_ids = list(dict.fromkeys(find_class_ids(as_typed(arguments.classes, model.class_names), model.class_names)))
     names = [*model.class_names, UNCONDITIONAL]
     refuse_too_many(len(class_ids), arguments.images_per_class, "--images-per-class")
-    pictures = [(class_id, number) for class_id in class_ids for number in range(arguments.images_per_class)]
+    batches = batches_of(class_ids, arguments.images_per_class)
     folder = Path(arguments.output)
     facts = {"seed": arguments.seed, **model.facts()}
     files = {
-        folder / file_name(one, names, arguments.seed): {**facts, "class": names[one[0]], "number": one[1]}
-        for one in pictures
+        one: (folder / file_name(one, names, arguments.seed), {**facts, "class": names[one[0]], "number": one[1]})
+        for batch in batches
+        for one in batch
     }
-    refuse_other_settings(files)
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = {one: file for one, file in zip(pictures, files, strict=True) if not file.exists()}
-    if missing:
-        parts = (model.net, model.sampler, model.tokenizer, list(missing))
-        drawn = (one for images, _ in draw_batches(*parts, arguments.seed, _show_progress) for one in to_pil(images))
-        for file, image in zip(missing.values(), drawn, strict=True):
-            write_png(file, image, files[file])
+    missing = prepare(folder, dict(files.values()))
+    # Whole batches are drawn again, for sums may be rounded otherwise in a smaller one.
+    rest = [batch for batch in batches if any(files[one][0] in missing for one in batch)]
+    parts = (model.net, model.sampler, model.tokenizer)
+    for batch, (images, _) in zip(rest, sample_batches(*parts, rest, arguments.seed, _show_progress), strict=True):
+        write_images([files[one] for one in batch], to_pil(images))
     print(f"{counted(len(files), 'image')} in {folder}")
 
 

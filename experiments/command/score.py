@@ -16,7 +16,7 @@ from enat.metrics.evaluation import Evaluation
 from enat.metrics.scores import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
 from enat.metrics.view import OnView
 from enat.processes import Processes
-from experiments.command.arguments import device, positive
+from experiments.command.arguments import device, path, positive
 from experiments.reporting.scores import notes_on, print_scores
 
 WEIGHTS = "assets/weights-inception-2015-12-05-6726825d.pth"
@@ -27,11 +27,13 @@ FLAGS = {"reference.path": "--reference", "features.weights": "--weights", "feat
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
-    parser.add_argument("images", metavar="DIR", help="a folder of images, or an .npz file with arr_0")
-    parser.add_argument("--reference", required=True, metavar="FILE_OR_DIR", help="real images, or statistics of them")
+    parser.add_argument("images", type=path, metavar="DIR", help="a folder of images, or an .npz file with arr_0")
+    parser.add_argument(
+        "--reference", type=path, required=True, metavar="FILE_OR_DIR", help="real images, or statistics of them"
+    )
     parser.add_argument("--features", default="inception", choices=["inception", "lite0"], help="default: inception")
-    parser.add_argument("--weights", default=WEIGHTS, metavar="FILE", help=f"of Inception (default: {WEIGHTS})")
-    parser.add_argument("--protocol", default="enat", choices=sorted(PROTOCOLS), help="of Inception (default: enat)")
+    parser.add_argument("--weights", type=path, metavar="FILE", help=f"of Inception (default: {WEIGHTS})")
+    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="of Inception (default: enat)")
     parser.add_argument("--resolution", type=positive, metavar="SIDE", help="crops images in folders to this side")
     parser.add_argument("--device", type=device, default="cpu", help="where features are computed (default: cpu)")
 
@@ -85,8 +87,12 @@ def _reference(arguments: argparse.Namespace) -> Any:
 def _features(arguments: argparse.Namespace) -> Any:
     """Makes the feature network, whose weights are read without running code in them."""
     if arguments.features == "lite0":
+        for name in ("weights", "protocol"):
+            if getattr(arguments, name) is not None:
+                raise InputError(f"--{name} is for --features inception; expected lite0 without it.")
         return Lite0Features(weights=None, side=160)
-    return inception.InceptionFeatures(arguments.weights, {arguments.protocol: PROTOCOLS[arguments.protocol]})
+    protocol = arguments.protocol or "enat"
+    return inception.InceptionFeatures(arguments.weights or WEIGHTS, {protocol: PROTOCOLS[protocol]})
 
 
 def _scores(features: str) -> dict[str, OnView]:

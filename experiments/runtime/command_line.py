@@ -171,8 +171,8 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None
     if memory := _exhausted_memory(error):
         return (
             f"the memory of {memory} is not enough ({str(error).partition('. ')[0]}). Fewer images at a time need less: "
-            "more trainer.accumulate_grad_batches in training, metrics.evaluation.batch_size for scores, batch_size in "
-            "task=sample.",
+            "a larger trainer.accumulate_grad_batches in training, a smaller metrics.evaluation.batch_size for scores, "
+            "a smaller batch_size in task=sample.",
             1,
         )
     if isinstance(error, RuntimeError) and "for the MPS device" in str(error):

@@ -23,6 +23,7 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     os.environ["GRADIO_TEMP_DIR"] = str(own_folder())
+    os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}  # gradio asks whether the page is there, which no proxy can tell
     try:
         import gradio as gr
     except ModuleNotFoundError as error:
@@ -66,7 +67,9 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
             app_kwargs={"middleware": checks},
         )
     except OSError as error:
-        raise InputError(f"port={port}: can't be used on {host}; expected another port.") from error
+        raise InputError(
+            f"port={port}: can't be used on {host}; expected another port, or as the host an address of this machine."
+        ) from error
     return blocks
 
 

@@ -278,11 +278,3 @@ def test_the_content_of_a_file_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     assert source.content(numbers) != before
     assert listing_sha256(tmp_path, find_images(tmp_path)[0]) != listed_before
-
-
-def test_a_system_that_does_not_say_which_cores_a_process_may_use(tmp_path, monkeypatch):
-    """macOS has no `sched_getaffinity`."""
-    monkeypatch.delattr("os.sched_getaffinity")
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    assert FolderImages(str(tmp_path), None, 1).num_workers == 1

@@ -135,6 +135,32 @@ def test_task(command, tmp_path):
     assert (wrong.status, "precisions[0]=float8: expected" in wrong.err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["task=benchmark", "+preset=autonat"], "curves.num_steps=[4, 8, 16, 32]: mask_schedule="),
+        (["task=benchmark", "order@sampler.order=entropy_bound"], "operations can't be counted ahead"),
+        (["task=latency", "order@sampler.order=entropy_bound"], "operations can't be counted ahead"),
+        (["task=latency", "~networks.enat_b", "networks.enat_l.num_tokens=64"], "the tokenizer has 1024 and 256"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is(command, monkeypatch, tmp_path, options, sentence):
+    monkeypatch.setattr(workload.Clock, "compare", lambda *_: pytest.fail("measured for nothing"))
+    for name in ("enat_s", "enat_l", "enat_b") if "task=latency" in options else ():
+        if f"~networks.{name}" not in options:
+            options = [*options, f"networks.{name}.width=32", f"networks.{name}.num_heads=4"]
+    outcome = command("experiment=debug", *options, f"output={tmp_path}/x")
+    assert (outcome.status, sentence in outcome.err) == (1, True)
+
+
+def test_the_clock_waits_for_gpus_of_apple(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(True))
+    clock = Clock(torch.device("mps"), torch.float32, 0.0, with_peak=False)
+    clock.time(lambda: None)
+    assert len(waited) == 4
+
+
 @pytest.mark.slow
 def test_latency(command, tmp_path):
     """A row for each network and number of steps, with the decoder; a network that does not fit it is refused."""

@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 import enat
-from enat import generation
-from enat.generation import sample_images
+from enat.errors import InputError
 from enat.images import read_facts
-from experiments.command import page
+from experiments.command import page, sample
 from experiments.command.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +96,107 @@ def test_a_page_takes_a_tokenizer(folder, tmp_path, monkeypatch):
     assert model.generate("ant")[0].tobytes() == expected
 
 
+def test_a_stopped_command_goes_on(folder, tmp_path, monkeypatch, capsys):
+    """Images are written as they are drawn; those that are there are not drawn again."""
+    given = ["sample", str(folder), "--classes", "bee", "--images-per-class", "20", "--steps", "2", "--output"]
+    assert main([*given, str(tmp_path / "at_once")]) == 0
+    calls = []
+
+    def stop(done, total):
+        calls.append((done, total))
+        if done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "_show_progress", stop)
+    assert main([*given, str(tmp_path / "x")]) == 130
+    assert len(list((tmp_path / "x").iterdir())) == 16
+    monkeypatch.setattr(sample, "_show_progress", lambda done, total: calls.append((done, total)))
+    calls.clear()
+    for expected in ([(0, 2), (1, 2), (2, 2)], [(0, 0)]):
+        assert main([*given, str(tmp_path / "x")]) == 0
+        assert calls == expected
+        calls.clear()
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("at_once", "x")
+    )
+    assert first == second
+
+
+def test_the_home_folder(folder, tmp_path, monkeypatch):
+    """A shell leaves `~` as it is after a dash and a name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["sample", str(folder), "--classes", "bee", "--steps", "1", "--output=~/x"]) == 0
+    assert len(list((tmp_path / "home" / "x").iterdir())) == 1
+    assert not Path("~").exists()
+
+
+def test_the_order_of_arguments_is_shown(capsys):
+    """An option that takes several words takes what comes after it."""
+    with pytest.raises(SystemExit):
+        main(["sample", "--classes", "bee", "FOLDER"])
+    assert "usage: enat sample FOLDER [OPTION ...]\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["weights", "protocol"])
+def test_options_of_inception_are_refused_with_lite0(option, tmp_path, capsys):
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    given = [str(tmp_path), "--reference", str(tmp_path), "--features", "lite0", f"--{option}", "clean"]
+    assert main(["score", *given]) == 2
+    assert f"--{option} is for --features inception; expected lite0 without it." in capsys.readouterr().err
+
+
+def test_the_page_of_an_official_file_names_its_experiment(folder, monkeypatch):
+    """Without it, the command that the page shows is refused."""
+    served = []
+    model = enat.load(folder)
+    model.description["weights_kind"] = "official"
+    monkeypatch.setattr(enat, "load", lambda *_: model)
+    monkeypatch.setattr(page, "serve", lambda model, given, *_: served.append(given))
+    for encoder_depth, num_tokens in ((22, 256), (22, 1024), (15, 256)):
+        model.net.encoder_depth, model.net.num_tokens = encoder_depth, num_tokens
+        assert main(["page", "FILE", "--tokenizer", "VQGAN"]) == 0
+    experiments = [given.split()[0] for given in served]
+    assert experiments == ["experiment=enat_l_256", "experiment=enat_l_512", "experiment=enat_b_256"]
+
+
+def test_a_port_in_use_is_told_in_the_words_of_the_command(folder, monkeypatch, capsys):
+    def serve(*_):
+        raise InputError("port=7860: can't be used on 127.0.0.1; expected another port.")
+
+    monkeypatch.setattr(page, "serve", serve)
+    assert main(["page", str(folder)]) == 2
+    assert "enat: error: --port 7860: can't be used" in capsys.readouterr().err
+
+
+def test_edits_are_written_class_by_class(folder, picture, tmp_path, monkeypatch):
+    given = ["edit", str(folder), str(picture), "--classes", "bee", "ant", "--output", str(tmp_path / "x")]
+    drawn = []
+    own = enat.pipeline.Pipeline.edit
+
+    def draw(model, image, class_id, *rest, **options):
+        drawn.append(class_id)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return own(model, image, class_id, *rest, **options)
+
+    monkeypatch.setattr(enat.pipeline.Pipeline, "edit", draw)
+    assert main(given) == 130
+    assert len(list((tmp_path / "x").iterdir())) == 1
+    assert main(given) == 0
+    assert drawn == [1, 0, 0]
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(folder, picture, tmp_path, monkeypatch, capsys):
+    (tmp_path / "x").touch()
+    monkeypatch.setattr("enat.generation.sample_images", lambda *_: pytest.fail("drawn for nothing"))
+    monkeypatch.setattr(enat.pipeline.Pipeline, "edit", lambda *_, **__: pytest.fail("drawn for nothing"))
+    for command in (["sample", str(folder)], ["edit", str(folder), str(picture)]):
+        assert main([*command, "--output", str(tmp_path / "x")]) == 2
+        assert "x: File exists." in capsys.readouterr().err
+
+
 def test_files_are_never_replaced_by_others(folder, tmp_path, capsys):
     draw = ["sample", str(folder), "--classes", "ant", "--output", str(tmp_path / "x")]
     assert main(draw) == main(draw) == 0  # the same again
@@ -109,31 +209,6 @@ def test_files_are_never_replaced_by_others(folder, tmp_path, capsys):
     path.write_text("a user's file")
     assert main(draw) == 2
     assert path.read_text() == "a user's file"
-
-
-def test_a_command_that_was_stopped_goes_on(folder, tmp_path, capsys, monkeypatch):
-    """Each batch is written when it is drawn, and is not drawn again."""
-    draw = ["sample", str(folder), "--classes", "ant", "bee", "--images-per-class", "9", "--output"]
-    assert main([*draw, str(tmp_path / "whole")]) == 0
-    drawn = []
-
-    def sample(*arguments):
-        drawn.append(len(arguments[3]))
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        return sample_images(*arguments)
-
-    monkeypatch.setattr(generation, "sample_images", sample)
-    assert main([*draw, str(tmp_path / "stopped")]) == 130
-    assert len(list((tmp_path / "stopped").iterdir())) == 16
-    assert main([*draw, str(tmp_path / "stopped")]) == 0
-    assert drawn == [16, 2, 2]
-    images = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "stopped")]
-    assert images[0] == images[1]
-    capsys.readouterr()
-    assert main([*draw, str(tmp_path / "whole")]) == 0
-    assert drawn == [16, 2, 2]
-    assert capsys.readouterr().out == f"18 images in {tmp_path}/whole\n"
 
 
 @pytest.mark.parametrize("number", ["50001", "1000000000000"])

@@ -221,6 +221,15 @@ def test_only_this_machine_and_no_telemetry(server):
     assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)', page)
 
 
+def test_a_proxy_of_the_machine_is_not_asked(model, monkeypatch):
+    """Gradio asks whether its page is there; the proxy of a company does not know it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    launching.launch(model, "", port=0).close()
+
+
 def test_a_port_in_use_is_told(server, model):
     with pytest.raises(enat.errors.InputError, match=f"port={server.server_port}: can't be used on 127.0.0.1"):
         launching.launch(model, "", port=server.server_port)
