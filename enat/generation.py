@@ -262,8 +262,7 @@ def sample_batches(
         net, sampler, tokenizer, seed: see `sample_images`.
         batches: of `batches_of`.
         on_progress: is called at the start of each step, and in the end, with the number of steps that are done and
-            the number of all. Each batch of images takes the steps of the sampler. With an order that draws images one
-            at a time, it is called once a batch.
+            the number of all. With an order that draws images one at a time, it is called once a batch.
     """
     total = len(batches) * sampler.num_steps
     for place, wanted in enumerate(batches):

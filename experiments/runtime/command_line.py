@@ -170,9 +170,9 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> tuple[str | None
         return f"logger=wandb: {error}; `wandb login` signs in, and logger.wandb.offline=true needs no account.", 1
     if memory := _exhausted_memory(error):
         return (
-            f"the memory of {memory} is not enough ({str(error).partition('. ')[0]}). Fewer images at a time need less: "
-            "a larger trainer.accumulate_grad_batches in training, a smaller metrics.evaluation.batch_size for scores, "
-            "a smaller batch_size in task=sample.",
+            f"the memory of {memory} is not enough ({str(error).partition('. ')[0]}). Fewer images at a time need "
+            "less: a larger trainer.accumulate_grad_batches in training, a smaller metrics.evaluation.batch_size for "
+            "scores, a smaller batch_size in task=sample.",
             1,
         )
     if isinstance(error, RuntimeError) and "for the MPS device" in str(error):
