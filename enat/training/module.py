@@ -74,8 +74,8 @@ class AveragedModule(L.LightningModule):
             schedule = config.scheduler
             if isinstance(schedule, OneCycleLR) and schedule.total_steps < trainer.max_steps:
                 raise InputError(
-                    f"module.scheduler.total_steps={schedule.total_steps}: expected at least "
-                    f"trainer.max_steps={trainer.max_steps}, for this schedule can't be stepped further."
+                    f"module.scheduler: total_steps={schedule.total_steps} of OneCycleLR is less than "
+                    f"trainer.max_steps={trainer.max_steps}; expected at least as many."
                 )
             if not isinstance(schedule, LambdaLR):  # others have the end that their checkpoint says
                 continue

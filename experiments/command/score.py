@@ -81,7 +81,12 @@ def _reference(arguments: argparse.Namespace) -> Any:
     path = arguments.reference
     if not Path(path).exists():
         raise InputError(f"--reference {path}: there is no such file or folder.")
-    return _images(path, f"--reference {path}", arguments.resolution) if Path(path).is_dir() else StatisticsFile(path)
+    if Path(path).is_dir():
+        return _images(path, f"--reference {path}", arguments.resolution)
+    try:
+        return StatisticsFile(path)
+    except InputError as error:
+        raise InputError(str(error).replace("path=", "--reference ", 1)) from error
 
 
 def _features(arguments: argparse.Namespace) -> Any:
