@@ -441,7 +441,7 @@ def test_debug_shows_the_traceback(command, tmp_path):
         (
             "OneCycleLR",
             ["+module.scheduler.max_lr=0.1", "+module.scheduler.total_steps=3"],
-            "module.scheduler: total_steps=3 of OneCycleLR is less than trainer.max_steps=4; expected at least as many.",
+            "module.scheduler: total_steps=3 of OneCycleLR is less than trainer.max_steps=4; expected at",
         ),
         ("ReduceLROnPlateau", [], "module.scheduler: ReduceLROnPlateau has no value to watch here"),
     ],

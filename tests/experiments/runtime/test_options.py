@@ -369,8 +369,26 @@ UNUSED = "this changes nothing, since this task does not use it; expected the co
         (["metrics=none", "scores.fid.view=spatial"], "since there are no scores; "),
         (["task=statistics", "features=lite0", "protocol=[adm]"], "expected features=inception or the command without"),
         (["task=statistics", "reference=images"], f"with task=statistics, {UNUSED}"),
-        (["task=sample", "metrics=inception", "reference.path=x"], f"with task=sample, {UNUSED}"),
+        (["task=sample", "reference.path=x"], f"with task=sample, {UNUSED}"),
         (["-m", "seed=1", "reference.path=x"], OWN),
+        (["task=evaluate", "trainer.max_steps=5"], f"with task=evaluate, {UNUSED}"),
+        (["task=evaluate", "logger=tensorboard"], UNUSED),
+        (["task=evaluate", "callbacks.sample_grid.images_per_class=2"], UNUSED),
+        (
+            ["task=evaluate", "trainer.precision=bf16-mixed"],
+            "task does not use it; expected fabric.precision=bf16-mixed",
+        ),
+        (["task=score", "scored.path=x", "metrics.evaluation.num_images=50"], "it scores all images that there are"),
+        (
+            ["task=edit", "image=x", "weight=0.2"],
+            "since other=null, so that no tokens are mixed in; expected other=FILE",
+        ),
+        (["task=tokenize", "images=x.npy", "views=plain"], "since a token cache has its views"),
+        (["task=tokenize", "images=x", "num_classes=2"], "since it is for a train.npy, and images have the classes of"),
+        (
+            ["experiment=from_images", "images=x", "trainer.max_steps=5"],
+            "an option of one of them, such as '+more.tokenizer=\"trainer.max_steps=5\"'.",
+        ),
     ],
 )
 def test_options_that_change_nothing_are_refused(command, tmp_path, arguments, expected):
