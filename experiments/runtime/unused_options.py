@@ -14,8 +14,8 @@ from experiments.runtime.places import FOLDERS, names_reached
 # Parts of the configuration whose groups have other names, by the name of the group.
 PARTS = {"protocol": "protocols", "score": "scores"}
 OF_SCORES = ("reference", "protocols", "scores")
-# Options of every task, or that decide how a configuration is composed.
-OF_ALL = ("hydra", "name", "seed", "output", "resume", "objective", "debug", "weights", "data.shards")
+# Options of a part that decide how a configuration is composed, whatever the task.
+OF_ALL = ("data.shards",)
 OWN = "metrics.evaluation.reference"
 DECIDE = ("task", "experiment", "metrics", "features")  # groups that say which of these parts are used
 FEATURES = "features@metrics.evaluation.features"
@@ -45,10 +45,13 @@ def refuse_unused_options(
             continue
         place = override.package or override.key_or_group.replace("/", ".")
         place = PARTS.get(place, place)
-        if override.is_delete() or place in OF_ALL or part_of(content, place.partition(".")[0]) is None:
-            continue  # the last is a group, such as `experiment`, whose choices set options of any part
+        if override.is_delete() or place in OF_ALL or place.startswith("hydra."):
+            continue
+        # A choice of a group that is no part, such as `experiment`, sets options of any part; a task has its own
+        # options at the top.
+        is_part = isinstance(part_of(content, place.partition(".")[0]), dict)
         is_used = any(f"{name}.".startswith(f"{place}.") or f"{place}.".startswith(f"{name}.") for name in reached)
-        if is_used and not _is_idle(content, choices["task"], place):
+        if (is_used or not is_part) and not _is_idle(content, choices["task"], place):
             continue
         cause, reason, expected = _explain(content, override.input_line, place, reached, choices)
         raise InputError(
