@@ -16,6 +16,7 @@ PARTS = {"protocol": "protocols", "score": "scores"}
 OF_SCORES = ("reference", "protocols", "scores")
 # Options of a part that decide how a configuration is composed, whatever the task.
 OF_ALL = ("data.shards",)
+IN_SETTINGS = {"export": ("module", "sampler", "tokenizer")}  # parts that a task takes as settings, by its name
 OWN = "metrics.evaluation.reference"
 DECIDE = ("task", "experiment", "metrics", "features")  # groups that say which of these parts are used
 FEATURES = "features@metrics.evaluation.features"
@@ -38,7 +39,7 @@ def refuse_unused_options(
         InputError: naming the option, the choice because of which it changes nothing, and what does.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
-    reached = set(names_reached(content, "task", set()))
+    reached = {*names_reached(content, "task", set()), *IN_SETTINGS.get(choices["task"], ())}
     is_of_all = any(name.partition("@")[0] in DECIDE for name in varied)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if is_of_all and override.get_key_element().lstrip("+") not in varied:
@@ -53,7 +54,7 @@ def refuse_unused_options(
         is_used = any(f"{name}.".startswith(f"{place}.") or f"{place}.".startswith(f"{name}.") for name in reached)
         if (is_used or not is_part) and not _is_idle(content, choices["task"], place):
             continue
-        cause, reason, expected = _explain(content, override.input_line, place, reached, choices)
+        cause, reason, expected = _explain(content, str(override.input_line), place, reached, choices)
         raise InputError(
             f"{override.input_line}: with {cause}, this changes nothing, since {reason}; expected {expected}."
         )
