@@ -9,11 +9,11 @@ import yaml
 from enat.errors import InputError
 from enat.files import EXPECTED, MAX_SETTINGS, read_text, values_of
 
-SLURM_JOB = "slurm_job_id.txt"  # the SLURM job that trains in a folder
+SLURM_JOB = "slurm_job_id.txt"  # the SLURM job that works in a folder
 
 
 def is_of_requeued_job(folder: Path) -> bool:
-    """Says whether this is a SLURM job that was put into the queue again, and has trained in a folder before."""
+    """Says whether this is a SLURM job that was put into the queue again, and has worked in a folder before."""
     job = os.environ.get("SLURM_JOB_ID")
     record = folder / SLURM_JOB
     is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"

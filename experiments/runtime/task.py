@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import os
 import typing
 import warnings
 from pathlib import Path
@@ -38,7 +39,7 @@ from experiments.runtime.lock import lock
 from experiments.runtime.multirun import JobError, is_job, launcher_starts_processes, objectives, run_job
 from experiments.runtime.provenance import options_that_matter, provenance
 from experiments.runtime.ranks import processes
-from experiments.runtime.run_files import read_settings
+from experiments.runtime.run_files import SLURM_JOB, read_settings
 from experiments.runtime.type_hints import check_value
 from experiments.runtime.unused_options import refuse_unused_options
 
@@ -163,6 +164,8 @@ def _results(config: DictConfig, output: Path) -> dict[str, Any]:
     parameters = inspect.signature(task.called).parameters
     arguments = build(task.arguments)
     arguments |= {name: value for name, value in extra.items() if name in parameters}
+    if "SLURM_JOB_ID" in os.environ:
+        rank_zero_only(write_atomically)(output / SLURM_JOB, os.environ["SLURM_JOB_ID"].encode())
     results: dict[str, Any] = task.called(**arguments)
     origin = {"seed": config.seed, **provenance()}
     results |= {name: value for name, value in origin.items() if name not in results}  # a finished run keeps its own

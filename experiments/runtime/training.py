@@ -1,6 +1,5 @@
 """Trainers: what `task=train` and `task=train_tokenizer` have in common."""
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -28,7 +27,6 @@ from experiments.runtime.launch import (
 )
 from experiments.runtime.multirun import is_job
 from experiments.runtime.provenance import commit
-from experiments.runtime.run_files import SLURM_JOB
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")  # by name
 NEEDED = ("max_steps", "val_check_interval", "check_val_every_n_epoch", "use_distributed_sampler")
@@ -206,8 +204,6 @@ def record_settings(
         if (folder / "results.json").exists():  # of fewer steps, or of other scores
             (folder / "results.json").replace(folder / "results_before.json")
         write_atomically(folder / "config.yaml", yaml.safe_dump(dict(composition), sort_keys=False).encode())
-        if "SLURM_JOB_ID" in os.environ:
-            write_atomically(folder / SLURM_JOB, os.environ["SLURM_JOB_ID"].encode())
     for log in fitter.loggers:
         log.log_hyperparams({**settings, "commit": commit()})
 

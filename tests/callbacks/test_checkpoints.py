@@ -251,6 +251,15 @@ def test_a_requeued_job_goes_on_where_it_began_anew(command, monkeypatch, ignore
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3"]
 
 
+def test_a_requeued_job_of_another_task_goes_on_too(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    draw = ["task=sample", f"weights={ROOT}/examples/emoji", "classes=[face]", "images_per_class=1", "resume=false"]
+    for _ in range(2):
+        assert command(*draw, f"output={tmp_path}/drawn").status == 0
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
+
+
 def test_a_run_that_fails_leaves_no_handler_of_signals(command, ignored, tmp_path):
     """The next job of a multirun would have it, in which nothing looks at its flag."""
     assert command(*TRAINING, "callbacks.checkpoint.monitor=val/nothing", f"output={tmp_path}").status == 1
