@@ -14,8 +14,9 @@ from experiments.runtime.places import FOLDERS, names_reached
 # Parts of the configuration whose groups have other names, by the name of the group.
 PARTS = {"protocol": "protocols", "score": "scores"}
 OF_SCORES = ("reference", "protocols", "scores")
-# Options of a part that decide how a configuration is composed, whatever the task.
-OF_ALL = ("data.shards",)
+PRECISION = "trainer.precision"
+# What is refused beside weights: such a command may be that of the training, whose other options don't matter.
+WITH_WEIGHTS = (*OF_SCORES, "logger", PRECISION)
 IN_SETTINGS = {"export": ("module", "sampler", "tokenizer")}  # parts that a task takes as settings, by its name
 OWN = "metrics.evaluation.reference"
 DECIDE = ("task", "experiment", "metrics", "features")  # groups that say which of these parts are used
@@ -46,13 +47,15 @@ def refuse_unused_options(
             continue
         place = override.package or override.key_or_group.replace("/", ".")
         place = PARTS.get(place, place)
-        if override.is_delete() or place in OF_ALL or place.startswith("hydra."):
+        root = place.partition(".")[0]
+        is_of_training = content.get("weights") is not None and not {root, place}.intersection(WITH_WEIGHTS)
+        if override.is_delete() or root == "hydra":
             continue
         # A choice of a group that is no part, such as `experiment`, sets options of any part; a task has its own
         # options at the top.
-        is_part = isinstance(part_of(content, place.partition(".")[0]), dict)
+        is_part = isinstance(part_of(content, root), dict)
         is_used = any(f"{name}.".startswith(f"{place}.") or f"{place}.".startswith(f"{name}.") for name in reached)
-        if (is_used or not is_part) and not _is_idle(content, choices["task"], place):
+        if (is_used or is_of_training or not is_part) and not _is_idle(content, choices["task"], place):
             continue
         cause, reason, expected = _explain(content, str(override.input_line), place, reached, choices)
         raise InputError(
@@ -118,6 +121,6 @@ def _explain_task(content: Any, option: str, place: str, reached: set[str], task
         stage = next(iter(content["stages"]), "STAGE")
         reason = f"it runs other commands ({', '.join(content['stages'])}), each with options of its own"
         expected = f"an option of one of them, such as '+more.{stage}=\"{option}\"'"
-    if place == "trainer.precision" and "fabric.precision" in reached:
+    if place == PRECISION and "fabric.precision" in reached:
         expected = f"fabric.precision={option.partition('=')[2]}"
     return f"task={task}", reason, expected

@@ -42,7 +42,7 @@ def test_a_study_is_run_once_and_a_failure_is_told(sweep, tmp_path):
     first = sweep(*options)
     assert first.status == 1
     assert (
-        "module.net: width=32: expected a multiple of num_heads=5. The same command runs what is missing." in first.err
+        "module.net.width=32: expected a multiple of num_heads=5. The same command runs what is missing." in first.err
     )
     assert "Traceback" not in first.err
     jobs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/job.json")}

@@ -61,6 +61,7 @@ EXTRA = {  # what else a choice needs
     "task/statistics": ["scored.path=images"],
     "task/score": ["scored.path=images"],
     "scored/folder": ["task=score", "metrics=inception", "scored.path=images"],
+    "scored/cropped": ["task=score", "metrics=inception", "scored.path=images"],
     "scored/npz": ["task=score", "metrics=inception", "scored.path=images.npz"],
     "scored/shards": ["task=score", "metrics=inception", "scored.path=shards", "tokenizer=vqgan_tiny"],
     "reference/images": ["metrics=inception", "reference.path=images"],
