@@ -19,7 +19,8 @@ from enat.images import file_name, to_pil
 from enat.sampler import Sampler
 from experiments.runtime.checkpoint import Checkpoint
 from experiments.runtime.progress import ImageProgress
-from experiments.runtime.provenance import hardware, options_that_matter, sampler_settings
+from experiments.runtime.provenance import hardware, sampler_settings
+from experiments.runtime.run_files import options_that_matter
 from experiments.runtime.scoring import Unfinished
 
 MAX_ROWS = 16  # classes in the grid

@@ -21,7 +21,7 @@ from experiments.runtime.job_data import NAMES, sha256_at
 from experiments.runtime.ranks import processes
 
 ENTRY = Path(__file__).parent.parent / "run.py"
-STAGE = "stage.json"  # in the folder of a stage: the command, what it reads, and whether it has finished
+STAGE = "stage.json"  # in the folder of a stage: the command, its settings, what it reads, whether it has finished
 
 
 def run_command(options: Sequence[str]) -> int:
@@ -39,6 +39,15 @@ def run_command(options: Sequence[str]) -> int:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def settings_of(options: Sequence[str]) -> str | None:
+    """Returns the sha256 of all settings of `python run.py` with options; None if it refuses them.
+
+    The same options have other settings if a YAML file has changed, or a file that settings are taken from.
+    """
+    composed = subprocess.run([sys.executable, os.path.relpath(ENTRY), *options, "--cfg", "job"], capture_output=True)
+    return None if composed.returncode else sha256_of_bytes(composed.stdout)
 
 
 def is_of_user(path: str, output: Path) -> bool:
@@ -155,8 +164,12 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
         results_file = folder / "results.json"
         print(f"\nStage {number} of {len(stages)}, {name}: python run.py {shlex.join(command)}", flush=True)
         inputs = inputs_of(command)
-        record = {"command": command, "inputs": {name: own[0] for name, own in inputs.items()}, "finished": True}
-        earlier = {"finished": True, **read_record(stage_file)} if stage_file.exists() else {}
+        hashes = {name: own[0] for name, own in inputs.items()}
+        record = {"command": command, "settings": settings_of(command), "inputs": hashes, "finished": True}
+        # Records of older versions lack what is given first.
+        earlier = (
+            {"finished": True, "settings": record["settings"], **read_record(stage_file)} if stage_file.exists() else {}
+        )
         if earlier == record and results_file.exists():
             print("It is done already.")
         else:

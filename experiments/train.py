@@ -35,7 +35,7 @@ from experiments.runtime.scoring import score
 from experiments.runtime.training import (
     build_trainer,
     finish_logs,
-    record_settings,
+    recorded,
     refuse_other_places,
     trained,
     with_own_callbacks,
@@ -240,13 +240,12 @@ def train(
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished
-    record_settings(fitter, settings, composition, folder)
     nets = untrained_net(module.net, weights, tokenizer, start and started_from) if untrained else {}
     if start is not None:
         announce(*start, fitter.world_size, settings)
     elif started_from:
         print_start(started_from, data)
-    with trained(fitter, module, data, start and start[0], folder):
+    with recorded(fitter, settings, composition, folder), trained(fitter, module, data, start and start[0], folder):
         nets = {"this network": module.averaged_net, **nets}
         rows = score_all(fitter, nets, tokenizer, sampler, evaluation, held_out) if evaluation is not None else {}
         by_protocol = rows.pop("this network", {})

@@ -26,7 +26,7 @@ from experiments.runtime.scoring import score
 from experiments.runtime.training import (
     build_trainer,
     finish_logs,
-    record_settings,
+    recorded,
     refuse_other_places,
     trained,
     with_own_callbacks,
@@ -106,10 +106,9 @@ def train_tokenizer(
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
     if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
         return finished
-    record_settings(fitter, settings, composition, folder)
     if start is not None:
         announce(*start, fitter.world_size, settings)
-    with trained(fitter, module, data, start and start[0], folder):
+    with recorded(fitter, settings, composition, folder), trained(fitter, module, data, start and start[0], folder):
         device = fitter.strategy.root_device
         tokenizer = module.averaged_net.to(device).eval()
         quality = quality_of(tokenizer, held_out, device)

@@ -16,8 +16,7 @@ from enat.errors import InputError
 from enat.files import read_record
 from experiments.reporting.published import Published, published_row
 from experiments.runtime.multirun import JOB
-from experiments.runtime.provenance import options_that_matter
-from experiments.runtime.run_files import read_settings
+from experiments.runtime.run_files import options_that_matter, read_settings
 
 UNFINISHED = "not finished"
 MAX_INTEGER = 2**1000  # as a number with a fraction, a larger one is infinite

@@ -27,7 +27,7 @@ from enat.files import (
 )
 from experiments.runtime.lock import LOCK, lock
 from experiments.runtime.ranks import is_first
-from experiments.runtime.run_files import is_of_requeued_job
+from experiments.runtime.run_files import is_of_requeued_job, options_that_matter, read_settings
 
 JOB = "job.json"  # in the folder of a job
 FREE = {"resume", "debug", "trainer", "logger", "held_out_seeds"}  # options that may change when a job is run again
@@ -69,6 +69,7 @@ def run_job(
     weights: str | None,
     data: Mapping[str, str],
     study: str | None,
+    composition: Mapping[str, Any],
     work: Callable[[], dict[str, Any]],
     explain: Callable[[BaseException], str | None],
 ) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def run_job(
         weights: the file that the job reads, if any.
         data: hashes of the other files and folders that the job reads, by the names of the options.
         study: the study that the job is of, whose jobs all have to read the same weights; None outside of studies.
+        composition: the whole configuration, with its references.
         work: computes the results, and writes them into the folder.
         explain: puts an error into a sentence; gives None for an error that is not the user's.
 
@@ -89,7 +91,7 @@ def run_job(
         The results.
 
     Raises:
-        InputError: if the folder is another job's, or has results of other weights or data.
+        InputError: if the folder is another job's, or has results of other weights, data or settings.
         JobError: for any error of the work, and if another process is at work in the folder.
     """
     start_processes_as_usual()
@@ -103,6 +105,7 @@ def run_job(
         refuse_other_data(record, data)
         refuse_other_weights(sorted(output.parent.glob(f"*/{JOB}")) if study else [record], sha256)
         if is_done(output) and read_record(record).get("error") is None:
+            refuse_other_settings(output, composition)
             _print_on_first(f"{output}: done already.")
             return read_record(output / "results.json")
 
@@ -251,6 +254,25 @@ def refuse_other_data(record: Path, data: Mapping[str, str]) -> None:
     if not (record.exists() and record.with_name("results.json").exists()):
         return
     refuse_other_content(record.parent, read_record(record).get("data_sha256"), data, "results of other data", CHOICES)
+
+
+def refuse_other_settings(output: Path, composition: Mapping[str, Any]) -> None:
+    """Refuses to take results of other settings for those of a job: a YAML file may have changed since.
+
+    Raises:
+        InputError: naming the settings.
+    """
+    config = output / "config.yaml"
+    if config.exists():
+        earlier, now = (
+            {
+                name: value
+                for name, value in options_that_matter(each, "weights", "held_out_seeds").items()
+                if not name.startswith(("trainer.precision", "trainer.strategy"))
+            }
+            for each in (read_settings(config), composition)
+        )
+        refuse_other_work(output, earlier, now, "results of other settings", CHOICES)
 
 
 def objectives(names: list[str] | None, results: dict[str, Any]) -> float | tuple[float, ...] | None:

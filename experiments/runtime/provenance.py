@@ -13,22 +13,9 @@ import torch
 
 from data.credentials import without_credentials
 from enat.building import named
-from enat.files import by_full_name
 from experiments.runtime.ranks import is_of_torchrun, launched
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "scipy", "numpy", "pillow")
-
-
-# Parts of a configuration that say where and how a task runs, and not what it computes.
-PLACES = {"task", "output", "name", "logger", "resume", "debug", "objective"}
-PLACES |= {f"{part}.{option}" for part in ("trainer", "fabric") for option in ("accelerator", "devices", "num_nodes")}
-PLACES |= {"trainer.default_root_dir"}
-
-
-def options_that_matter(composition: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
-    """Returns the options that decide what a task computes, by full name, without the parts in `left_out`."""
-    parts = {name: value for name, value in composition.items() if name not in (*PLACES, *left_out)}
-    return {name: value for name, value in by_full_name(parts).items() if name not in PLACES}
 
 
 def commit() -> str | None:

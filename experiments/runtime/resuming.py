@@ -17,8 +17,7 @@ from enat.checkpoints.weights import read_file
 from enat.errors import InputError, printable
 from enat.files import CHOICES, by_full_name, read_record, refuse_other_work, sha256_of, weights_file
 from enat.training.module import AveragedModule
-from experiments.runtime.provenance import options_that_matter
-from experiments.runtime.run_files import is_of_requeued_job, read_settings
+from experiments.runtime.run_files import is_of_requeued_job, options_that_matter, read_settings
 
 Changeable = Literal["lr", "betas", "eps", "weight_decay"]  # options of the optimiser that may change if asked for
 FIXED = ("seed", "module", "data", "tokenizer")  # options that may not change when a run goes on

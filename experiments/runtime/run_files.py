@@ -1,14 +1,19 @@
 """Reads what a run has left in its folder, which may come from anybody."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from enat.errors import InputError
-from enat.files import EXPECTED, MAX_SETTINGS, read_text, values_of
+from enat.files import EXPECTED, MAX_SETTINGS, by_full_name, read_text, values_of
 
+# Parts of a configuration that say where and how a task runs, and not what it computes.
+PLACES = {"task", "output", "name", "logger", "resume", "debug", "objective"}
+PLACES |= {f"{part}.{option}" for part in ("trainer", "fabric") for option in ("accelerator", "devices", "num_nodes")}
+PLACES |= {"trainer.default_root_dir"}
 SLURM_JOB = "slurm_job_id.txt"  # the SLURM job that works in a folder
 
 
@@ -37,3 +42,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path} holds no options by name; {EXPECTED}.")
     return settings
+
+
+def options_that_matter(composition: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
+    """Returns the options that decide what a task computes, by full name, without the parts in `left_out`."""
+    parts = {name: value for name, value in composition.items() if name not in (*PLACES, *left_out)}
+    return {name: value for name, value in by_full_name(parts).items() if name not in PLACES}

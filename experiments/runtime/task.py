@@ -37,9 +37,9 @@ from experiments.runtime.job_data import data_sha256
 from experiments.runtime.job_names import varied_options
 from experiments.runtime.lock import lock
 from experiments.runtime.multirun import JobError, is_job, launcher_starts_processes, objectives, run_job
-from experiments.runtime.provenance import options_that_matter, provenance
+from experiments.runtime.provenance import provenance
 from experiments.runtime.ranks import processes
-from experiments.runtime.run_files import SLURM_JOB, read_settings
+from experiments.runtime.run_files import SLURM_JOB, options_that_matter, read_settings
 from experiments.runtime.type_hints import check_value
 from experiments.runtime.unused_options import refuse_unused_options
 
@@ -65,6 +65,7 @@ logging.getLogger("matplotlib").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")  # needed, see conf/trainer/ddp.yaml
 warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*")  # what is logged is equal on all ranks
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.14
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a name in a picture, which has a box then
 warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than there are cores
 warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # given on CPUs, where nothing uses it
 
@@ -102,6 +103,7 @@ def run_task(config: DictConfig) -> float | tuple[float, ...] | None:
             weights=config.get("weights"),
             data=data_sha256(config),
             study=config.get("study"),
+            composition=without_credentials(_plain(config, resolve=False)),
             work=lambda: _results(config, output),
             explain=lambda error: explain(error)[0],
         )

@@ -196,16 +196,40 @@ def finish_logs(loggers: Sequence[Logger], scores: Mapping[str, float], step: in
             log.experiment.finish()
 
 
-def record_settings(
+@contextmanager
+def recorded(
     fitter: L.Trainer, settings: Mapping[str, Any], composition: Mapping[str, Any], folder: Path
-) -> None:
-    """Gives the settings to the loggers, and writes the configuration into the run's folder."""
-    if fitter.is_global_zero:
-        if (folder / "results.json").exists():  # of fewer steps, or of other scores
-            (folder / "results.json").replace(folder / "results_before.json")
-        write_atomically(folder / "config.yaml", yaml.safe_dump(dict(composition), sort_keys=False).encode())
+) -> Iterator[None]:
+    """Gives the settings to the loggers, and writes the configuration into the run's folder.
+
+    If the body ends with an error before it has saved a checkpoint, such as one about an option, the folder gets its
+    earlier configuration and results back.
+    """
     for log in fitter.loggers:
         log.log_hyperparams({**settings, "commit": commit()})
+    if not fitter.is_global_zero:
+        yield
+        return
+    config, results, aside = (folder / name for name in ("config.yaml", "results.json", "results_before.json"))
+    earlier = config.read_bytes() if config.exists() else None
+    has_results = results.exists()
+    checkpoints = _checkpoints(folder)
+    if has_results:  # of fewer steps, or of other scores
+        results.replace(aside)
+    write_atomically(config, yaml.safe_dump(dict(composition), sort_keys=False).encode())
+    try:
+        yield
+    except Exception:
+        if earlier is not None and _checkpoints(folder) == checkpoints:
+            write_atomically(config, earlier)
+            if has_results:
+                aside.replace(results)
+        raise
+
+
+def _checkpoints(folder: Path) -> set[tuple[str, int]]:
+    """Returns the names and the inodes of a run's checkpoints, each of which is a new file."""
+    return {(path.name, path.lstat().st_ino) for path in (folder / "checkpoints").glob("*.ckpt")}
 
 
 def with_own_callbacks(

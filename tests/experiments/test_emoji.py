@@ -225,6 +225,26 @@ def test_stages_of_a_moved_folder_go_on(command, monkeypatch, tmp_path):
     assert f"{tmp_path}/b/network was made from other inputs than there are now" in changed
 
 
+def test_a_stage_runs_again_if_a_yaml_has_changed(command, monkeypatch, tmp_path):
+    """Its options are the same, and its own command says what differs."""
+    settings = [stages.settings_of(["experiment=debug", *options]) for options in ([], [], ["seed=1"], ["sed=1"])]
+    assert settings[0] == settings[1] != settings[2]
+    assert settings[3] is None
+    commands = []
+
+    def pretend(options):
+        commands.append(options)
+        folder = Path(options[-1].partition("=")[2])
+        (folder / "results.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(stages, "run_command", pretend)
+    for yaml, count in (("before", 3), ("before", 3), ("after", 6)):
+        monkeypatch.setattr(stages, "settings_of", lambda _, yaml=yaml: yaml)
+        assert command("experiment=from_images", "images=some folder", f"output={tmp_path}").status == 0
+        assert len(commands) == count
+
+
 def test_a_changed_stage_runs_again_and_an_unknown_one_is_refused(command, monkeypatch, tmp_path):
     commands = []
     labels = tmp_path / "labels.csv"

@@ -31,6 +31,18 @@ def test_scores_of_fewer_steps_are_no_results_of_more(command, killed, tmp_path)
     assert "is finished: 8 steps" in command(*longer).out
 
 
+@pytest.mark.parametrize("wrong", ["callbacks.checkpoint.monitor=val/typo", "callbacks.ema=null"])
+def test_a_command_that_fails_leaves_a_finished_run_as_it_is(command, tmp_path, wrong):
+    """Its options are refused when training has begun, or is about to."""
+    run = [*DEBUG, "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss", f"output={tmp_path}"]
+    assert command(*run).status == 0
+    names = ("config.yaml", "results.json", "checkpoints/last.ckpt")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    assert command(*run, "trainer.max_steps=8", wrong).status == 1
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    assert not (tmp_path / "results_before.json").exists()
+
+
 def test_a_users_own_copy_of_a_checkpoint_stays(command, tmp_path):
     run = [*DEBUG, *NO_SCORES, "callbacks.checkpoint.keep=1", f"output={tmp_path}"]
     command(*run, "trainer.max_steps=2")

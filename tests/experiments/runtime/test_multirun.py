@@ -80,7 +80,7 @@ def job(tmp_path, monkeypatch):
             (folder / "results.json").write_text(json.dumps({"fid": value}))
             return {"fid": value}
 
-        return run_job(folder, resume, None, data_sha256(run.config), None, work, str)
+        return run_job(folder, resume, None, data_sha256(run.config), None, run.config, work, str)
 
     run.folder = folder
     run.config = OmegaConf.create({"output": str(folder)})
@@ -107,6 +107,18 @@ def test_a_job_begun_anew_keeps_what_was_there(job):
     assert find_runs(job.folder.parent) == [job.folder]  # what a report shows
     assert job(4) == {"fid": 4}
     assert read(job.folder / "job.json")["error"] is None
+
+
+def test_results_of_other_settings_are_not_those_of_a_job(job):
+    """A YAML file of an experiment has changed, of which its overrides say nothing."""
+    assert job(1) == {"fid": 1}
+    (job.folder / "config.yaml").write_text("trainer: {max_steps: 4, precision: 16-mixed}\nname: before\n")
+    job.config.trainer = {"max_steps": 4, "precision": "32-true"}
+    assert job(2) == {"fid": 1}
+    job.config.trainer.max_steps = 40
+    sentence = r"holds results of other settings \(trainer\.max_steps: 4 before, 40 now\); .* another hydra\.sweep\.dir"
+    with pytest.raises(InputError, match=sentence):
+        job(2)
 
 
 @pytest.mark.parametrize(("restarts", "goes_on"), [("1", True), ("0", False)])
