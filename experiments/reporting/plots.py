@@ -55,10 +55,13 @@ def main_axis(study: Study) -> str | None:
 
 
 def plot_over_options(study: Study) -> Figure:
-    """Draws scores over what varies: lines over numbers; a row for each of a few groups; a panel for each option."""
+    """Draws scores over what varies: lines over numbers; a row for each of a few groups, or of names such as those of
+    runs; a panel for each option.
+    """
     if axis := main_axis(study):
         return _plot_lines(study, axis)
-    return _plot_rows(study) if len(study.groups) <= 2 * MOST_NAMES else _plot_option_panels(study)
+    has_rows = len(study.groups) <= 2 * MOST_NAMES or not study.numeric_options()
+    return _plot_rows(study) if has_rows else _plot_option_panels(study)
 
 
 def _scale(axes: Axes, name: str, values: pd.Series) -> None:

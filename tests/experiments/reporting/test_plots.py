@@ -44,6 +44,15 @@ def test_words_are_rows_with_a_point_for_each_seed(tmp_path, make_job):
     assert legend_of(figure, tmp_path) == ["one seed", "mean and standard deviation"]
 
 
+def test_many_names_are_rows_too(tmp_path, make_job):
+    """Below an axis, they would cover each other, and leave the plot no room."""
+    names = [f"variant={number:02}_{'long' * 12}" for number in range(2 * MOST_NAMES + 1)]
+    for number, name in enumerate(names):
+        make_job(tmp_path, number, ["seed=0", name], 1.0 + number)
+    axes = plot_over_options(read_study(tmp_path)).axes[0]
+    assert len(axes.get_yticklabels()) == len(names)
+
+
 def test_a_line_for_each_setting_of_all_sampler_options_but_one(tmp_path, make_job):
     number = 0
     for scale in (2, 0):  # lines go from the least on
