@@ -202,7 +202,7 @@ def _load(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Im
         raise
     except Exception as error:  # whatever a plugin of Pillow raises on a damaged file
         reason = getattr(error, "strerror", None) or error  # that of the system has the path again
-        raise InputError(f"{path}: unreadable: {reason}; expected an image.") from error
+        raise InputError(f"{path}: unreadable: {str(reason).rstrip('.')}; expected an image.") from error
 
 
 class ImageFiles(Dataset[np.ndarray | str]):

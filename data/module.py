@@ -268,8 +268,8 @@ class ShardsDataModule(TokenDataModule):
         )
         if self.batch_size > train:
             print(
-                f"data.batch_size={self.batch_size}: more than the {train} training images, so that each step trains "
-                f"on the same image about {self.batch_size / train:.0f} times; a smaller one fits better."
+                f"data.batch_size={self.batch_size}: more than the {train} training images, so that a step trains on "
+                f"some of them several times; a smaller one fits better."
             )
 
     def packs(self, split: str) -> Packs:

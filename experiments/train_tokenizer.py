@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.reconstructions import ReconstructedImages, ReconstructionGrid
 from data.image_module import HeldOutImages, ImageDataModule
+from enat.errors import counted
 from enat.files import part_of, sha256_of, weights_file
 from enat.images import blocks_of
 from enat.metrics.evaluation import Evaluation, Scores
@@ -119,7 +120,7 @@ def train_tokenizer(
     grids = (callback for callback in fitter.callbacks if isinstance(callback, ReconstructionGrid))  # type: ignore[attr-defined]
     pictures = [str(path) for grid in grids for path in grid.pictures]
     rank_zero_only(print)(
-        f"{held_out.num_images} held-out images: PSNR {quality['psnr']:.2f} dB, SSIM "
+        f"{counted(held_out.num_images, 'held-out image')}: PSNR {quality['psnr']:.2f} dB, SSIM "
         f"{quality['ssim']:.3f}, {quality['codes_used']:.0%} of {tokenizer.codebook_size:,} codes in use, perplexity "
         f"{quality['perplexity']:.0f}.\nTokenizer: {last}\nPictures: {', '.join(pictures) or 'none new'}"
     )
