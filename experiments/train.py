@@ -238,8 +238,9 @@ def train(
     start, started_from = find_start(module, data, tokenizer, settings, folder, weights, resume, changed_on_resume)
     settings = {**settings, "started_from": started_from}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
-    if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
-        return finished
+    identity = {} if evaluation is None else evaluation.identity()
+    if start is not None and (done := finished_results(folder, composition, start[1]["global_step"], identity)):
+        return done
     nets = untrained_net(module.net, weights, tokenizer, start and started_from) if untrained else {}
     if start is not None:
         announce(*start, fitter.world_size, settings)
@@ -252,5 +253,5 @@ def train(
         scores = next(iter(by_protocol.values()), {})  # of the first protocol
         finish_logs(fitter.loggers, scores, fitter.global_step)
         facts = facts_of(fitter, module, sampler, evaluation, folder)
-    origin = {"sampler": sampler_settings(settings), "started_from": started_from or None}
+    origin = {"sampler": sampler_settings(settings), "started_from": started_from or None, "evaluation": identity}
     return {**scores, "scores": by_protocol, "compared_with": rows, **facts, **origin}

@@ -105,8 +105,9 @@ def train_tokenizer(
     start = resume_point(folder / "checkpoints", settings, module, data, changed_on_resume, resume)
     settings = {**settings, "started_from": weights_at_start(start, settings, folder)}
     fitter = build_trainer(trainer, with_own_callbacks(callbacks, module, settings, changed_on_resume), logger)
-    if start is not None and (finished := finished_results(folder, composition, start[1]["global_step"])):
-        return finished
+    identity = {} if evaluation is None else evaluation.identity()
+    if start is not None and (done := finished_results(folder, composition, start[1]["global_step"], identity)):
+        return done
     if start is not None:
         announce(*start, fitter.world_size, settings)
     with recorded(fitter, settings, composition, folder), trained(fitter, module, data, start and start[0], folder):
@@ -124,5 +125,5 @@ def train_tokenizer(
         f"{quality['ssim']:.3f}, {quality['codes_used']:.0%} of {tokenizer.codebook_size:,} codes in use, perplexity "
         f"{quality['perplexity']:.0f}.\nTokenizer: {last}\nPictures: {', '.join(pictures) or 'none new'}"
     )
-    facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures}
+    facts = {"steps": fitter.global_step, "checkpoint": str(last), "pictures": pictures, "evaluation": identity}
     return {**quality, "scores": scores, **facts, **hardware(device, fitter.world_size)}

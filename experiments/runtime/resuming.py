@@ -1,5 +1,6 @@
 """Finds where a run goes on, and refuses to go on with another one."""
 
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -241,8 +242,15 @@ def resume_point(
     return None
 
 
-def finished_results(folder: Path, composition: Mapping[str, Any], step: int) -> dict[str, Any] | None:
-    """Returns the results of a run that has done all its steps and has these scores already; None for other runs."""
+def finished_results(
+    folder: Path, composition: Mapping[str, Any], step: int, evaluation: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the results of a run that has done all its steps and has these scores already; None for other runs.
+
+    Args:
+        folder, composition, step: the run's folder, configuration and steps that are done.
+        evaluation: the identity of what its network is scored with, such as reference images; nothing without scores.
+    """
     path = folder / "results.json"
     if not path.exists() or step < composition["trainer"]["max_steps"]:
         return None
@@ -253,6 +261,8 @@ def finished_results(folder: Path, composition: Mapping[str, Any], step: int) ->
     of_training = ("trainer", "callbacks", "data", "weights", "changed_on_resume")
     if options_that_matter(earlier, *of_training) != options_that_matter(composition, *of_training):
         return None  # it is scored again, in another way
+    if results.get("evaluation", evaluation) != json.loads(json.dumps(evaluation)):  # results of old versions have none
+        return None
     rank_zero_only(print)(
         f"{folder} is finished: {step} steps. trainer.max_steps=N trains on; resume=false starts anew."
     )

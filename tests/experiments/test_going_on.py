@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from enat.checkpoints.weights import read_file
 from experiments.runtime.options import prepare
@@ -41,6 +42,26 @@ def test_a_command_that_fails_leaves_a_finished_run_as_it_is(command, tmp_path, 
     assert command(*run, "trainer.max_steps=8", wrong).status == 1
     assert [(tmp_path / name).read_bytes() for name in names] == before
     assert not (tmp_path / "results_before.json").exists()
+
+
+def test_a_finished_run_is_scored_again_with_other_reference_images(command, tmp_path):
+    """Under the same path: the settings are those of before, and the scores would be, too."""
+    (tmp_path / "real").mkdir()
+
+    def draw(*numbers):
+        for number in numbers:
+            Image.new("L", (8, 8), 20 * number).save(tmp_path / "real" / f"{number}.png")
+
+    draw(1, 2, 3)
+    run = [*DEBUG, "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss"]
+    run += ["metrics.evaluation.reference._target_=data.scored_images.FolderImages", f"output={tmp_path}/run"]
+    run += [f"+metrics.evaluation.reference.path={tmp_path}/real", "+metrics.evaluation.reference.resolution=null"]
+    run += ["+metrics.evaluation.reference.num_workers=0", "~metrics.evaluation.reference.images"]
+    assert command(*run).status == 0
+    assert "is finished" in command(*run).out
+    draw(4)
+    assert "is finished" not in command(*run).out
+    assert "is finished" in command(*run).out
 
 
 def test_a_users_own_copy_of_a_checkpoint_stays(command, tmp_path):

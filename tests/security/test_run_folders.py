@@ -103,7 +103,7 @@ def test_results_that_are_made_up(tmp_path, kind):
     processes = SimpleNamespace(on_first=lambda work: work())
     for read in (
         lambda: read_record(output / "results.json"),
-        lambda: finished_results(output, COMMAND, 1),
+        lambda: finished_results(output, COMMAND, 1, {}),
         lambda: refuse_other_jobs(record, [], None),
         lambda: refuse_other_weights([record], None),
         lambda: best_jobs(tmp_path, ["fid"], ["minimize"]),
@@ -121,7 +121,7 @@ def test_settings_that_are_made_up(tmp_path, kind):
     with pytest.raises(InputError, match=sentence):
         read_settings(tmp_path / "config.yaml")
     with pytest.raises(InputError, match=sentence):
-        finished_results(tmp_path, COMMAND, 1)
+        finished_results(tmp_path, COMMAND, 1, {})
 
 
 @pytest.mark.parametrize(("name", "text"), [("config.yaml", DOUBLED), ("results.json", "[]"), ("config.yaml", None)])
