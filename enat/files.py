@@ -26,17 +26,14 @@ MODEL = "model.safetensors"  # the weights of the network, in a folder that task
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
     """Writes a file under a temporary name, syncs it, and renames it; an earlier file stays whole until then.
 
-    Whatever goes wrong, no part of the new file is left.
-
     Args:
         path: of the file.
         content: the bytes of the file, or a function that writes them to an open file.
 
     Raises:
-        InputError: if the file can't be written, for lack of space for example.
+        InputError: if the file can't be written, for lack of space for example. No part of it is left then.
     """
-    # Processes on two machines that write to the same disk may have the same number, in containers for example.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # several machines may write here
     try:
         with temporary.open("xb") as file:  # which follows no link
             content(file) if callable(content) else file.write(content)
@@ -91,6 +88,11 @@ def exists(path: str | Path) -> bool:
         return Path(path).exists()
     except (OSError, ValueError):
         return False
+
+
+def expand_home(path: Path) -> Path:
+    """Returns a path in which `~` at the beginning stands for the home folder."""
+    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 def lost_link(path: Path) -> str | None:

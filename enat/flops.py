@@ -184,10 +184,8 @@ def product_speeds(device: torch.device, dtype: torch.dtype, size: int | None = 
     for _ in range(5):
         begun = time.perf_counter()
         product = a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         speeds.append(2 * size**3 / (time.perf_counter() - begun))
     del product
     return speeds[1:]  # the first one warms up

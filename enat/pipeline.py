@@ -25,6 +25,7 @@ from enat.checkpoints.selection import state_of_file
 from enat.checkpoints.weights import load_exactly, read_file
 from enat.editing import Editor, mark_region
 from enat.errors import InputError, check_share, check_whole
+from enat.files import expand_home
 from enat.generation import BATCH_SIZE, UNCONDITIONAL, check_class_names, find_class_ids, sample_classes
 from enat.images import as_mode, refuse_other_shape, reveal, square_pixels, to_pil, white_pixels
 from enat.net import ENAT
@@ -40,8 +41,7 @@ def _path_of(name: str, given: Any) -> Path:
     """
     if not isinstance(given, str | PathLike) or given == "":
         raise InputError(f"{name}={given}: expected the path of a file or a folder.")
-    path = Path(given)
-    return path.expanduser() if path.parts[:1] == ("~",) else path
+    return expand_home(Path(given))
 
 
 def check_device(device: torch.device | str) -> None:

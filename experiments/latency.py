@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, MinLen
 from lightning.fabric import Fabric
 from matplotlib.figure import Figure
 
-from enat.errors import InputError
+from enat.errors import InputError, counted
 from enat.files import write_atomically
 from enat.flops import sampling_flops
 from enat.net import ENAT
@@ -57,10 +57,11 @@ def latency(
     clock = Clock(device, dtype, seconds, with_peak=False)
     decoder.to(device, dtype).eval()
     samplers = {steps: sampler(num_steps=steps) for steps in num_steps}
-    operations = {}  # counted before anything is measured, as the sizes are checked
-    for name, net in networks.items():
+    for net in networks.values():
         decoder.check_sizes(net.codebook_size, net.num_tokens)
-        operations[name] = {steps: sampling_flops(net, by) / 1e9 for steps, by in samplers.items()}
+    operations = {  # before anything is measured, for some orders have no fixed cost and are refused
+        name: {steps: sampling_flops(net, by) / 1e9 for steps, by in samplers.items()} for name, net in networks.items()
+    }
     rows = []
     for name, net in networks.items():
         tell(f"{name}: {', '.join(map(str, num_steps))} steps")
@@ -76,7 +77,7 @@ def latency(
         ]
         net.to("meta")  # frees the memory for the next one
     table = pd.DataFrame(rows)
-    title = f"Seconds for {batch_size} {'image' if batch_size == 1 else 'images'}, with the decoder, in {precision}"
+    title = f"Seconds for {counted(batch_size, 'image')}, with the decoder, in {precision}"
     by_steps = table.pivot(index="network", columns="num_steps", values="seconds").loc[list(networks)]
     print(f"{title}, by the number of steps:\n{by_steps.to_string(float_format='{:.3f}'.format)}")
     csv = Path(output) / "latency.csv"

@@ -103,11 +103,7 @@ def tokenize(
     rank, world_size, _ = processes()
     tokenizer.to(device_for(accelerator))
     if rank == 0:
-        print(printable(describe(source, views.side, held_out)))
-        if isinstance(source, ImageSource):
-            numbers = split_numbers(source.size, held_out, seed)["held_out"].tolist()
-            if note := note_on_split(settings["tokenizer"].get("weights"), source.images, numbers):
-                print(note)
+        print_plan(source, views.side, held_out, seed, settings["tokenizer"].get("weights"))
     plan = (source, tokenizer, folder, held_out, shard_size, pack_size, seed, settings["tokenizer"])
     with Progress(*COLUMNS, disable=rank > 0) as progress:
         bar = progress.add_task("tokenizing", total=source.size)
@@ -132,6 +128,15 @@ def report_skipped(manifest: Manifest, source: Source) -> None:
         left = {one for file, one in zip(source.images.files, class_ids, strict=True) if file not in unreadable}
         for class_id in sorted(set(class_ids) - left):
             print(f"The class {source.class_names[class_id]} has no image that can be read.")
+
+
+def print_plan(source: Source, side: int, held_out: float, seed: int, weights: str | None) -> None:
+    """Prints before the work what will become of the images, and how many of those held out the tokenizer has seen."""
+    print(printable(describe(source, side, held_out)))
+    if isinstance(source, ImageSource):
+        numbers = split_numbers(source.size, held_out, seed)["held_out"].tolist()
+        if note := note_on_split(weights, source.images, numbers):
+            print(note)
 
 
 def describe(source: Source, side: int, held_out: float) -> str:

@@ -71,10 +71,8 @@ class Clock:
     def _once(self, work: Work) -> float:
         begun = time.perf_counter()
         work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return time.perf_counter() - begun
 
     def utilization(self, flops: float, seconds: float) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from enat.errors import InputError
+from enat.files import expand_home
 from enat.pipeline import check_device
 
 OF_WEIGHTS = {"tokenizer.weights": "--tokenizer", "tokenizer.folder": "--tokenizer", "tokenizer": "--tokenizer"}
@@ -48,8 +49,7 @@ port = whole(0, 65535)  # 0 is any that is free
 
 def path(text: str) -> str:
     """Reads a path, in which `~` stands for the home folder; a shell leaves it as it is in `--output=~/x`."""
-    given = Path(text)
-    return str(given.expanduser()) if given.parts[:1] == ("~",) else text
+    return str(expand_home(Path(text))) if text.startswith("~") else text
 
 
 def share(text: str) -> float:

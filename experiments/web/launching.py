@@ -21,9 +21,7 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
     Raises:
         InputError: without gradio, and for a port that can't be used.
     """
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    os.environ["GRADIO_TEMP_DIR"] = str(own_folder())
-    os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}  # gradio asks whether the page is there, which no proxy can tell
+    prepare_environment()
     try:
         import gradio as gr
     except ModuleNotFoundError as error:
@@ -71,6 +69,15 @@ def launch(model: Pipeline, given: str, host: str = "127.0.0.1", port: int = 786
             f"port={port}: can't be used on {host}; expected another port, or as the host an address of this machine."
         ) from error
     return blocks
+
+
+def prepare_environment() -> None:
+    """Sets what gradio reads when it is imported, and when it asks its own page whether it is there.
+
+    Only this machine can answer that, and no proxy.
+    """
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ |= {"GRADIO_TEMP_DIR": str(own_folder()), "NO_PROXY": "*", "no_proxy": "*"}
 
 
 def with_plain_names(model: Pipeline) -> Pipeline:

@@ -57,6 +57,32 @@ def test_a_checkpoint_may_carry_every_choice(group):
         refuse_other_targets(str(path), yaml.safe_load(path.read_text()))
 
 
+@pytest.mark.parametrize(
+    ("callbacks", "expected"), [("{sample_grid: null}", None), ("{sample_grid: {class_ids: [1]}}", [1])]
+)
+def test_shards_leave_the_grid_of_an_experiment_as_it_is(command, monkeypatch, shards, tmp_path, callbacks, expected):
+    """It may have none, and rows of its own."""
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    text = f"# @package _global_\ndefaults: [own_images]\nname: own\ncallbacks: {callbacks}\n"
+    (tmp_path / "conf/experiment/own.yaml").write_text(text)
+    built = []
+    monkeypatch.setattr("experiments.runtime.task._results", lambda config, _: built.append(config) or {})
+    options = ["experiment=own", f"data.shards={shards}", f"output={tmp_path}/run"]
+    assert command("--config-dir", f"{tmp_path}/conf", *options).status == 0
+    grid = built[0].callbacks.sample_grid
+    assert (grid and grid.class_ids) == expected
+
+
+@pytest.mark.parametrize("experiment", ["enat_l_256", "enat_l_512", "enat_s_256"])
+def test_rows_of_imagenet_are_for_its_classes(compose_config, experiment):
+    grids = [
+        compose_config(f"experiment={experiment}", f"module.net.num_classes={count}").callbacks.sample_grid
+        for count in (1000, 10)
+    ]
+    assert len(grids[0].class_ids) == 10
+    assert grids[1].class_ids is None
+
+
 def test_a_multirun_over_checkpoints_that_need_other_settings(command, run_folder, tmp_path):
     """Its jobs would all have the network and the sampler of the first."""
     assert command("experiment=debug", "sampler.guidance_scale=3", f"output={tmp_path}/other").status == 0

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from enat.checkpoints.weights import read_file
+from enat.errors import InputError
 from experiments.runtime.options import prepare
 
 DEBUG = ["experiment=debug", "callbacks.sample_grid=null"]
@@ -30,6 +31,19 @@ def test_scores_of_fewer_steps_are_no_results_of_more(command, killed, tmp_path)
     assert (again.results["steps"], again.results["num_images"]) == (8, 60)
     assert again.results["fid"] != first["fid"]
     assert "is finished: 8 steps" in command(*longer).out
+
+
+def test_a_run_that_trained_on_keeps_its_new_settings_though_its_scores_fail(command, monkeypatch, tmp_path):
+    run = [*DEBUG, "callbacks.generation_metrics=null", "callbacks.checkpoint.monitor=val/loss", f"output={tmp_path}"]
+    assert command(*run).status == 0
+
+    def fail(*_):
+        raise InputError("no scores")
+
+    monkeypatch.setattr("experiments.train.score_all", fail)
+    assert command(*run, "trainer.max_steps=8").status == 1
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]["max_steps"] == 8
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize("wrong", ["callbacks.checkpoint.monitor=val/typo", "callbacks.ema=null"])

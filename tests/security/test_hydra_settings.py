@@ -102,3 +102,8 @@ def test_logging_that_does_not_work(command, tmp_path, text, sentence):
     outcome = command("--config-dir", str(tmp_path / "conf"), "experiment=shared", f"output={tmp_path / 'run'}")
     assert outcome.status == 2
     assert outcome.err.startswith(f"Error: hydra.job_logging or hydra.hydra_logging: {sentence}")
+
+
+def test_the_working_folder_stays(command, tmp_path):
+    refused = command("experiment=debug", "hydra.job.chdir=true", f"output={tmp_path}/run")
+    assert refused.err.startswith("Error: hydra.job.chdir: relative paths in options would be those of other files")

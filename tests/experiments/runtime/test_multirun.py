@@ -112,7 +112,9 @@ def test_a_job_begun_anew_keeps_what_was_there(job):
 def test_results_of_other_settings_are_not_those_of_a_job(job):
     """A YAML file of an experiment has changed, of which its overrides say nothing."""
     assert job(1) == {"fid": 1}
-    (job.folder / "config.yaml").write_text("trainer: {max_steps: 4, precision: 16-mixed}\nname: before\n")
+    (job.folder / "config.yaml").write_text(
+        "trainer: {max_steps: 4, precision: 16-mixed}\nname: before\nweights: moved\nheld_out_seeds: [1]\n"
+    )
     job.config.trainer = {"max_steps": 4, "precision": "32-true"}
     assert job(2) == {"fid": 1}
     job.config.trainer.max_steps = 40
