@@ -17,7 +17,6 @@ OF_SCORES = ("reference", "protocols", "scores")
 PRECISION = "trainer.precision"
 # What is refused beside weights: such a command may be that of the training, whose other options don't matter.
 WITH_WEIGHTS = (*OF_SCORES, "logger", PRECISION)
-IN_SETTINGS = {"export": ("module", "sampler", "tokenizer")}  # parts that a task takes as settings, by its name
 OWN = "metrics.evaluation.reference"
 DECIDE = ("task", "experiment", "metrics", "features")  # groups that say which of these parts are used
 FEATURES = "features@metrics.evaluation.features"
@@ -40,7 +39,7 @@ def refuse_unused_options(
         InputError: naming the option, the choice because of which it changes nothing, and what does.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
-    reached = {*names_reached(content, "task", set()), *IN_SETTINGS.get(choices["task"], ())}
+    reached = set(names_reached(content, "task", set()))
     is_of_all = any(name.partition("@")[0] in DECIDE for name in varied)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if is_of_all and override.get_key_element().lstrip("+") not in varied:
