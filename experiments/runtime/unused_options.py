@@ -15,10 +15,10 @@ from experiments.runtime.places import FOLDERS, names_reached
 PARTS = {"protocol": "protocols", "score": "scores"}
 OF_SCORES = ("reference", "protocols", "scores")
 PRECISION = "trainer.precision"
-# What is refused beside weights: such a command may be that of the training, whose other options don't matter.
+# What is refused beside weights. Other options may come from the command of the training, and do no harm.
 WITH_WEIGHTS = (*OF_SCORES, "logger", PRECISION)
 OWN = "metrics.evaluation.reference"
-DECIDE = ("task", "experiment", "metrics", "features")  # groups that say which of these parts are used
+DECIDE = ("task", "experiment", "metrics", "features")  # groups that decide which parts are used
 FEATURES = "features@metrics.evaluation.features"
 
 
@@ -27,7 +27,8 @@ def refuse_unused_options(
 ) -> None:
     """Refuses an option of the command line which sets a part of the configuration that its task does not use.
 
-    An option that all jobs of a multirun have may be for the jobs of another choice.
+    An option that all jobs of a multirun have may be for the jobs of another choice. Beside weights, options of their
+    training are taken, except those that a user would expect to change this task.
 
     Args:
         config: the whole configuration.
@@ -50,8 +51,7 @@ def refuse_unused_options(
         is_of_training = content.get("weights") is not None and not {root, place}.intersection(WITH_WEIGHTS)
         if override.is_delete() or root == "hydra":
             continue
-        # A choice of a group that is no part, such as `experiment`, sets options of any part; a task has its own
-        # options at the top.
+        # `experiment=NAME` is no part of the configuration but sets many; options at the top are those of the task.
         is_part = isinstance(part_of(content, root), dict)
         is_used = any(f"{name}.".startswith(f"{place}.") or f"{place}.".startswith(f"{name}.") for name in reached)
         if (is_used or is_of_training or not is_part) and not _is_idle(content, choices["task"], place):
