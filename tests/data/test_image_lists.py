@@ -15,6 +15,7 @@ from data.sources import ImageSource
 from data.tokenization import split_numbers
 from data.tokenizer_split import note_on_split
 from enat.errors import InputError
+from experiments import tokenize
 from experiments.tokenize import describe, open_source
 
 
@@ -60,6 +61,16 @@ def test_images_of_which_a_part_is_cut_off(tmp_path, size, change):
         Image.new("RGB", size).save(tmp_path / f"{number}.png")
     listed = ImageList(tmp_path, [f"{number}.png" for number in range(3)], np.zeros(3, int), ["cat"])
     assert f"they are {change} (" in describe(ImageSource(listed, Plain(8), 1, 0), 8, 0.5)
+
+
+def test_the_note_on_held_out_images_is_printed(tmp_path, monkeypatch, capsys):
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    listed = ImageList(tmp_path, [f"{number}.png" for number in range(4)], np.zeros(4, int), ["cat"])
+    monkeypatch.setattr(tokenize, "note_on_split", lambda weights, _, numbers: f"{weights} has seen {numbers}.")
+    tokenize.print_plan(ImageSource(listed, Plain(8), 1, 0), 8, 0.5, 3, "FILE")
+    expected = split_numbers(4, 0.5, 3)["held_out"].tolist()
+    assert capsys.readouterr().out.splitlines()[-1] == f"FILE has seen {expected}."
 
 
 def test_a_machine_that_does_not_say_which_cores_are_free(tmp_path, monkeypatch):
