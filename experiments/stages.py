@@ -13,11 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from data.images import ImageList
 from data.manifest import Manifest
 from enat.errors import InputError, printable
 from enat.files import exists, make_before, read_record, sha256_of_bytes, write_atomically
 from experiments.runtime.job_data import NAMES, sha256_at
+from experiments.runtime.job_names import config_flags
 from experiments.runtime.ranks import processes
 
 ENTRY = Path(__file__).parent.parent / "run.py"
@@ -148,6 +151,7 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
     if unknown := sorted(more.keys() - stages.keys()):
         raise InputError(f"more.{unknown[0]}: there is no such stage; expected one of {', '.join(stages)}.")
     commands = {}
+    flags = config_flags(HydraConfig.get())
     for name, options in stages.items():
         try:
             words = [*shlex.split(options), *shlex.split(more.get(name, ""))]
@@ -155,7 +159,7 @@ def stages(stages: Mapping[str, str], more: Mapping[str, str], output: str) -> d
             given = f"{options} {more.get(name, '')}"
             raise InputError(f"stages.{name}: {error} in {given}; expected quotes in pairs, none in paths.") from error
         refuse_folders(name, words, Path(output))
-        commands[name] = [*words, f"output={Path(output) / name}"]
+        commands[name] = [*words, f"output={Path(output) / name}", *flags]
         check_images(words, Path(output))
     results: dict[str, Any] = {}
     for number, (name, command) in enumerate(commands.items(), 1):

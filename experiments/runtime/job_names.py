@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
@@ -44,6 +45,12 @@ def options(*left_out: str) -> list[str]:
     of_command = _values_in_command() if is_job() else {}
     shown = {name: _shown(name, value, of_command) for name, value in chosen.items() if name not in left_out}
     return [f"{name}={value}" for name, value in sorted(shown.items()) if value != ""]
+
+
+def config_flags(hydra: DictConfig | HydraConf) -> list[str]:
+    """Returns the flag with which another command finds the same YAML files of the user, `--config-dir DIR`, if any."""
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return [text for folder in folders for text in ("--config-dir", folder)]
 
 
 def varied_options() -> set[str]:

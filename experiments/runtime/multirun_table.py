@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from enat.errors import printable
+from experiments.runtime.job_names import config_flags
 from experiments.runtime.multirun import JOB, is_done, read_job_record
 
 
@@ -63,9 +64,7 @@ class MultirunTable(Callback):
         directions = config.hydra.sweeper.direction
         names = list(config.objective)
         each = [directions] if isinstance(directions, str) else list(directions)
-        sources = [source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"]
-        flags = [text for path in sources for text in ("--config-dir", path)]
         print(f"The best settings, scored again with the seeds {list(config.held_out_seeds)}:")
-        scored = score_again(folder, names, each, config.held_out_seeds, config.weights, flags)
+        scored = score_again(folder, names, each, config.held_out_seeds, config.weights, config_flags(config.hydra))
         folders = ", ".join(map(str, scored)) or "none"
         print(printable(f"Results with these seeds, which are the ones to quote: {folders}"))

@@ -225,6 +225,20 @@ def test_stages_of_a_moved_folder_go_on(command, monkeypatch, tmp_path):
     assert f"{tmp_path}/b/network was made from other inputs than there are now" in changed
 
 
+def test_a_stage_may_have_an_experiment_of_the_user(command, tmp_path):
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    head = "# @package _global_\ndefaults:\n  - "
+    of_stages = 'override /task: stages\n  - _self_\nname: both\nstages: {one: "experiment=own"}\n'
+    (tmp_path / "conf/experiment/both.yaml").write_text(head + of_stages)
+    own = "debug\nname: own\nmetrics: {evaluation: null}\ncallbacks: {generation_metrics: null, sample_grid: null}\n"
+    (tmp_path / "conf/experiment/own.yaml").write_text(f"{head}{own}trainer: {{max_steps: 2}}\n")
+    run = ["--config-dir", str(tmp_path / "conf"), "experiment=both", f"output={tmp_path}/run"]
+    outcome = command(*run)
+    assert outcome.status == 0
+    assert outcome.results["one"]["steps"] == 2
+    assert "It is done already." in command(*run).out
+
+
 def test_a_stage_runs_again_if_a_yaml_has_changed(command, monkeypatch, tmp_path):
     """Its options are the same, and its own command says what differs."""
     settings = [stages.settings_of(["experiment=debug", *options]) for options in ([], [], ["seed=1"], ["sed=1"])]
