@@ -70,10 +70,7 @@ def latency(
         works = {str(steps): _images_of(generation, decoder) for steps, generation in generations.items()}
         measured = clock.compare(works)
         rows += [
-            {"network": name, "num_steps": steps, "seconds": measured[str(steps)]}
-            | {"images_per_second": batch_size / measured[str(steps)]}
-            | {"gflop_per_image_without_decoder": gflop}
-            for steps, gflop in operations[name].items()
+            _row(name, steps, measured[str(steps)], batch_size, gflop) for steps, gflop in operations[name].items()
         ]
         net.to("meta")  # frees the memory for the next one
     table = pd.DataFrame(rows)
@@ -86,6 +83,12 @@ def latency(
     facts = {"batch_size": batch_size, "precision": precision, "threads": torch.get_num_threads()}
     files = {"table": str(csv), "plot": str(csv.with_suffix(".png"))}
     return {"latency": rows, **facts, **files, **hardware(device, 1)}
+
+
+def _row(network: str, num_steps: int, seconds: float, batch_size: int, gflop: float) -> dict[str, Any]:
+    """Returns a row of the table: a network with a number of steps, the seconds of a batch, the GFLOP of an image."""
+    of_time = {"seconds": seconds, "images_per_second": batch_size / seconds}
+    return {"network": network, "num_steps": num_steps, **of_time, "gflop_per_image_without_decoder": gflop}
 
 
 def _images_of(generation: Generation, decoder: Tokenizer) -> Callable[[], object]:
